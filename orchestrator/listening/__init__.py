@@ -1,0 +1,1 @@
+"""Where messages come in: one module per kind of door (STOMP, spool folder)."""

@@ -1,0 +1,126 @@
+"""The names of everything in a run's directory; no other module joins these paths.
+
+A run's directory is the record that survives the database, and the meeting place of the service, the job and the
+kernel. Its layout is part of the public interface: ``docs/reference/run-directory.md``.
+
+    <runs root>/<beamline>/<visit>/<recipe>-<collection uid>-<first 8 of run id>/
+        message.json          the collection-start message, byte for byte
+        plan.json             the plan: every parameter with its origin, resources, input
+        parameters.json       the kernel's parameter file
+        script.sbatch         the script as submitted, byte for byte
+        template.sbatch.j2    the template text it was rendered from
+        collection-end.json   written when the collection has ended; the kernel watches for it
+        result.nxs            the live result
+        attempts/<n>/claim.json     who runs this attempt (the fence)
+        attempts/<n>/job.log        what the job printed
+        attempts/<n>/events.jsonl   begin and end, written inside the job
+        attempts/<n>/progress.json  how the kernel stands; replaced atomically
+
+This module does no input or output but `write_atomically`, which all writers of these files use. It needs the standard
+library only, because it runs inside jobs too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+=@-]+")
+
+
+def safe_name(text: str, *, limit: int = 60) -> str:
+    """Return `text` as one harmless path component: no separators, no leading dot, at most `limit` characters."""
+    return _UNSAFE.sub("_", text).lstrip(".-")[:limit] or "_"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run. `path` is absolute."""
+
+    path: Path
+
+    @classmethod
+    def under(cls, root: Path, *, beamline: str, visit: str | None, recipe: str, uid: str, run_id: str) -> RunDirectory:
+        """Name the directory of a run below the site's runs root; the same arguments always give the same name."""
+        leaf = f"{safe_name(recipe, limit=40)}-{safe_name(uid)}-{run_id[:8]}"
+        return cls(root / safe_name(beamline) / safe_name(visit or "no-visit") / leaf)
+
+    @property
+    def message(self) -> Path:
+        return self.path / "message.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def parameters(self) -> Path:
+        return self.path / "parameters.json"
+
+    @property
+    def script(self) -> Path:
+        return self.path / "script.sbatch"
+
+    @property
+    def template(self) -> Path:
+        return self.path / "template.sbatch.j2"
+
+    @property
+    def collection_end(self) -> Path:
+        return self.path / "collection-end.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.nxs"
+
+    def attempt(self, number: int) -> AttemptDirectory:
+        """Name the directory of one attempt (counted from 1)."""
+        return AttemptDirectory(self.path / "attempts" / str(number))
+
+
+@dataclass(frozen=True)
+class AttemptDirectory:
+    """The paths of one attempt of a run."""
+
+    path: Path
+
+    @property
+    def claim(self) -> Path:
+        return self.path / "claim.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "job.log"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
+
+def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old content or the new, never half; durable when it returns.
+
+    Raises
+    ------
+    OSError
+        As the file system says (no space, no permission); nothing is left behind.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""Routes to SLURM: one contract (`gateway`), one module per route, one table of job states."""

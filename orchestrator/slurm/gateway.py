@@ -1,0 +1,110 @@
+"""The contract that every route to SLURM keeps.
+
+In: frozen submissions and job identities. Out: frozen reports. A gateway never touches the database, never retries by
+itself and never guesses: what it doesn't know it says (`OutcomeUnknown`), and what it couldn't ask it says too
+(`GatewayUnavailable`), so that the caller can tell *absent* from *not heard of*.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayInfo:
+    """What stands behind a gateway."""
+
+    gateway: str
+    cluster: str
+    release: str
+    """SLURM's release, e.g. ``22.05.8``; the operating system's for the local route."""
+    accounting: bool
+    """Whether finished jobs can be looked up after the controller has forgotten them."""
+
+
+class Gateway(ABC):
+    """One route to SLURM. All methods may be called from any thread, one at a time."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def check(self) -> GatewayInfo:
+        """Ask whether the other side can be reached, and what it is.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When it can't be reached; the message names the program or address and the remedy.
+        """
+
+    @abstractmethod
+    def submit(self, submission: Submission) -> SubmittedJob:
+        """Hand a script to SLURM, once.
+
+        The script's own ``#SBATCH`` lines decide; the submitter's ``SLURM_*`` and ``SBATCH_*`` variables don't leak
+        into the job. The job carries the tag's name and comment.
+
+        Raises
+        ------
+        SubmitRefused
+            SLURM refused for good (unknown partition, limit that can never be met, bad option); no job exists.
+        GatewayUnavailable
+            The call surely had no effect and may be repeated.
+        OutcomeUnknown
+            No answer came; the job may exist. Look with `find` before trying again.
+        """
+
+    @abstractmethod
+    def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
+        """Look for jobs with this tag, submitted at or after `since`: in the controller, then in accounting.
+
+        An empty answer proves absence at both places (a job still being accepted can appear later: the caller waits).
+
+        Raises
+        ------
+        GatewayUnavailable
+            When a place that has to be asked couldn't be.
+        """
+
+    @abstractmethod
+    def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        """Ask the controller about all `jobs` in one call; jobs it doesn't know (any more) are left out.
+
+        A job id that now belongs to another job (other submit time) is left out as well.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When the controller can't be asked.
+        """
+
+    @abstractmethod
+    def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        """Ask accounting about all `jobs` in one call; unknown ones are left out. Empty where there is no accounting.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When accounting is configured but can't be asked.
+        """
+
+    @abstractmethod
+    def cancel(self, job: JobIdentity) -> None:
+        """End a job. Cancelling one that has ended already is no error.
+
+        Raises
+        ------
+        UnknownJob
+            When the controller never heard of it.
+        GatewayUnavailable
+            When the controller can't be asked.
+        """
+
+    def close(self) -> None:
+        """Let go of helper processes and connections. Jobs go on."""

@@ -1,0 +1,1 @@
+"""A private one-machine SLURM, broker and database, for trying out and for tests."""
