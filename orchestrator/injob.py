@@ -1,0 +1,244 @@
+"""What runs inside a job besides the kernel: the fence before it, the record after it.
+
+    python -m orchestrator.injob begin --run-directory D --run-id U --attempt N
+    python -m orchestrator.injob end   --run-directory D --attempt N --exit-code C
+
+``begin`` claims the attempt: exactly one job gets it, however many were submitted for it. A job that SLURM requeued is
+the same job and gets it again. Exit codes: 0 the attempt is ours; 75 another job has it, leave without doing anything;
+74 the run's directory can't be written.
+
+Both append one line to the attempt's ``events.jsonl``, which the service reads; nothing here talks to the service, the
+database or SLURM, so it works when they are down. Standard library only: it runs on compute nodes, before modules and
+MPI are known to work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import pwd
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from orchestrator.runs import AttemptDirectory, RunDirectory
+
+EXIT_CANNOT_WRITE = 74
+EXIT_TAKEN = 75
+
+# An allow-list, because environments hold secrets: what can change a result or explain where it was made.
+RECORDED_VARIABLES = (
+    "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LOADEDMODULES", "HDF5_PLUGIN_PATH",
+    "HDF5_USE_FILE_LOCKING", "LANG", "LC_ALL", "TZ", "TMPDIR",
+)  # fmt: skip
+RECORDED_PREFIXES = ("OMP_", "OMPI_", "UCX_", "MPICH_", "NUMBA_NUM", "MKL_NUM", "OPENBLAS_")
+RECORDED_SLURM_VARIABLES = (
+    "SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT", "SLURM_JOB_QOS",
+    "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE",
+    "SLURM_RESTART_COUNT", "SLURM_SUBMIT_HOST",
+)  # fmt: skip
+RECORDED_PACKAGES = ("orchestrator", "numpy", "h5py", "hdf5plugin", "mpi4py", "dectris-compression", "jinja2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobHere:
+    """The job this process runs in."""
+
+    cluster: str
+    job_id: str
+    restarts: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> JobHere:
+        """Read it from what SLURM, or the local route, puts into a job's environment."""
+        if "SLURM_JOB_ID" in environment:
+            return cls(
+                cluster=environment.get("SLURM_CLUSTER_NAME", ""),
+                job_id=environment["SLURM_JOB_ID"],
+                restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
+            )
+        return cls(
+            cluster=environment.get("ORCHESTRATOR_LOCAL_CLUSTER", socket.gethostname()),
+            job_id=environment.get("ORCHESTRATOR_LOCAL_JOB_ID", f"process-{os.getppid()}"),
+            restarts=0,
+        )
+
+    def same_job_as(self, other: Mapping[str, object]) -> bool:
+        """Whether a claim was made by this job, maybe before SLURM requeued it."""
+        return (other.get("cluster"), other.get("job_id")) == (self.cluster, self.job_id)
+
+
+def claim(attempt: AttemptDirectory, job: JobHere) -> bool:
+    """Claim an attempt for a job, atomically also over NFS.
+
+    A complete file is hard-linked into place: unlike exclusive creation, nobody can see a claim without its owner,
+    and the link count tells whether a link whose answer was lost did happen (open(2), O_EXCL).
+
+    Returns
+    -------
+    bool
+        False when another job has it.
+    """
+    draft = attempt.path / f".claim.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
+    draft.write_text(json.dumps(asdict(job) | {"host": socket.gethostname(), "claimed_at": _now()}))
+    try:
+        try:
+            os.link(draft, attempt.claim)
+        except OSError:
+            if draft.stat().st_nlink != 2:
+                return job.same_job_as(json.loads(attempt.claim.read_text()))
+        return True
+    finally:
+        draft.unlink()
+
+
+def append_event(attempt: AttemptDirectory, kind: str, job: JobHere, detail: Mapping[str, object]) -> None:
+    """Append one event as one line, durably; a single write keeps lines of several jobs whole."""
+    line = json.dumps({"kind": kind, "at": _now(), "job": asdict(job), "detail": detail}) + "\n"
+    descriptor = os.open(attempt.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def begin(directory: Path, run_id: str, number: int) -> int:
+    """Claim the attempt and record where and with what it runs; return the exit code."""
+    run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
+    attempt = run.attempt(number)
+    attempt.path.mkdir(parents=True, exist_ok=True)
+    if not claim(attempt, job):
+        append_event(attempt, "duplicate", job, {"owner": json.loads(attempt.claim.read_text())})
+        sys.stderr.write(f"attempt {number} of run {run_id} belongs to another job; leaving without doing anything\n")
+        return EXIT_TAKEN
+    detail = {
+        "run_id": run_id,
+        "host": socket.gethostname(),
+        "user": _user(),
+        "directory": str(directory),
+        "script_sha256": file_sha256(run.script),
+        "software": software(),
+        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "system": platform.platform()},
+        "environment": recorded_environment(os.environ),
+    }
+    append_event(attempt, "begin", job, detail)
+    return 0
+
+
+def end(directory: Path, number: int, exit_code: int) -> int:
+    """Record how the kernel ended and what it left; return the exit code."""
+    run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
+    attempt = run.attempt(number)
+    outputs = [
+        {"kind": "result", "path": str(path), "size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in (run.result,)
+        if path.is_file()
+    ]
+    append_event(attempt, "end", job, {"exit_code": exit_code, "outputs": outputs})
+    return 0
+
+
+def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of an environment that is recorded."""
+    wanted = {*RECORDED_VARIABLES, *RECORDED_SLURM_VARIABLES}
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if name in wanted or name.startswith(RECORDED_PREFIXES)
+    }
+
+
+def software() -> dict[str, object]:
+    """Return what runs here: interpreter, package versions, and this program's commit where it is a checkout."""
+    installed = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "interpreter": sys.executable,
+        "packages": installed,
+        "modules": [name for name in os.environ.get("LOADEDMODULES", "").split(":") if name],
+        **commit(Path(__file__).resolve().parent.parent),
+    }
+
+
+def commit(checkout: Path) -> dict[str, object]:
+    """Return the git commit of a checkout and whether it was changed since; empty where there is none."""
+    if not (checkout / ".git").exists():
+        return {}
+    git = ["git", "-c", f"safe.directory={checkout}", "-C", str(checkout)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=20)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"commit": None, "commit_unknown_because": str(error)}
+    return {"commit": head.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256 as lower-case hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.injob", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("begin", "end"):
+        command = commands.add_parser(name)
+        command.add_argument("--run-directory", type=Path, required=True)
+        command.add_argument("--attempt", type=int, required=True)
+        if name == "begin":
+            command.add_argument("--run-id", required=True)
+        else:
+            command.add_argument("--exit-code", type=int, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "begin":
+            return begin(options.run_directory, options.run_id, options.attempt)
+        return end(options.run_directory, options.attempt, options.exit_code)
+    except OSError as error:
+        sys.stderr.write(f"error: the run's directory can't be used: {error}\n")
+        return EXIT_CANNOT_WRITE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

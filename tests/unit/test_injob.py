@@ -1,0 +1,111 @@
+"""The fence and the in-job records: one job per attempt, whatever was submitted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from orchestrator.injob import EXIT_CANNOT_WRITE, EXIT_TAKEN, JobHere, claim, file_sha256, recorded_environment
+from orchestrator.runs import RunDirectory
+
+RUN_ID = "5f0c2f3e-0000-5000-8000-000000000000"
+
+
+def run_injob(run: RunDirectory, command: str, *extra: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], **variables}
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "orchestrator.injob",
+            command,
+            "--run-directory",
+            str(run.path),
+            "--attempt",
+            "1",
+            *extra,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path)
+    directory.script.write_text("#!/bin/bash\n")
+    return directory
+
+
+def events(run: RunDirectory) -> list[dict[str, object]]:
+    return [json.loads(line) for line in run.attempt(1).events.read_text().splitlines()]
+
+
+def test_of_many_jobs_at_once_exactly_one_gets_the_attempt(run: RunDirectory) -> None:
+    attempt = run.attempt(1)
+    attempt.path.mkdir(parents=True)
+    jobs = [JobHere(cluster="c", job_id=str(number), restarts=0) for number in range(64)]
+    with ThreadPoolExecutor(32) as pool:
+        claimed = list(pool.map(lambda job: claim(attempt, job), jobs))
+    assert claimed.count(True) == 1
+    assert json.loads(attempt.claim.read_text())["job_id"] == str(claimed.index(True))
+    assert [path.name for path in attempt.path.iterdir()] == ["claim.json"]
+
+
+def test_a_second_job_leaves_without_doing_anything_and_is_recorded(run: RunDirectory) -> None:
+    assert run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="c").returncode == 0
+    second = run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="8", SLURM_CLUSTER_NAME="c")
+    assert second.returncode == EXIT_TAKEN
+    assert "another job" in second.stderr
+    assert [event["kind"] for event in events(run)] == ["begin", "duplicate"]
+
+
+def test_a_requeued_job_gets_its_attempt_again(run: RunDirectory) -> None:
+    run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="c")
+    again = run_injob(
+        run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="c", SLURM_RESTART_COUNT="1"
+    )
+    assert again.returncode == 0
+    assert [event["job"]["restarts"] for event in events(run)] == [0, 1]  # type: ignore[index]
+
+
+def test_the_same_id_on_another_cluster_is_another_job(run: RunDirectory) -> None:
+    run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="c")
+    other = run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="d")
+    assert other.returncode == EXIT_TAKEN
+
+
+def test_the_end_record_carries_exit_code_and_the_results_digest(run: RunDirectory) -> None:
+    run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7")
+    run.result.write_bytes(b"result")
+    assert run_injob(run, "end", "--exit-code", "4", SLURM_JOB_ID="7").returncode == 0
+    detail = events(run)[-1]["detail"]
+    assert detail == {
+        "exit_code": 4,
+        "outputs": [{"kind": "result", "path": str(run.result), "size": 6, "sha256": file_sha256(run.result)}],
+    }
+
+
+def test_secrets_of_the_environment_are_not_recorded(run: RunDirectory) -> None:
+    assert recorded_environment({"PATH": "/bin", "SLURM_JWT": "x", "PASSWORD": "y", "OMP_NUM_THREADS": "1"}) == {
+        "OMP_NUM_THREADS": "1",
+        "PATH": "/bin",
+    }
+    run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_JWT="secret-token", AWS_SECRET_ACCESS_KEY="k")
+    assert "secret-token" not in run.attempt(1).events.read_text()
+
+
+def test_a_directory_that_cannot_be_written_is_said_and_not_taken_for_a_claim(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    outcome = run_injob(RunDirectory(blocker), "begin", "--run-id", RUN_ID)
+    assert outcome.returncode == EXIT_CANNOT_WRITE
+    assert outcome.stderr.startswith("error: the run's directory can't be used")
