@@ -1,0 +1,175 @@
+"""What the files of an attempt and the reports on its job say, and the conclusion drawn from them.
+
+Two halves: reading the files that kernel and job leave in the run's directory (`read_progress`, `read_events`), and the
+pure rule that turns evidence into a run's final state (`conclude`). Absence of evidence never means success: a run is
+complete only when its job ended in order *and* the kernel accounted for every frame.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.records import Evidence, FrameCounts, JobReport, JobState, Json, RunState
+
+EXIT_PARTIAL = 4
+"""The kernel's exit code for *ended in order, frames missing*; docs/reference/kernel-command-line.md."""
+
+_KERNEL_EXITS = {
+    1: "a fault in the kernel; its log has the traceback",
+    2: "the kernel refused its command line or parameter file",
+    3: "the input can't be used",
+    5: "the result can't be written",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelProgress:
+    """What the kernel last said about itself."""
+
+    counts: FrameCounts
+    state: str
+    message: str
+    detail: Mapping[str, Json]
+    """The whole progress document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """One line that was written inside the job."""
+
+    sequence: int
+    """Line number in the attempt's events file, from 0."""
+    kind: str
+    at: datetime
+    detail: Mapping[str, Json]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """How a run ended, and why it is held to have ended so."""
+
+    state: RunState
+    reason: str
+
+
+def read_progress(path: Path) -> KernelProgress | None:
+    """Read the kernel's progress file; None when it isn't there yet.
+
+    Raises
+    ------
+    ValueError
+        When the file isn't what docs/reference/kernel-command-line.md says; the message names it.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a progress file: {error}") from error
+    try:
+        state = str(document["state"])
+        counts = FrameCounts(
+            expected=document["expected"],
+            written=int(document["written"]),
+            processed=int(document["processed"]),
+            failed=int(document["failed"]),
+            lag_median_s=document.get("lag_median_s"),
+            lag_max_s=document.get("lag_max_s"),
+            finished=state == "finished",
+            ended_because=str(document.get("ended_because", "")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a progress file: {error!r}") from error
+    return KernelProgress(counts=counts, state=state, message=str(document.get("message", "")), detail=document)
+
+
+def read_events(path: Path) -> tuple[JobEvent, ...]:
+    """Read the events written inside the job; a last line that is still being written is left for the next time.
+
+    Raises
+    ------
+    ValueError
+        When a whole line isn't an event; the message names file and line.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return ()
+    events = []
+    for sequence, line in enumerate(lines):
+        try:
+            document = json.loads(line)
+            event = JobEvent(
+                sequence=sequence,
+                kind=document["kind"],
+                at=datetime.fromisoformat(document["at"]),
+                detail={**document["detail"], "job": document["job"]},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}:{sequence + 1}: not an event: {error!r}") from error
+        events.append(event)
+    return tuple(events)
+
+
+def conclude(report: JobReport, progress: KernelProgress | None) -> Conclusion:
+    """Decide how a run ended from its job's last report and the kernel's last word.
+
+    Parameters
+    ----------
+    report
+        A report whose state has ended, from the best source there was.
+    progress
+        None when the kernel never wrote its progress file.
+    """
+    if report.state is JobState.CANCELLED:
+        return Conclusion(state=RunState.CANCELLED, reason=f"the job was cancelled ({report.words})")
+    if report.state is JobState.COMPLETED:
+        return _conclude_orderly(progress)
+    if report.state is JobState.FAILED and report.exit_code == EXIT_PARTIAL and progress is not None:
+        return Conclusion(state=RunState.PARTIAL, reason=describe_frames(progress.counts))
+    return Conclusion(state=RunState.FAILED, reason=_describe_failure(report, progress))
+
+
+def _conclude_orderly(progress: KernelProgress | None) -> Conclusion:
+    if progress is None:
+        return Conclusion(state=RunState.FAILED, reason="the job ended with 0 but the kernel never reported")
+    if progress.counts.complete:
+        return Conclusion(state=RunState.COMPLETE, reason=describe_frames(progress.counts))
+    if progress.counts.finished:
+        return Conclusion(state=RunState.PARTIAL, reason=describe_frames(progress.counts))
+    frames = describe_frames(progress.counts)
+    return Conclusion(
+        state=RunState.FAILED,
+        reason=f"the job ended with 0 but the kernel's last word was '{progress.state}' ({frames})",
+    )
+
+
+def _describe_failure(report: JobReport, progress: KernelProgress | None) -> str:
+    parts = [f"the job ended as {report.words}"]
+    if report.reason and report.reason != "None":
+        parts[0] += f" ({report.reason})"
+    if report.signal:
+        parts[0] += f", signal {report.signal}"
+    elif report.exit_code:
+        parts[0] += f", exit code {report.exit_code}"
+        if report.state is JobState.FAILED and report.exit_code in _KERNEL_EXITS:
+            parts[0] += f": {_KERNEL_EXITS[report.exit_code]}"
+    if report.evidence is not Evidence.CONTROLLER:
+        parts[0] += f", says {report.evidence}"
+    if progress is not None:
+        parts.append(progress.message or describe_frames(progress.counts))
+    return "; ".join(part for part in parts if part)
+
+
+def describe_frames(counts: FrameCounts) -> str:
+    """Say in one line how far the frames went."""
+    text = f"{counts.processed} of {counts.written} written frames processed"
+    if counts.expected is not None and counts.expected != counts.written:
+        text += f", {counts.expected} were announced"
+    if counts.failed:
+        text += f", {counts.failed} failed"
+    return f"{text}; ended because: {counts.ended_because}" if counts.ended_because else text

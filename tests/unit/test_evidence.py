@@ -1,0 +1,118 @@
+"""Conclusions about runs: truthful, and never a success without evidence."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.evidence import KernelProgress, conclude, read_events, read_progress
+from orchestrator.records import Evidence, FrameCounts, JobIdentity, JobReport, JobState, RunState
+
+SUBMITTED = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+def report(
+    state: JobState, *, exit_code: int | None = 0, evidence: Evidence = Evidence.CONTROLLER, **more: object
+) -> JobReport:
+    return JobReport(
+        identity=JobIdentity(cluster="c", job_id=7, submitted_at=SUBMITTED),
+        name="run-x.1",
+        state=state,
+        words=state.name,
+        evidence=evidence,
+        exit_code=exit_code,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def progress(
+    *, written: int = 10, processed: int = 10, failed: int = 0, expected: int | None = 10, state: str = "finished"
+) -> KernelProgress:
+    counts = FrameCounts(
+        expected=expected, written=written, processed=processed, failed=failed, finished=state == "finished"
+    )
+    return KernelProgress(counts=counts, state=state, message="", detail={})
+
+
+def test_a_job_that_ended_in_order_with_every_frame_is_complete() -> None:
+    assert conclude(report(JobState.COMPLETED), progress()).state is RunState.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("last_word", "state"),
+    [
+        (None, RunState.FAILED),
+        (progress(state="running"), RunState.FAILED),
+        (progress(processed=9), RunState.PARTIAL),
+        (progress(processed=9, failed=1), RunState.PARTIAL),
+        (progress(written=8, processed=8), RunState.PARTIAL),
+        (progress(expected=None), RunState.COMPLETE),
+    ],
+)
+def test_exit_code_0_alone_is_not_a_success(last_word: KernelProgress | None, state: RunState) -> None:
+    assert conclude(report(JobState.COMPLETED), last_word).state is state
+
+
+@given(
+    state=st.sampled_from([state for state in JobState if state.ended and state is not JobState.COMPLETED]),
+    exit_code=st.sampled_from([None, 0, 1, 3, 4]),
+)
+def test_no_other_ending_of_a_job_is_ever_complete(state: JobState, exit_code: int | None) -> None:
+    assert conclude(report(state, exit_code=exit_code), progress()).state is not RunState.COMPLETE
+
+
+def test_a_partial_exit_says_which_frames_are_missing() -> None:
+    conclusion = conclude(report(JobState.FAILED, exit_code=4), progress(written=8, processed=7, failed=1))
+    assert conclusion.state is RunState.PARTIAL
+    assert conclusion.reason == "7 of 8 written frames processed, 10 were announced, 1 failed"
+
+
+def test_a_failure_names_slurms_words_the_exit_code_and_the_kernels_message() -> None:
+    said = KernelProgress(counts=progress().counts, state="failed", message="/x.h5: no dataset /entry/data", detail={})
+    conclusion = conclude(
+        report(JobState.FAILED, exit_code=3, evidence=Evidence.ACCOUNTING, reason="NonZeroExitCode"), said
+    )
+    assert conclusion.reason == (
+        "the job ended as FAILED (NonZeroExitCode), exit code 3: the input can't be used, says accounting; "
+        "/x.h5: no dataset /entry/data"
+    )
+
+
+def test_progress_is_read_and_its_absence_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    assert read_progress(path) is None
+    path.write_text(json.dumps({"state": "running", "expected": None, "written": 3, "processed": 2, "failed": 0}))
+    read = read_progress(path)
+    assert read is not None
+    assert (read.counts.expected, read.counts.written, read.counts.finished) == (None, 3, False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"state": "running"}', '{"state":"x","expected":1,"written":"y","processed":1,"failed":0}'],
+)
+def test_a_broken_progress_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "progress.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"progress\.json: not a progress file"):
+        read_progress(path)
+
+
+def test_a_line_that_is_still_being_written_is_left_for_the_next_time(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    line = json.dumps({"kind": "begin", "at": SUBMITTED.isoformat(), "job": {"job_id": "7"}, "detail": {"host": "n1"}})
+    path.write_text(f"{line}\n{line[:20]}")
+    (event,) = read_events(path)
+    assert (event.sequence, event.kind, event.at, event.detail["host"]) == (0, "begin", SUBMITTED, "n1")
+
+
+def test_a_broken_event_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match=r"events\.jsonl:1: not an event"):
+        read_events(path)
