@@ -146,6 +146,8 @@ class JobPlan:
     parameters: tuple[Parameter, ...]
     resources: Resources
     run_directory: Path
+    launcher_options: tuple[str, ...] = ()
+    """Extra words for the launcher, e.g. ``--oversubscribe``."""
     modules: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     python: Path
