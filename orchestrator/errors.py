@@ -16,6 +16,7 @@ fault it is. The class says whether trying again can help.
     │   ├── OutcomeUnknown           the call may have had its effect: look before trying again
     │   └── UnknownJob               no such job at the place that was asked
     ├── StoreUnavailable             transient: database locked or out of reach
+    ├── DoorUnavailable              transient: broker or spool folder out of reach
     ├── NotFound                     a run, message or file that was asked for isn't there
     └── StackError                   the private stack couldn't be brought up or down
 """
@@ -97,6 +98,12 @@ class UnknownJob(GatewayError):
 
 class StoreUnavailable(OrchestratorError):
     """The database is locked or out of reach."""
+
+    transient: ClassVar[bool] = True
+
+
+class DoorUnavailable(OrchestratorError):
+    """A place where messages come in, broker or spool folder, is out of reach."""
 
     transient: ClassVar[bool] = True
 
