@@ -62,7 +62,7 @@ def _as_postgres(directory: Path) -> list[str]:
         raise StackError("there is no user postgres", remedy="install it: apt-get install postgresql") from unknown
     os.chown(directory, account.pw_uid, account.pw_gid)
     keep = "+dac_read_search"
-    setpriv = str(find_program("setpriv"))
+    setpriv = find_program("setpriv")
     identity = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
     return [setpriv, *identity, f"--inh-caps={keep}", f"--ambient-caps={keep}", "--"]
 
@@ -74,12 +74,12 @@ def _postgresql_command(directory: Path, password: str, port: int) -> list[str]:
     secret.write_text(password)
     if os.geteuid() == 0:
         shutil.chown(secret, "postgres")
-    initdb = [str(find_program("initdb")), f"--pgdata={data}", f"--username={USER}", f"--pwfile={secret}"]
+    initdb = [find_program("initdb"), f"--pgdata={data}", f"--username={USER}", f"--pwfile={secret}"]
     options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
     processes.run([*_as_postgres(directory), *initdb, *options])
     settings = ["fsync=off", "max_connections=100", f"listen_addresses={ports.LOOPBACK}", "unix_socket_directories="]
     return [
-        str(find_program("postgres")),
+        find_program("postgres"),
         *("-D", str(data), "-p", str(port)),
         *(word for setting in settings for word in ("-c", setting)),
     ]
@@ -151,7 +151,7 @@ def mariadb_command(directory: Path, *, port: int, socket: Path, password: str) 
         f"CREATE DATABASE IF NOT EXISTS {USER} CHARACTER SET utf8mb4;\n"
     )
     return [
-        str(find_program("mariadbd")),
+        find_program("mariadbd"),
         "--no-defaults",
         f"--user={_own_name()}",
         f"--datadir={directory / 'data'}",

@@ -80,7 +80,7 @@ def launch(
     StackError
         The program can't be started.
     """
-    arguments = [str(find_program("env")), f"--chdir={directory}", *map(str, command)]
+    arguments = [find_program("env"), f"--chdir={directory}", *map(str, command)]
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
         arguments[0],
@@ -101,8 +101,14 @@ def launch(
     return process
 
 
-def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, timeout_s: float = 60) -> str:
-    """Run a short program to its end and return its standard output.
+def run(
+    command: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    text: str = "",
+    timeout_s: float = 60,
+) -> str:
+    """Run a short program to its end, with `text` as its standard input, and return its standard output.
 
     Raises
     ------
@@ -115,7 +121,7 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None 
         done = subprocess.run(
             words,
             env=None if environment is None else dict(environment),
-            stdin=subprocess.DEVNULL,
+            input=text,
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -29,11 +29,12 @@ DEBIAN_PACKAGES = {
     "postgres": "postgresql",
     "initdb": "postgresql",
     "setpriv": "util-linux",
+    "openssl": "openssl",
     "env": "coreutils",
 }
 
 
-def find_program(name: str) -> Path:
+def find_program(name: str) -> str:
     """Return the path of a program.
 
     Raises
@@ -46,7 +47,7 @@ def find_program(name: str) -> Path:
     if found is None:
         package = DEBIAN_PACKAGES.get(name, name)
         raise StackError(f"the program {name} is missing", remedy=f"install it: apt-get install {package}")
-    return Path(found)
+    return found
 
 
 def _postgresql_folders() -> list[str]:

@@ -1,0 +1,297 @@
+"""The private stack: brings its daemons up in the right order, says how they are, and ends exactly those."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestrator.errors import StackError
+from orchestrator.stack import accounting, broker, layout, munge, processes, rest, slurm
+from orchestrator.stack.daemon import BrokerAddress, Daemon, DaemonStatus
+from orchestrator.stack.layout import NEEDS, Layout, Service
+
+DEFAULT_SERVICES = (Service.SLURM, Service.BROKER)
+DEFAULT_NODES = 2
+
+
+class Stack:
+    """One private stack, identified by its directory; several may run side by side.
+
+    Parameters
+    ----------
+    directory
+        Holds everything of it; the user's state folder where None.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = (directory or layout.default_directory()).absolute()
+        self._record = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------ up and down
+
+    def up(self, services: Collection[str] = DEFAULT_SERVICES, *, nodes: int | None = None) -> None:
+        """Bring daemons up and wait until each has answered; running ones are kept, dead ones started again.
+
+        Parameters
+        ----------
+        services
+            Of `Service`; those that they need are added. On a running stack they add to what is there.
+        nodes
+            Number of slurmd; the present number, or 2, where None.
+
+        Raises
+        ------
+        StackError
+            A program is missing, a daemon doesn't come up, or a running stack has another number of nodes.
+        """
+        wanted = _with_needed(services)
+        with self._locked():
+            facts = self._layout_for(wanted, nodes)
+            daemons = _describe(facts)
+            layout.save(facts)
+            if _prepare(facts):
+                self._end(name for name in self._processes() if name.startswith(("slurmctld", "slurmd-")))
+            self._bring_up(daemons)
+
+    def down(self) -> None:
+        """End this stack's jobs and daemons; data and logs stay in the directory. Harmless when nothing runs."""
+        if not self.directory.exists():
+            return
+        with self._locked():
+            facts = layout.load(self.directory)
+            # First what could start something new, then the jobs, then what the others rely on.
+            self._end(name for name in self._processes() if name.startswith(("slurmctld", "slurmd-", "slurmrestd")))
+            if facts is not None:
+                processes.end(slurm.job_processes(facts), patience_s=3)
+            self._end(name for name in self._processes() if name != "mariadb")
+            self._end(list(self._processes()))
+            if facts is not None:
+                layout.forget(facts)
+
+    def _layout_for(self, services: frozenset[Service], nodes: int | None) -> Layout:
+        present = layout.load(self.directory)
+        if present is None or not any(map(processes.is_alive, self._processes().values())):
+            if present is not None:
+                layout.forget(present)
+                nodes = nodes or present.nodes
+                services |= present.services
+            return layout.new_layout(self.directory, services, nodes or DEFAULT_NODES)
+        if nodes not in (None, present.nodes):
+            raise StackError(
+                f"the stack in {self.directory} runs with {present.nodes} nodes, not {nodes}",
+                remedy="take it down first: orchestrator stack down",
+            )
+        return layout.extended(present, services)
+
+    # ---------------------------------------------------------------------------------------- single daemons
+
+    def start(self, name: str) -> None:
+        """Start one daemon of a stack that was brought up, and wait until it answers; harmless when it runs."""
+        with self._locked():
+            self._bring_up([self._daemon(name)])
+
+    def stop(self, name: str) -> None:
+        """End one daemon in order."""
+        self._daemon(name)
+        with self._locked():
+            self._end([name])
+
+    def kill(self, name: str) -> None:
+        """End one daemon as a crash would; it is then shown as dead. Jobs of a killed slurmd go on."""
+        self._daemon(name)
+        if process := self._processes().get(name):
+            processes.kill(process)
+
+    # ------------------------------------------------------------------------------------------------ asking
+
+    def status(self) -> list[DaemonStatus]:
+        """Return how each daemon is; empty when the stack isn't up."""
+        facts = layout.load(self.directory)
+        if facts is None:
+            return []
+        running = self._processes()
+        return [_status(daemon, running.get(daemon.name)) for daemon in _describe(facts)]
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that point programs at this stack.
+
+        Raises
+        ------
+        StackError
+            The stack isn't up.
+        """
+        facts = self.layout
+        variables = {}
+        if Service.SLURM in facts.services:
+            variables["SLURM_CONF"] = str(facts.slurm_conf)
+            variables["ORCHESTRATOR_SLURM_JWT_KEY"] = str(facts.jwt_key)
+        if Service.BROKER in facts.services:
+            variables["ORCHESTRATOR_BROKER"] = f"{self.broker.host}:{self.broker.port}"
+            variables["ORCHESTRATOR_BROKER_CREDENTIALS"] = str(self.broker.credentials)
+        if Service.ACCOUNTING in facts.services:
+            variables["ORCHESTRATOR_MARIADB_URL"] = accounting.database_url(facts)
+        if Service.REST in facts.services:
+            variables["ORCHESTRATOR_SLURMRESTD_URL"] = rest.url(facts)
+        return variables
+
+    @property
+    def layout(self) -> Layout:
+        """Paths and ports.
+
+        Raises
+        ------
+        StackError
+            The stack isn't up.
+        """
+        facts = layout.load(self.directory)
+        if facts is None:
+            raise StackError(f"there is no stack in {self.directory}", remedy="bring it up: orchestrator stack up")
+        return facts
+
+    @property
+    def broker(self) -> BrokerAddress:
+        """Where the broker listens, and who is let in."""
+        return broker.address(self.layout)
+
+    def token(self, *, lifespan_s: int = 1800) -> str:
+        """Return a new token for slurmrestd."""
+        return rest.token(self.layout, lifespan_s=lifespan_s)
+
+    # ---------------------------------------------------------------------------------------------- the work
+
+    def _daemon(self, name: str) -> Daemon:
+        daemons = {daemon.name: daemon for daemon in _describe(self.layout)}
+        if name not in daemons:
+            raise StackError(f"this stack has no daemon {name}", remedy=f"it has: {', '.join(daemons)}")
+        return daemons[name]
+
+    def _bring_up(self, daemons: list[Daemon]) -> None:
+        """Start what doesn't run, each as soon as those it needs are ready, independent ones at the same time."""
+        started: dict[str, Future[None]] = {}
+        with ThreadPoolExecutor(max_workers=len(daemons)) as pool:
+            for daemon in daemons:
+                needed = [started[name] for name in daemon.after if name in started]
+                started[daemon.name] = pool.submit(self._ensure, daemon, needed)
+        for future in started.values():
+            future.result()
+
+    def _ensure(self, daemon: Daemon, needed: list[Future[None]]) -> None:
+        for earlier in needed:
+            earlier.result()
+        process = self._processes().get(daemon.name)
+        if process is None or not processes.is_alive(process):
+            process = processes.launch(
+                daemon.command, log=daemon.log, directory=self.directory, environment=daemon.environment
+            )
+            self._remember({daemon.name: process})
+        _wait_ready(daemon, process)
+
+    def _end(self, names: Iterator[str] | Collection[str]) -> None:
+        known = self._processes()
+        chosen = {name: known[name] for name in names if name in known}
+        processes.end(chosen.values())
+        self._remember(dict.fromkeys(chosen))
+
+    # ----------------------------------------------------------------------------------- what is remembered
+
+    @property
+    def _processes_file(self) -> Path:
+        return self.directory / "processes.json"
+
+    def _processes(self) -> dict[str, processes.ProcessIdentity]:
+        if not self._processes_file.exists():
+            return {}
+        known = json.loads(self._processes_file.read_text())
+        return {name: processes.ProcessIdentity(**fields) for name, fields in known.items()}
+
+    def _remember(self, changes: Mapping[str, processes.ProcessIdentity | None]) -> None:
+        """Write down which process is which daemon; None forgets one."""
+        with self._record:
+            known = {**self._processes(), **changes}
+            fields = {name: asdict(process) for name, process in known.items() if process is not None}
+            layout.write_private(self._processes_file, json.dumps(fields, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one at a time change the stack."""
+        layout.make_private(self.directory)
+        with (self.directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _with_needed(services: Collection[str]) -> frozenset[Service]:
+    try:
+        wanted = {Service(name) for name in services}
+    except ValueError as unknown:
+        raise StackError(str(unknown), remedy=f"services are: {', '.join(Service)}") from unknown
+    return frozenset(wanted | {NEEDS[service] for service in wanted if service in NEEDS})
+
+
+def _prepare(facts: Layout) -> bool:
+    """Write all configuration; return whether SLURM's differs from the one it may be running with."""
+    changed = False
+    if Service.SLURM in facts.services:
+        munge.prepare(facts)
+        changed = slurm.prepare(facts)
+    if Service.ACCOUNTING in facts.services:
+        accounting.prepare(facts)
+    if Service.BROKER in facts.services:
+        broker.prepare(facts)
+    return changed
+
+
+def _describe(facts: Layout) -> list[Daemon]:
+    """Return all daemons of a stack, those needed by others first."""
+    daemons = []
+    if Service.BROKER in facts.services:
+        daemons.append(broker.daemon(facts))
+    if Service.SLURM in facts.services:
+        daemons.append(munge.daemon(facts))
+    if Service.ACCOUNTING in facts.services:
+        daemons.extend(accounting.daemons(facts))
+    if Service.SLURM in facts.services:
+        daemons.extend(slurm.daemons(facts))
+    if Service.REST in facts.services:
+        daemons.append(rest.daemon(facts))
+    return daemons
+
+
+def _status(daemon: Daemon, process: processes.ProcessIdentity | None) -> DaemonStatus:
+    alive = process is not None and processes.is_alive(process)
+    return DaemonStatus(
+        name=daemon.name,
+        alive=alive,
+        pid=process.pid if process else None,
+        port=daemon.port,
+        log=daemon.log,
+        last_lines=() if alive else tuple(processes.tail(daemon.log)),
+    )
+
+
+def _wait_ready(daemon: Daemon, process: processes.ProcessIdentity) -> None:
+    reason = ""
+
+    def ready() -> bool:
+        nonlocal reason
+        try:
+            return daemon.ready()
+        except StackError as not_yet:
+            reason = str(not_yet)
+            return False
+
+    def decided() -> bool:
+        return not processes.is_alive(process) or ready()
+
+    in_time = processes.wait_until(decided, timeout_s=daemon.startup_timeout_s)
+    if processes.is_alive(process) and in_time:
+        return
+    what = "doesn't answer" if processes.is_alive(process) else "ended at once"
+    last = "\n".join([reason, *processes.tail(daemon.log)]).strip()
+    raise StackError(f"{daemon.name} {what}:\n{last}", remedy=f"read {daemon.log}")

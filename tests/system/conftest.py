@@ -1,0 +1,50 @@
+"""One private stack for all tests of a worker; it is up for the session and ended after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator.errors import StackError
+from orchestrator.stack import Stack
+from orchestrator.stack.programs import find_program
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "scontrol", "sbatch", "java", "openssl")
+
+
+def need_programs(*names: str) -> None:
+    """Skip where programs are missing, saying which packages bring them."""
+    for name in names:
+        try:
+            find_program(name)
+        except StackError as missing:
+            pytest.skip(f"NOT TESTED: {missing.full_text}")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Return a running stack with SLURM (two nodes) and a broker."""
+    need_programs(*PROGRAMS)
+    private = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        private.up({"slurm", "broker"}, nodes=2)
+        yield private
+    finally:
+        private.down()
+
+
+@pytest.fixture(scope="session")
+def accounting_stack(stack: Stack) -> Stack:
+    """Return the same stack, with accounting from here on."""
+    need_programs("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
+    stack.up({"accounting"})
+    return stack
+
+
+@pytest.fixture(scope="session")
+def rest_stack(stack: Stack) -> Stack:
+    """Return the same stack, with slurmrestd from here on."""
+    need_programs("slurmrestd")
+    stack.up({"rest"})
+    return stack
