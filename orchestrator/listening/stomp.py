@@ -1,0 +1,122 @@
+"""Messages from a STOMP broker (ActiveMQ is the reference).
+
+In: a queue. Out: calls of the handler; then the acknowledgement. What was rejected is first sent to the dead-letter
+queue, and the broker's receipt for it awaited. A message is never NACKed: ActiveMQ would put it into its own
+dead-letter queue. Unacknowledged messages come again by themselves when the connection ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+
+from orchestrator.errors import DoorUnavailable, InvalidSettings
+from orchestrator.listening.broker import BrokerSession, Delivery
+from orchestrator.listening.broker_settings import StompSettings, TlsSettings
+from orchestrator.listening.door import Door, Handler, Rejected, backoff, raw_message
+from orchestrator.records import sha256_of
+
+_SETTLED_AFTER_S = 10.0
+_MAX_REASON = 2000
+_LOOK_FOR_STOP_S = 0.2
+
+
+class StompDoor(Door):
+    """Takes messages from a queue."""
+
+    def __init__(self, settings: StompSettings, *, name: str = "stomp") -> None:
+        super().__init__(name)
+        self._settings = settings
+
+    def _run(self, handler: Handler) -> None:
+        while not self._stopping.is_set():
+            for delay_s in backoff(initial_s=0.5, longest_s=self._settings.reconnect_longest_s):
+                began = monotonic()
+                self._try_each_broker(handler)
+                if monotonic() - began > _SETTLED_AFTER_S:
+                    break  # it worked for a while: the next try comes soon
+                if self._stopping.wait(delay_s):
+                    return
+
+    def _try_each_broker(self, handler: Handler) -> None:
+        for address in self._settings.addresses():
+            if self._stopping.is_set():
+                return
+            try:
+                with _session(self._settings, address) as session:
+                    session.subscribe()
+                    self._say(f"subscribed to {self._settings.destination} at {session.address}", connected=True)
+                    self._consume(handler, session)
+            except (DoorUnavailable, InvalidSettings) as error:
+                self._say(f"{error.full_text}; trying again", connected=False)
+
+    def _consume(self, handler: Handler, session: BrokerSession) -> None:
+        while not self._stopping.is_set():
+            delivery = session.next(_LOOK_FOR_STOP_S)
+            if delivery is not None:
+                self._take(handler, session, delivery)
+
+    def _take(self, handler: Handler, session: BrokerSession, delivery: Delivery) -> None:
+        raw = raw_message(
+            delivery.body,
+            source=f"stomp:{self._settings.queue}",
+            headers=delivery.headers,
+            size_bytes=len(delivery.body),
+        )
+        verdict = self._settle(handler, raw, still_ours=lambda: session.alive)
+        if verdict is None:
+            return
+        if isinstance(verdict, Rejected):
+            session.send(
+                self._settings.dead_letter_destination, delivery.body, self._dead_letter_headers(delivery, verdict)
+            )
+        session.acknowledge(delivery)
+
+    def _dead_letter_headers(self, delivery: Delivery, verdict: Rejected) -> dict[str, str]:
+        return {
+            "reason": " ".join(verdict.reason.split())[:_MAX_REASON],
+            "original-destination": delivery.headers.get("destination", self._settings.destination),
+            "original-message-id": delivery.headers.get("message-id", ""),
+            "sha256": sha256_of(delivery.body),
+        }
+
+
+def publish(
+    settings: StompSettings, body: bytes, *, destination: str | None = None, headers: Mapping[str, str] | None = None
+) -> None:
+    """Send one persistent message to the queue (or another destination); the broker has it when this returns.
+
+    The brokers are tried in turn. After an error the message may still be there, and calling again may send it twice;
+    listeners know a repeated message by its content.
+
+    Raises
+    ------
+    DoorUnavailable
+        When no broker took it; the message names each and why.
+    InvalidSettings
+        When the files for TLS or the credentials can't be used.
+    """
+    problems = []
+    for address in settings.addresses():
+        try:
+            with _session(settings, address) as session:
+                all_headers = {"content-type": "application/json"} | dict(headers or {})
+                session.send(destination or settings.destination, body, all_headers)
+                return
+        except DoorUnavailable as error:
+            problems.append(error)
+    raise DoorUnavailable("; ".join(map(str, problems)), remedy=problems[-1].remedy) from problems[-1]
+
+
+@contextmanager
+def _session(settings: StompSettings, address: tuple[str, int]) -> Iterator[BrokerSession]:
+    session = BrokerSession(settings, address)
+    try:
+        session.open()
+        yield session
+    finally:
+        session.close()
+
+
+__all__ = ["StompDoor", "StompSettings", "TlsSettings", "publish"]
