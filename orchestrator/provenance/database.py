@@ -1,0 +1,184 @@
+"""The way to the database: addresses in, transactions out. No table is named here.
+
+A transaction is whole or it isn't there: an exception inside one, a lost connection or a killed process leaves nothing.
+Whatever the database or the network does wrong becomes `StoreUnavailable` with the cause's words.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+    SQLAlchemyError,
+    StatementError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from orchestrator.errors import InvalidSettings, OrchestratorError, StoreUnavailable
+
+_DRIVERS = {
+    "sqlite": "sqlite+pysqlite",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mariadb+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
+_FAULTS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
+"""What only a fault in this program can cause."""
+
+_EXAMPLES = "sqlite:////var/lib/orchestrator/provenance.sqlite, postgresql://user@host/name, mariadb://user@host/name"
+
+
+def parse_url(text: str) -> URL:
+    """Return a database address with the driver this program uses.
+
+    Raises
+    ------
+    InvalidSettings
+        When it isn't an address, or one of a database that isn't supported.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise InvalidSettings(f"not a database address: {text!r}", remedy=f"write it like {_EXAMPLES}") from error
+    backend = url.get_backend_name()
+    if backend not in _DRIVERS:
+        raise InvalidSettings(f"database {backend!r} is not supported", remedy=f"use one like {_EXAMPLES}")
+    if backend == "sqlite" and url.database in {None, "", ":memory:"}:
+        raise InvalidSettings("a SQLite database needs a file", remedy="write it like sqlite:////path/to/file")
+    return url.set(drivername=_DRIVERS[backend])
+
+
+class Database:
+    """Connections of one process to one database; threads share it."""
+
+    def __init__(self, url: URL, *, busy_timeout_s: float) -> None:
+        self.url = url
+        self._engine = _engine(url, busy_timeout_s)
+        self._writer = self._engine.execution_options(begin="IMMEDIATE")
+
+    @property
+    def engine(self) -> Engine:
+        """For migrations and for looking at the schema."""
+        return self._engine
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Look at the database; what is changed inside isn't kept."""
+        with self.errors_named(), Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """Change the database: all of it, durably, when the block ends; nothing when it raises."""
+        with self.errors_named(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def connected(self) -> Iterator[Connection]:
+        """Give a bare connection inside a writing transaction, for migrations."""
+        with self.errors_named(), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def errors_named(self) -> Iterator[None]:
+        """Turn what the database or the network did wrong into `StoreUnavailable`; faults pass as they are."""
+        try:
+            yield
+        except _FAULTS:
+            raise
+        except (DatabaseError, DBAPIError, PoolTimeout) as error:
+            raise self._unavailable(error) from error
+        except StatementError as error:
+            if isinstance(error.orig, OrchestratorError):  # a column type refused a value
+                raise error.orig from error
+            raise
+
+    def _unavailable(self, error: SQLAlchemyError) -> StoreUnavailable:
+        cause = getattr(error, "orig", None) or error
+        words = " ".join(str(part) for part in cause.args) or type(cause).__name__
+        return StoreUnavailable(
+            f"database {self.url.render_as_string(hide_password=True)}: {words.strip()}", remedy=_remedy(words)
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _remedy(words: str) -> str:
+    if "full" in words:
+        return "make room on the database's disk"
+    if "readonly" in words or "unable to open" in words or "denied" in words or "authentication" in words:
+        return "check the address, the user and the permissions"
+    if "locked" in words:
+        return "another program is writing; try again, or use PostgreSQL or MariaDB for more than one service"
+    return "check that the database is running and can be reached from here"
+
+
+def _engine(url: URL, busy_timeout_s: float) -> Engine:
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": busy_timeout_s})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        url,
+        connect_args=_postgresql_arguments() if backend == "postgresql" else _mariadb_arguments(),
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_size=8,
+        max_overflow=24,
+    )
+
+
+def _postgresql_arguments() -> dict[str, Any]:
+    return {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "tcp_user_timeout": 30_000}
+
+
+def _mariadb_arguments() -> dict[str, Any]:
+    # Without strict mode the server would cut values that don't fit.
+    strict = "SET SESSION sql_mode = 'TRADITIONAL', SESSION innodb_lock_wait_timeout = 30"
+    return {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60, "init_command": strict}
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own idea of when to begin would let a reader turn into a writer, which can't wait for a lock.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    mode = connection.get_execution_options().get("begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def make_parent(url: URL) -> None:
+    """Make the directory of a SQLite file.
+
+    Raises
+    ------
+    StoreUnavailable
+        When the file system refuses.
+    """
+    if url.get_backend_name() != "sqlite" or url.database is None:
+        return
+    try:
+        Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"database {url.database}: {error}", remedy="check the path and permissions") from error

@@ -1,0 +1,235 @@
+"""Messages: recorded once however often they come, and paired by the collection's uid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from orchestrator.errors import NotFound
+from orchestrator.provenance.columns import storable
+from orchestrator.provenance.database import Database
+from orchestrator.provenance.documents import end_from_json, end_to_json, start_from_json, start_to_json
+from orchestrator.provenance.rows import MessageKind, MessageReceipt, MessageRecord, MessageState, WaitingStart
+from orchestrator.provenance.tables import UID_LIMIT, MessageRow
+from orchestrator.records import CollectionEnd, CollectionStart, Json, RawMessage, sha256_of, utc_now
+
+Understood = CollectionStart | CollectionEnd
+
+
+class MessageStore(Database):
+    """The store's part that deals with messages."""
+
+    def record_message(
+        self, raw: RawMessage, *, understood: Understood | None, rejection: str | None = None
+    ) -> MessageReceipt:
+        """Make a message durable; it may be acknowledged when this returns.
+
+        A message that was there before (a start or end with the same uid and the same content, a rejected one with the
+        same bytes) is only counted. A start or end whose uid belongs to another collection is recorded as rejected.
+        Two services may do this with the same message at the same moment: one row remains.
+
+        Parameters
+        ----------
+        understood
+            What the message says; None when it couldn't be read.
+        rejection
+            Why it is rejected; None when it is accepted. One of the two must be given.
+        """
+        if understood is None and rejection is None:
+            raise ValueError("a message that wasn't understood needs a rejection")
+        if understood is not None and len(storable(understood.uid)) > UID_LIMIT:
+            rejection = rejection or f"uid has {len(understood.uid)} characters, at most {UID_LIMIT} can be kept"
+        return self._inserted(raw, understood, rejection) or self._repeated(raw, understood, rejection)
+
+    def waiting_starts(self, limit: int = 100) -> Sequence[WaitingStart]:
+        """Return collection-starts about which nothing has been decided, oldest first."""
+        wanted = (
+            select(MessageRow)
+            .where(MessageRow.state == MessageState.WAITING, MessageRow.kind == MessageKind.START)
+            .order_by(MessageRow.id)
+            .limit(limit)
+        )
+        with self.reading() as session:
+            return [
+                WaitingStart(message_id=row.id, raw=raw_of(row), start=start_from_json(row.content))
+                for row in session.scalars(wanted)
+            ]
+
+    def message_handled(self, message_id: int, note: str) -> None:
+        """Say what was decided about a message.
+
+        Raises
+        ------
+        NotFound
+            When there is no such message.
+        """
+        with self.writing() as session:
+            mark_handled(session, message_id, note)
+
+    def collection_end(self, uid: str) -> CollectionEnd | None:
+        """Return the accepted collection-end with this uid, or None while there is none."""
+        wanted = select(MessageRow.content).where(MessageRow.identity == _identity_of(MessageKind.END, uid))
+        with self.reading() as session:
+            content = session.scalars(wanted).one_or_none()
+        return None if content is None else end_from_json(content)
+
+    def messages(
+        self,
+        *,
+        state: MessageState | None = None,
+        kind: MessageKind | None = None,
+        uid: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+    ) -> Sequence[MessageRecord]:
+        """Return messages, newest first."""
+        wanted = select(MessageRow).order_by(MessageRow.id.desc()).limit(limit)
+        if state is not None:
+            wanted = wanted.where(MessageRow.state == state)
+        if kind is not None:
+            wanted = wanted.where(MessageRow.kind == kind)
+        if uid is not None:
+            wanted = wanted.where(MessageRow.uid == uid)
+        if since is not None:
+            wanted = wanted.where(MessageRow.received_at >= since)
+        with self.reading() as session:
+            return [message_record(row) for row in session.scalars(wanted)]
+
+    def message(self, message_id: int) -> MessageRecord:
+        """Return one message.
+
+        Raises
+        ------
+        NotFound
+            When there is no such message.
+        """
+        with self.reading() as session:
+            return message_record(_existing(session, message_id))
+
+    def _inserted(self, raw: RawMessage, understood: Understood | None, rejection: str | None) -> MessageReceipt | None:
+        row = _row(raw, understood, rejection)
+        try:
+            with self.writing() as session:
+                session.add(row)
+        except IntegrityError:  # its identity is there already: the transaction is gone and holds no locks any more
+            return None
+        return MessageReceipt(message_id=row.id, duplicate=False, rejection=rejection)
+
+    def _repeated(self, raw: RawMessage, understood: Understood | None, rejection: str | None) -> MessageReceipt:
+        identity = _identity(raw, understood, rejection)
+        with self.writing() as session:
+            first = session.scalars(
+                select(MessageRow).where(MessageRow.identity == identity).with_for_update()
+            ).one_or_none()
+            if first is None:
+                raise ValueError(f"message {identity} violates a constraint other than its identity")
+            if rejection is not None or understood is None or _same(first, understood):
+                first.repeats += 1
+                first.last_received_at = raw.received_at
+                return MessageReceipt(message_id=first.id, duplicate=True, rejection=first.rejection)
+        reason = f"another collection-{first.kind} with this uid was received at {first.received_at:%Y-%m-%d %H:%M:%S}Z"
+        return self.record_message(raw, understood=understood, rejection=f"{reason} (message {first.id})")
+
+
+def mark_handled(session: Session, message_id: int, note: str) -> None:
+    """Say inside a transaction what was decided about a message; its row stays locked until the end."""
+    row = _existing(session, message_id, lock=True)
+    row.note = note
+    row.handled_at = utc_now()
+    if row.state is MessageState.WAITING:
+        row.state = MessageState.HANDLED
+
+
+def message_record(row: MessageRow) -> MessageRecord:
+    """Return a row as the record that the store hands out."""
+    return MessageRecord(
+        message_id=row.id,
+        raw=raw_of(row),
+        kind=row.kind,
+        state=row.state,
+        uid=row.uid,
+        rejection=row.rejection,
+        note=row.note,
+        repeats=row.repeats,
+        last_received_at=row.last_received_at,
+        handled_at=row.handled_at,
+    )
+
+
+def raw_of(row: MessageRow) -> RawMessage:
+    """Return a message as it came in."""
+    headers = row.headers if isinstance(row.headers, dict) else {}
+    return RawMessage(
+        body=row.body,
+        source=row.source,
+        headers={name: str(value) for name, value in headers.items()},
+        received_at=row.received_at,
+    )
+
+
+def _existing(session: Session, message_id: int, *, lock: bool = False) -> MessageRow:
+    row = session.get(MessageRow, message_id, with_for_update=lock)
+    if row is None:
+        raise NotFound(f"there is no message {message_id}", remedy="`orchestrator messages` lists them")
+    return row
+
+
+def _row(raw: RawMessage, understood: Understood | None, rejection: str | None) -> MessageRow:
+    too_long = understood is not None and len(storable(understood.uid)) > UID_LIMIT
+    return MessageRow(
+        identity=_identity(raw, understood, rejection),
+        kind=_kind(understood),
+        state=_first_state(understood, rejection),
+        uid=None if understood is None or too_long else understood.uid,
+        source=raw.source,
+        headers=dict(raw.headers),
+        body=raw.body,
+        sha256=raw.sha256,
+        content=_content(understood),
+        rejection=rejection,
+        note="",
+        received_at=raw.received_at,
+        repeats=0,
+        last_received_at=raw.received_at,
+        handled_at=None,
+    )
+
+
+def _kind(understood: Understood | None) -> MessageKind:
+    if understood is None:
+        return MessageKind.UNREADABLE
+    return MessageKind.START if isinstance(understood, CollectionStart) else MessageKind.END
+
+
+def _first_state(understood: Understood | None, rejection: str | None) -> MessageState:
+    if rejection is not None:
+        return MessageState.REJECTED
+    # An end asks for no decision: whoever follows its collection looks it up.
+    return MessageState.WAITING if isinstance(understood, CollectionStart) else MessageState.HANDLED
+
+
+def _identity(raw: RawMessage, understood: Understood | None, rejection: str | None) -> str:
+    if understood is None or rejection is not None:
+        return f"rejected:{raw.sha256}"
+    return _identity_of(_kind(understood), understood.uid)
+
+
+def _identity_of(kind: MessageKind, uid: str) -> str:
+    return f"{kind}:{sha256_of(storable(uid))}"
+
+
+def _content(understood: Understood | None) -> Json:
+    if understood is None:
+        return None
+    return start_to_json(understood) if isinstance(understood, CollectionStart) else end_to_json(understood)
+
+
+def _same(first: MessageRow, understood: Understood) -> bool:
+    """Whether both say the same; fields that nobody understands don't count."""
+    before = start_from_json(first.content) if first.kind is MessageKind.START else end_from_json(first.content)
+    return replace(before, ignored=()) == replace(understood, ignored=())

@@ -1,0 +1,232 @@
+"""Questions people ask: which runs are there, and everything about one of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import Select, func, or_, select
+from sqlalchemy.orm import Session
+
+from orchestrator.errors import NotFound
+from orchestrator.provenance.attempts import counts_of, identity_of, last_report
+from orchestrator.provenance.database import Database
+from orchestrator.provenance.documents import plan_from_json
+from orchestrator.provenance.messages import message_record
+from orchestrator.provenance.rows import AttemptRecord, JobEvent, MessageRecord, OutputIdentity, RunDetail, RunSummary
+from orchestrator.provenance.runs import input_identity
+from orchestrator.provenance.tables import (
+    AttemptRow,
+    InputRow,
+    JobEventRow,
+    MessageRow,
+    OutputRow,
+    ParameterRow,
+    RunRow,
+    TextRow,
+)
+from orchestrator.records import Parameter, RunState, RunTag
+
+LATEST = "latest"
+_CANDIDATES = 5
+
+
+class QueryStore(Database):
+    """The store's part that answers people."""
+
+    def runs(
+        self,
+        *,
+        states: Sequence[RunState] = (),
+        beamline: str | None = None,
+        visit: str | None = None,
+        recipe: str | None = None,
+        uid: str | None = None,
+        parent: str | None = None,
+        since: datetime | None = None,
+        text: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> Sequence[RunSummary]:
+        """Return runs, newest first.
+
+        Parameters
+        ----------
+        states
+            Only runs in one of these; all when empty.
+        uid
+            Only runs of this collection.
+        since
+            Only runs recorded at or after this moment.
+        text
+            Only runs that have this, in any case, in their id, recipe, uid, visit, file or reason.
+        """
+        exact = {
+            RunRow.beamline: beamline,
+            RunRow.visit: visit,
+            RunRow.recipe: recipe,
+            RunRow.collection_uid: uid,
+            RunRow.parent_run_id: parent,
+        }
+        wanted = _with_newest_attempt().where(
+            *(column == value for column, value in exact.items() if value is not None)
+        )
+        if states:
+            wanted = wanted.where(RunRow.state.in_(states))
+        if since is not None:
+            wanted = wanted.where(RunRow.created_at >= since)
+        if text:
+            searched = (RunRow.run_id, RunRow.recipe, RunRow.collection_uid, RunRow.visit, RunRow.file, RunRow.reason)
+            wanted = wanted.where(or_(*(column.icontains(text, autoescape=True) for column in searched)))
+        wanted = wanted.order_by(RunRow.created_at.desc(), RunRow.run_id.desc()).limit(limit).offset(offset)
+        with self.reading() as session:
+            return [_summary(run, attempt) for run, attempt in session.execute(wanted)]
+
+    def find_run(self, name: str) -> str:
+        """Return the full id of the run that `name` means: an id, the beginning of one, or ``latest``.
+
+        Raises
+        ------
+        NotFound
+            When no run or more than one is meant; the candidates are named.
+        """
+        with self.reading() as session:
+            return _resolve(session, name)
+
+    def run(self, name: str) -> RunDetail:
+        """Return everything about one run; `name` is as for `find_run`.
+
+        Raises
+        ------
+        NotFound
+            When no run or more than one is meant.
+        """
+        with self.reading() as session:
+            run_id = _resolve(session, name)
+            row, newest = session.execute(_with_newest_attempt().where(RunRow.run_id == run_id)).one()
+            events = _events(session, run_id)
+            return RunDetail(
+                summary=_summary(row, newest),
+                message=_message(session, row.message_id),
+                plan=plan_from_json(row.plan),
+                parameters=_parameters(session, run_id),
+                attempts=_attempts(session, run_id, events),
+                events=events,
+                inputs=tuple(
+                    input_identity(item)
+                    for item in session.scalars(select(InputRow).filter_by(run_id=run_id).order_by(InputRow.id))
+                ),
+                outputs=_outputs(session, run_id),
+            )
+
+    def counts_by_state(self) -> Mapping[RunState, int]:
+        """Return how many runs are in each state; states without runs are left out."""
+        wanted = select(RunRow.state, func.count()).group_by(RunRow.state)
+        with self.reading() as session:
+            return dict(session.execute(wanted).all())
+
+
+def _with_newest_attempt() -> Select[RunRow, AttemptRow]:
+    same = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
+    return select(RunRow, AttemptRow).outerjoin(AttemptRow, same)
+
+
+def _resolve(session: Session, name: str) -> str:
+    newest = select(RunRow.run_id).order_by(RunRow.created_at.desc(), RunRow.run_id.desc())
+    if name == LATEST:
+        found = session.scalars(newest.limit(1)).all()
+    elif re.fullmatch(r"[0-9a-f-]+", name.lower()):
+        prefix = name.lower()  # "g" comes after every character of a UUID, on all databases: they compare bytes
+        among = newest.where(RunRow.run_id >= prefix, RunRow.run_id < prefix + "g")
+        found = session.scalars(among.limit(_CANDIDATES + 1)).all()
+    else:
+        found = []
+    if len(found) == 1 or name in found:
+        return name if name in found else found[0]
+    if not found:
+        raise NotFound(f"there is no run {name!r}", remedy="`orchestrator runs` lists them")
+    named = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
+    raise NotFound(f"{name!r} begins the ids of several runs: {named}", remedy="give more of the id")
+
+
+def _summary(run: RunRow, attempt: AttemptRow | None) -> RunSummary:
+    return RunSummary(
+        run_id=run.run_id,
+        state=run.state,
+        reason=run.reason,
+        recipe=run.recipe,
+        kernel=run.kernel,
+        beamline=run.beamline,
+        visit=run.visit,
+        collection_uid=run.collection_uid,
+        file=Path(run.file),
+        run_directory=Path(run.run_directory),
+        requester=run.requester,
+        parent_run=run.parent_run_id,
+        created_at=run.created_at,
+        ended_at=run.ended_at,
+        attempts=run.attempts,
+        job=identity_of(attempt),
+        nodes="" if attempt is None else attempt.nodes,
+        counts=counts_of(run),
+    )
+
+
+def _message(session: Session, message_id: int | None) -> MessageRecord | None:
+    row = None if message_id is None else session.get(MessageRow, message_id)
+    return None if row is None else message_record(row)
+
+
+def _parameters(session: Session, run_id: str) -> tuple[Parameter, ...]:
+    rows = session.scalars(select(ParameterRow).filter_by(run_id=run_id).order_by(ParameterRow.position))
+    return tuple(Parameter(name=row.name, value=row.value, origin=row.origin, place=row.place) for row in rows)
+
+
+def _events(session: Session, run_id: str) -> tuple[JobEvent, ...]:
+    rows = session.scalars(select(JobEventRow).filter_by(run_id=run_id).order_by(JobEventRow.id))
+    return tuple(
+        JobEvent(
+            attempt=row.attempt,
+            kind=row.kind,
+            sequence=row.sequence,
+            at=row.at,
+            recorded_at=row.recorded_at,
+            detail=row.detail,
+        )
+        for row in rows
+    )
+
+
+def _attempts(session: Session, run_id: str, events: Sequence[JobEvent]) -> tuple[AttemptRecord, ...]:
+    rows = session.scalars(select(AttemptRow).filter_by(run_id=run_id).order_by(AttemptRow.number)).all()
+    digests = {digest for row in rows for digest in (row.script_sha256, row.template_sha256)}
+    stored = session.scalars(select(TextRow).where(TextRow.sha256.in_(digests)))
+    texts = {text.sha256: text.content for text in stored}
+    return tuple(_attempt(row, texts, events) for row in rows)
+
+
+def _attempt(row: AttemptRow, texts: Mapping[str, str], events: Sequence[JobEvent]) -> AttemptRecord:
+    return AttemptRecord(
+        tag=RunTag(run_id=row.run_id, attempt=row.number),
+        gateway=row.gateway,
+        stage=row.stage,
+        failure=row.failure,
+        template_name=row.template_name,
+        template_sha256=row.template_sha256,
+        template_text=texts[row.template_sha256],
+        script_sha256=row.script_sha256,
+        script_text=texts[row.script_sha256],
+        intent_at=row.intent_at,
+        identity=identity_of(row),
+        adopted=row.adopted,
+        last_report=last_report(row),
+        software=row.software,
+        events=tuple(event for event in events if event.attempt == row.number),
+    )
+
+
+def _outputs(session: Session, run_id: str) -> tuple[OutputIdentity, ...]:
+    rows = session.scalars(select(OutputRow).filter_by(run_id=run_id).order_by(OutputRow.id))
+    return tuple(OutputIdentity(path=Path(row.path), kind=row.kind, size=row.size, sha256=row.sha256) for row in rows)

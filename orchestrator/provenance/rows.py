@@ -1,0 +1,259 @@
+"""What the store hands out and takes in besides the stations of `orchestrator.records`: frozen records, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from orchestrator.records import (
+    CollectionStart,
+    FrameCounts,
+    JobIdentity,
+    JobPlan,
+    JobReport,
+    Json,
+    Parameter,
+    RawMessage,
+    RunState,
+    RunTag,
+)
+
+# ---------------------------------------------------------------------------------------------------- messages
+
+
+class MessageKind(StrEnum):
+    """What a message turned out to be."""
+
+    START = "start"
+    END = "end"
+    UNREADABLE = "unreadable"
+
+
+class MessageState(StrEnum):
+    """Where a message stands."""
+
+    WAITING = "waiting"
+    """Understood, and nothing has been decided about it yet."""
+    HANDLED = "handled"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageReceipt:
+    """The store's answer to a message: it is durable, and may be acknowledged."""
+
+    message_id: int
+    duplicate: bool
+    """It was there before and has only been counted."""
+    rejection: str | None
+    """Why it was rejected, by the caller or because its uid belongs to another collection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingStart:
+    """A collection-start about which nothing has been decided yet."""
+
+    message_id: int
+    raw: RawMessage
+    start: CollectionStart
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageRecord:
+    """Everything known about one message."""
+
+    message_id: int
+    raw: RawMessage
+    kind: MessageKind
+    state: MessageState
+    uid: str | None
+    rejection: str | None
+    note: str
+    """What was decided: which runs it made, or why it made none."""
+    repeats: int
+    """How many times it came again."""
+    last_received_at: datetime
+    handled_at: datetime | None
+
+
+# -------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run that waits to be submitted."""
+
+    plan: JobPlan
+    tag: RunTag
+    """The attempt to make next."""
+    message: RawMessage | None
+    created_at: datetime
+    reason: str
+    """Why the attempt before failed; empty before the first."""
+
+
+class InputMoment(StrEnum):
+    """When an input file was looked at."""
+
+    OPEN = "open"
+    END = "end"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputIdentity:
+    """What an input file was at one moment."""
+
+    at: InputMoment
+    path: Path
+    real_path: Path
+    """With links resolved."""
+    dataset: str | None = None
+    size: int | None = None
+    """Bytes."""
+    mtime_ns: int | None = None
+    """Modification time, nanoseconds since 1970."""
+    inode: int | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    chunks: tuple[int, ...] | None = None
+    sources: tuple[Mapping[str, Json], ...] = ()
+    """External and virtual source files: ``path``, ``size``, ``mtime_ns``, ``inode`` of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputIdentity:
+    """A file that a run made."""
+
+    path: Path
+    kind: str
+    """``result``, ``log``, ``image`` …"""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+# ---------------------------------------------------------------------------------------------------- attempts
+
+
+class AttemptStage(StrEnum):
+    """How far an attempt's submission came."""
+
+    INTENDED = "intended"
+    """Committed before the call; whether SLURM has the job isn't known."""
+    SUBMITTED = "submitted"
+    FAILED = "failed"
+    """Surely no job was made; the run may try again."""
+    REFUSED = "refused"
+    """SLURM said no for good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsettledAttempt:
+    """An intent whose outcome isn't known: look for its tag before anything else."""
+
+    tag: RunTag
+    gateway: str
+    intent_at: datetime
+    run_directory: Path
+    run_state: RunState
+    """Ended when the run was cancelled meanwhile: its job must not stay, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveAttempt:
+    """A job that is to be followed."""
+
+    tag: RunTag
+    identity: JobIdentity
+    gateway: str
+    run_directory: Path
+    run_state: RunState
+    collection_uid: str
+    frames_expected: int | None
+    """Announced by the collection-start."""
+    counts: FrameCounts | None
+    """As last recorded."""
+    last_report: JobReport | None
+    intent_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """Something that happened to a job."""
+
+    attempt: int
+    """0 where the run had none yet."""
+    kind: str
+    sequence: int
+    at: datetime
+    recorded_at: datetime
+    detail: Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptRecord:
+    """Everything known about one attempt."""
+
+    tag: RunTag
+    gateway: str
+    stage: AttemptStage
+    failure: str
+    """Why the submission failed; empty when it didn't."""
+    template_name: str
+    template_sha256: str
+    template_text: str
+    script_sha256: str
+    script_text: str
+    intent_at: datetime
+    identity: JobIdentity | None
+    adopted: bool
+    last_report: JobReport | None
+    """The best that is known about the job: state, exit code, nodes, times, usage."""
+    software: Json
+    events: tuple[JobEvent, ...]
+
+
+# ----------------------------------------------------------------------------------------------------- queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A run as a line of a listing."""
+
+    run_id: str
+    state: RunState
+    reason: str
+    recipe: str
+    kernel: str
+    beamline: str
+    visit: str | None
+    collection_uid: str
+    file: Path
+    run_directory: Path
+    requester: str
+    parent_run: str | None
+    created_at: datetime
+    ended_at: datetime | None
+    attempts: int
+    job: JobIdentity | None
+    """Of the newest attempt."""
+    nodes: str
+    counts: FrameCounts | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetail:
+    """Everything the database knows about one run."""
+
+    summary: RunSummary
+    message: MessageRecord | None
+    plan: JobPlan
+    parameters: tuple[Parameter, ...]
+    attempts: tuple[AttemptRecord, ...]
+    events: tuple[JobEvent, ...]
+    """Of all attempts, in the order they became known."""
+    inputs: tuple[InputIdentity, ...]
+    outputs: tuple[OutputIdentity, ...]

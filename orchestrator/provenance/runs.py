@@ -1,0 +1,275 @@
+"""Runs: planned, progressing, ended; and the files they read and made.
+
+Every change to a run begins by locking its row, so that services and threads change it one after another and never
+deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from orchestrator.errors import NotFound
+from orchestrator.provenance.database import Database
+from orchestrator.provenance.documents import encoded, plan_from_json, plan_to_json
+from orchestrator.provenance.messages import mark_handled, raw_of
+from orchestrator.provenance.rows import InputIdentity, OutputIdentity, PlannedRun
+from orchestrator.provenance.tables import (
+    InputRow,
+    JobEventRow,
+    MessageRow,
+    OutputRow,
+    ParameterRow,
+    RunRow,
+)
+from orchestrator.records import FrameCounts, JobPlan, Json, RunState, RunTag, utc_now
+
+
+class RunStore(Database):
+    """The store's part that deals with runs."""
+
+    def record_runs(
+        self, message_id: int | None, plans: Sequence[JobPlan], *, note: str, handled: bool = True
+    ) -> Sequence[str]:
+        """Record the runs that a message makes, and that the message is handled, in one transaction.
+
+        Runs that are there already are left alone, so the call may be repeated.
+
+        Parameters
+        ----------
+        message_id
+            None for runs that no message asked for.
+        note
+            What was decided, kept with the message.
+
+        Returns
+        -------
+        Sequence[str]
+            Ids of the runs that are new.
+        """
+        with self.writing() as session:
+            if handled and message_id is not None:
+                mark_handled(session, message_id, note)
+            return [plan.run_id for plan in plans if _add_run(session, message_id, plan)]
+
+    def record_refused_run(self, run_id: str, reason: str) -> bool:
+        """End a run that can't be submitted as REFUSED; False, and nothing done, when it isn't PLANNED any more."""
+        with self.writing() as session:
+            row = lock_run(session, run_id)
+            if row.state is not RunState.PLANNED:
+                return False
+            row.state, row.reason, row.ended_at = RunState.REFUSED, reason, utc_now()
+        return True
+
+    def planned_runs(self, limit: int = 1000) -> Sequence[PlannedRun]:
+        """Return runs that wait to be submitted, oldest first."""
+        wanted = (
+            select(RunRow, MessageRow)
+            .outerjoin(MessageRow, RunRow.message_id == MessageRow.id)
+            .where(RunRow.state == RunState.PLANNED)
+            .order_by(RunRow.created_at, RunRow.run_id)
+            .limit(limit)
+        )
+        with self.reading() as session:
+            return [_planned(run, message) for run, message in session.execute(wanted)]
+
+    def record_progress(self, run_id: str, counts: FrameCounts) -> None:
+        """Keep how the kernel stands; the newest call wins."""
+        with self.writing() as session:
+            row = lock_run(session, run_id)
+            row.frames_expected = counts.expected
+            row.frames_written = counts.written
+            row.frames_processed = counts.processed
+            row.frames_failed = counts.failed
+            row.lag_median_s = counts.lag_median_s
+            row.lag_max_s = counts.lag_max_s
+            row.frames_finished = counts.finished
+            row.ended_because = counts.ended_because
+            row.progress_at = utc_now()
+
+    def record_input(self, run_id: str, identity: InputIdentity) -> None:
+        """Keep what an input file was; a second call for the same path and moment replaces the first."""
+        with self.writing() as session:
+            lock_run(session, run_id)
+            session.execute(
+                delete(InputRow).where(
+                    InputRow.run_id == run_id, InputRow.moment == identity.at, InputRow.path == str(identity.path)
+                )
+            )
+            session.add(_input_row(run_id, identity))
+
+    def record_output(self, run_id: str, output: OutputIdentity) -> None:
+        """Keep what a run made; a second call for the same path replaces the first."""
+        with self.writing() as session:
+            lock_run(session, run_id)
+            session.execute(delete(OutputRow).where(OutputRow.run_id == run_id, OutputRow.path == str(output.path)))
+            session.add(
+                OutputRow(
+                    run_id=run_id,
+                    path=str(output.path),
+                    kind=output.kind,
+                    size=output.size,
+                    sha256=output.sha256,
+                    recorded_at=utc_now(),
+                )
+            )
+
+    def finish_run(self, run_id: str, state: RunState, reason: str, ended_at: datetime | None = None) -> bool:
+        """End a run, once.
+
+        Returns
+        -------
+        bool
+            True when this call ended it. False when it had ended before: its record stays as it is, and a verdict that
+            differs is kept as an event of kind ``late-verdict``.
+        """
+        if not state.ended:
+            raise ValueError(f"a run doesn't end as {state}")
+        with self.writing() as session:
+            row = lock_run(session, run_id)
+            if not row.state.ended:
+                row.state, row.reason, row.ended_at = state, reason, ended_at or utc_now()
+                return True
+            if row.state is not state:
+                add_event(
+                    session,
+                    RunTag(run_id=run_id, attempt=row.attempts),
+                    "late-verdict",
+                    {"state": str(state), "reason": reason},
+                    ended_at or utc_now(),
+                )
+            return False
+
+
+def lock_run(session: Session, run_id: str) -> RunRow:
+    """Return a run's row, locked until the transaction ends.
+
+    Raises
+    ------
+    NotFound
+        When there is no such run.
+    """
+    row = session.get(RunRow, run_id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"there is no run {run_id}", remedy="`orchestrator runs` lists them")
+    return row
+
+
+def add_event(session: Session, tag: RunTag, kind: str, detail: Json, at: datetime) -> None:
+    """Append an event under the next free number; the run's row must be locked."""
+    numbers = select(func.max(JobEventRow.sequence)).where(
+        JobEventRow.run_id == tag.run_id, JobEventRow.attempt == tag.attempt, JobEventRow.kind == kind
+    )
+    last = session.scalar(numbers)
+    session.add(event_row(tag, kind, 0 if last is None else last + 1, detail, at))
+
+
+def event_row(tag: RunTag, kind: str, sequence: int, detail: Json, at: datetime) -> JobEventRow:
+    """Return a new event's row."""
+    return JobEventRow(
+        run_id=tag.run_id,
+        attempt=tag.attempt,
+        kind=kind,
+        sequence=sequence,
+        at=at,
+        recorded_at=utc_now(),
+        detail=detail,
+    )
+
+
+def _add_run(session: Session, message_id: int | None, plan: JobPlan) -> bool:
+    if session.get(RunRow, plan.run_id) is not None:
+        return False
+    session.add(
+        RunRow(
+            run_id=plan.run_id,
+            message_id=message_id,
+            parent_run_id=plan.parent_run,
+            requester=plan.requester,
+            recipe=plan.recipe,
+            kernel=plan.kernel,
+            beamline=plan.collection.beamline,
+            visit=plan.collection.visit,
+            collection_uid=plan.collection.uid,
+            file=str(plan.collection.file),
+            run_directory=str(plan.run_directory),
+            plan=plan_to_json(plan),
+            state=RunState.PLANNED,
+            reason="",
+            attempts=0,
+            created_at=utc_now(),
+            frames_expected=plan.collection.frames_expected,
+            frames_finished=False,
+            ended_because="",
+        )
+    )
+    session.flush()
+    session.add_all(
+        ParameterRow(
+            run_id=plan.run_id,
+            name=parameter.name,
+            position=position,
+            value=parameter.value,
+            origin=parameter.origin,
+            place=parameter.place,
+        )
+        for position, parameter in enumerate(plan.parameters)
+    )
+    return True
+
+
+def _planned(run: RunRow, message: MessageRow | None) -> PlannedRun:
+    return PlannedRun(
+        plan=plan_from_json(run.plan),
+        tag=RunTag(run_id=run.run_id, attempt=run.attempts + 1),
+        message=None if message is None else raw_of(message),
+        created_at=run.created_at,
+        reason=run.reason,
+    )
+
+
+def _input_row(run_id: str, identity: InputIdentity) -> InputRow:
+    return InputRow(
+        run_id=run_id,
+        moment=identity.at,
+        path=str(identity.path),
+        real_path=str(identity.real_path),
+        dataset=identity.dataset,
+        size=identity.size,
+        mtime_ns=identity.mtime_ns,
+        inode=None if identity.inode is None else str(identity.inode),
+        shape=encoded(identity.shape),
+        dtype=identity.dtype,
+        chunks=encoded(identity.chunks),
+        sources=encoded(identity.sources),
+        recorded_at=utc_now(),
+    )
+
+
+def input_identity(row: InputRow) -> InputIdentity:
+    """Return a row as the record that the store hands out."""
+    return InputIdentity(
+        at=row.moment,
+        path=Path(row.path),
+        real_path=Path(row.real_path),
+        dataset=row.dataset,
+        size=row.size,
+        mtime_ns=row.mtime_ns,
+        inode=None if row.inode is None else int(row.inode),
+        shape=_integers(row.shape),
+        dtype=row.dtype,
+        chunks=_integers(row.chunks),
+        sources=tuple(item for item in _items(row.sources) if isinstance(item, dict)),
+    )
+
+
+def _items(value: Json) -> Sequence[Json]:
+    return value if isinstance(value, list) else ()
+
+
+def _integers(value: Json) -> tuple[int, ...] | None:
+    return None if value is None else tuple(item for item in _items(value) if isinstance(item, int))

@@ -1,0 +1,163 @@
+"""The schema's revision: which one a database has, which one this release needs, and the way there.
+
+The numbered files in ``migrations/versions/`` run in order, under a lock, so that two programs that start at once don't
+both do it. There is no way back: a backup is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+
+from orchestrator.errors import InvalidSettings, StoreUnavailable
+from orchestrator.provenance.database import Database
+
+log = logging.getLogger(__name__)
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK_NAME = "orchestrator schema"
+_LOCK_KEY = 7_262_002_311
+_LOCK_WAIT_S = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaStatus:
+    """Where a database's schema stands."""
+
+    address: str
+    """Without the password."""
+    revision: str | None
+    """None for an empty database."""
+    newest: str
+    """What this release needs."""
+    pending: tuple[str, ...]
+    """Migrations to run, in order."""
+    known: bool
+    """False when the revision is of a newer release."""
+
+    @property
+    def current(self) -> bool:
+        return self.revision == self.newest
+
+
+def schema_status(database: Database) -> SchemaStatus:
+    """Look where the schema stands.
+
+    Raises
+    ------
+    StoreUnavailable
+        When the database can't be asked.
+    """
+    with database.errors_named(), database.engine.connect() as connection:
+        return _status(database, connection)
+
+
+def upgrade_schema(database: Database) -> SchemaStatus:
+    """Bring the schema to this release's revision; nothing happens when it is there already.
+
+    Returns
+    -------
+    SchemaStatus
+        How it stood before.
+
+    Raises
+    ------
+    StoreUnavailable
+        When the database can't be reached or is locked for long.
+    InvalidSettings
+        When it belongs to a newer release, or to another program.
+    """
+    with database.connected() as connection, _migrating(connection):
+        before = _status(database, connection)
+        _refuse_foreign(before, connection)
+        if not before.current:
+            _run_migrations(connection, before)
+    return before
+
+
+def check_schema(status: SchemaStatus) -> None:
+    """Refuse a database whose schema isn't this release's.
+
+    Raises
+    ------
+    InvalidSettings
+        With the remedy.
+    """
+    if status.current:
+        return
+    if not status.known:
+        raise InvalidSettings(
+            f"database {status.address} has schema {status.revision}, newer than this release's {status.newest}",
+            remedy="use the release that upgraded it, or a newer one",
+        )
+    stands = f"has schema {status.revision}" if status.revision else "is empty"
+    raise InvalidSettings(
+        f"database {status.address} {stands}, this release needs {status.newest}",
+        remedy="run `orchestrator db upgrade`, after a backup",
+    )
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    return config
+
+
+def _status(database: Database, connection: Connection) -> SchemaStatus:
+    order = [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
+    revision = MigrationContext.configure(connection).get_current_revision()
+    known = revision is None or revision in order
+    done = order.index(revision) + 1 if revision in order else 0
+    return SchemaStatus(
+        address=database.url.render_as_string(hide_password=True),
+        revision=revision,
+        newest=order[-1],
+        pending=tuple(order[done:]) if known else (),
+        known=known,
+    )
+
+
+def _refuse_foreign(status: SchemaStatus, connection: Connection) -> None:
+    if not status.known:
+        check_schema(status)
+    if status.revision is None and (tables := inspect(connection).get_table_names()):
+        raise InvalidSettings(
+            f"database {status.address} holds another program's tables ({', '.join(sorted(tables)[:3])}, …)",
+            remedy="give the orchestrator a database of its own",
+        )
+
+
+def _run_migrations(connection: Connection, before: SchemaStatus) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    log.info("Database %s upgraded from %s to %s", before.address, before.revision or "nothing", before.newest)
+
+
+@contextmanager
+def _migrating(connection: Connection) -> Iterator[None]:
+    """Hold a lock that other migrating programs wait for; SQLite's writing transaction is one already."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_WAIT_S}s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        yield
+    elif connection.dialect.name == "mariadb":
+        name = {"name": _LOCK_NAME, "wait": _LOCK_WAIT_S}
+        if connection.scalar(text("SELECT GET_LOCK(CONCAT(:name, DATABASE()), :wait)"), name) != 1:
+            raise StoreUnavailable("another program is migrating the database", remedy="try again when it is done")
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT RELEASE_LOCK(CONCAT(:name, DATABASE()))"), {"name": _LOCK_NAME})
+    else:
+        yield
