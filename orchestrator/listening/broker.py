@@ -242,11 +242,12 @@ def _obstacle(address: str, settings: StompSettings, context: ssl.SSLContext | N
     return ""
 
 
-class _NoPasswords(logging.Filter):
-    """Keeps CONNECT frames out of stomp.py's debug log; its own mask misses them."""
+class _Discreet(logging.Filter):
+    """Drops CONNECT frames from stomp.py's debug log, whose own mask misses them, and failures that are raised here."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "passcode" not in record.getMessage()
+        message = record.getMessage()
+        return "passcode" not in message and not message.startswith("could not connect")
 
 
-logging.getLogger("stomp.py").addFilter(_NoPasswords())
+logging.getLogger("stomp.py").addFilter(_Discreet())

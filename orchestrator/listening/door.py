@@ -95,7 +95,7 @@ class Door(ABC):
         if self._thread is not None:
             raise RuntimeError(f"{self.name} is started already")
         self._stopping.clear()
-        self._say("starting", connected=False)
+        self._say("starting", connected=False, level=logging.INFO)
         self._thread = threading.Thread(
             target=self._keep_running, args=(handler,), name=f"door {self.name}", daemon=True
         )
@@ -116,7 +116,7 @@ class Door(ABC):
                 log.warning("%s: the handler is still at work after %.1f s", self.name, timeout_s)
                 return False
             self._thread = None
-        self._say("stopped", connected=False)
+        self._say("stopped", connected=False, level=logging.INFO)
         return True
 
     def status(self) -> DoorStatus:
@@ -156,14 +156,14 @@ class Door(ABC):
             except Exception as error:
                 log.exception("%s: fault while handling a message from %s", self.name, raw.source)
                 verdict = Rejected(reason=f"fault in the orchestrator: {type(error).__name__}: {error}")
-            self._count_verdict(verdict)
+            self._count_verdict(verdict, raw.source)
             return verdict
         return None
 
-    def _count_verdict(self, verdict: Verdict) -> None:
+    def _count_verdict(self, verdict: Verdict, source: str) -> None:
         if isinstance(verdict, Rejected):
             self._count(rejected=1)
-            log.warning("%s: rejected a message: %s", self.name, verdict.reason)
+            log.warning("%s: rejected a message from %s: %s", self.name, source, " ".join(verdict.reason.split()))
         else:
             self._count(accepted=1, duplicates=int(verdict.duplicate))
 
@@ -173,13 +173,13 @@ class Door(ABC):
             counts = replace(counts, **{name: getattr(counts, name) + number for name, number in more.items()})
             self._status = replace(self._status, counts=counts)
 
-    def _say(self, detail: str, *, connected: bool) -> None:
+    def _say(self, detail: str, *, connected: bool, level: int = logging.WARNING) -> None:
         with self._lock:
             before = self._status
             since = before.since if connected == before.connected else utc_now()
             self._status = replace(before, connected=connected, detail=detail, since=since)
         if detail != before.detail:
-            log.log(logging.INFO if connected else logging.WARNING, "%s: %s", self.name, detail)
+            log.log(logging.INFO if connected else level, "%s: %s", self.name, detail)
 
 
 def backoff(*, initial_s: float, longest_s: float) -> Iterator[float]:

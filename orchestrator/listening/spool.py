@@ -151,9 +151,9 @@ class SpoolDoor(Door):
         shown = os.fsencode(path).decode(errors="backslashreplace")
         if not entry.is_file:
             # A link could lead anywhere, a pipe could block for good.
-            verdict = Rejected(reason=f"{shown} isn't a regular file")
+            verdict = Rejected(reason="isn't a regular file")
             self._count(received=1)
-            self._count_verdict(verdict)
+            self._count_verdict(verdict, f"spool:{shown}")
             return verdict
         body, size_bytes = _read(path)
         raw = raw_message(body, source=f"spool:{shown}", headers={}, size_bytes=size_bytes)

@@ -40,6 +40,7 @@ class StompDoor(Door):
                     return
 
     def _try_each_broker(self, handler: Handler) -> None:
+        problems: list[str] = []
         for address in self._settings.addresses():
             if self._stopping.is_set():
                 return
@@ -49,7 +50,12 @@ class StompDoor(Door):
                     self._say(f"subscribed to {self._settings.destination} at {session.address}", connected=True)
                     self._consume(handler, session)
             except (DoorUnavailable, InvalidSettings) as error:
-                self._say(f"{error.full_text}; trying again", connected=False)
+                if self.status().connected:
+                    self._say(f"{error}; connecting again", connected=False)
+                    return
+                problems.append(error.full_text)
+        if problems:
+            self._say(f"{'; '.join(problems)}; trying again", connected=False)
 
     def _consume(self, handler: Handler, session: BrokerSession) -> None:
         while not self._stopping.is_set():
