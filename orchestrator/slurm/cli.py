@@ -1,0 +1,241 @@
+"""The route over SLURM's own commands: sbatch, squeue, sacct, scancel, scontrol.
+
+One process per call, one call for all jobs. Nothing is kept between calls but the cluster's name. The commands' output
+is read by `parsing`, their failures by `failures`; this module only decides what to ask.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import ClassVar
+
+from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
+from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
+from orchestrator.slurm import parsing
+from orchestrator.slurm.environment import for_jobs
+from orchestrator.slurm.failures import query_failure, submit_failure
+from orchestrator.slurm.gateway import Gateway, GatewayInfo
+
+_IDS_PER_CALL = 10_000
+"""Linux limits one argument to 128 KiB; this many ids fit."""
+_ACCOUNTING_ABSENT = re.compile(r"accounting storage is disabled", re.IGNORECASE)
+_ABSENT_STORAGE = frozenset({"accounting_storage/none", "none", "(null)", "", "N/A"})
+_INVALID_ID = "Invalid job id specified"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    code: int
+    out: str
+    err: str
+
+
+class CliGateway(Gateway):
+    """SLURM through its commands.
+
+    Parameters
+    ----------
+    submit_timeout_s
+        How long sbatch may take. It waits by itself, up to two minutes, while the controller is too busy; when it is
+        stopped at the time-out the outcome is unknown.
+    query_timeout_s
+        How long squeue, sacct, scancel and scontrol may take.
+    programs
+        Folder of SLURM's commands where they aren't on the PATH.
+    environment
+        What the commands get instead of this process's environment. ``SLURM_*`` and ``SBATCH_*`` are taken out either
+        way, but for what is needed to reach the cluster.
+    """
+
+    name: ClassVar[str] = "cli"
+
+    def __init__(
+        self,
+        *,
+        submit_timeout_s: float = 60.0,
+        query_timeout_s: float = 60.0,
+        programs: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._submit_timeout_s = submit_timeout_s
+        self._query_timeout_s = query_timeout_s
+        self._programs = programs
+        self._environment = for_jobs(os.environ if environment is None else environment)
+        self._info: GatewayInfo | None = None
+
+    def check(self) -> GatewayInfo:
+        config = parsing.parse_config(self._ask("scontrol", "show", "config"))
+        if "ClusterName" not in config:
+            raise GatewayUnavailable("scontrol show config names no cluster", remedy="try it in a shell")
+        self._info = GatewayInfo(
+            gateway=self.name,
+            cluster=config["ClusterName"],
+            release=config.get("SLURM_VERSION", "unknown"),
+            accounting=config.get("AccountingStorageType", "") not in _ABSENT_STORAGE,
+        )
+        return self._info
+
+    def submit(self, submission: Submission) -> SubmittedJob:
+        cluster = self._known().cluster
+        if not submission.working_directory.is_dir():
+            raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")
+        # The script carries name and comment too; here they hold whatever a template leaves out.
+        options = ("--parsable", f"--job-name={submission.tag.job_name}", f"--comment={submission.tag.comment}")
+        answer = self._run(
+            "sbatch",
+            *options,
+            str(submission.script_path),
+            timeout_s=self._submit_timeout_s,
+            environment=self._environment,
+            folder=submission.working_directory,
+        )
+        if answer.code < 0:
+            raise OutcomeUnknown(f"sbatch was ended by signal {-answer.code}", remedy="look for the job by its tag")
+        if answer.code > 0:
+            raise submit_failure(answer.err)
+        job_id = parsing.parse_sbatch(answer.out)
+        if job_id is None:
+            raise OutcomeUnknown(f"sbatch printed no job id but {answer.out!r}", remedy="look for the job by its tag")
+        return SubmittedJob(identity=self._identity_of(job_id, cluster), gateway=self.name)
+
+    def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
+        earliest = since.replace(microsecond=0)
+        queued = parsing.tagged(self._queue(), tag, earliest)
+        try:
+            records = parsing.tagged(self._accounting(earliest), tag, earliest)
+        except GatewayUnavailable:
+            # One in hand can be adopted without accounting; absence can't be proven without it.
+            if queued:
+                return tuple(queued)
+            raise
+        known = {report.identity.job_id for report in queued}
+        first = {record.identity.job_id: record.identity for record in reversed(records)}
+        purged = [identity for job_id, identity in first.items() if job_id not in known]
+        return (*queued, *parsing.latest_of(purged, records).values())
+
+    def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        if not jobs:
+            return {}
+        queue = {report.identity.job_id: report for report in self._queue()}
+        found = ((job, queue[job.job_id]) for job in jobs if job.job_id in queue)
+        return {job: replace(report, identity=job) for job, report in found if parsing.is_same_job(job, report)}
+
+    def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        cluster = self._known().cluster if jobs else ""
+        here = [job for job in jobs if job.cluster == cluster]
+        reports: dict[JobIdentity, JobReport] = {}
+        for begin in range(0, len(here), _IDS_PER_CALL):
+            some = here[begin : begin + _IDS_PER_CALL]
+            ids = ",".join(str(job_id) for job_id in sorted({job.job_id for job in some}))
+            records = self._accounting(min(job.submitted_at for job in some), f"--jobs={ids}")
+            reports |= parsing.latest_of(some, records)
+        return reports
+
+    def cancel(self, job: JobIdentity) -> None:
+        report = self._one(job.job_id)
+        if report is None or not parsing.is_same_job(job, report):
+            if not self.account([job]):
+                raise UnknownJob(
+                    f"job {job} isn't known to SLURM", remedy="its id may have been used again; see `sacct`"
+                )
+            return
+        if not report.state.ended:
+            self._ask("scancel", str(job.job_id))
+
+    # ------------------------------------------------------------------------------------------- what is asked
+
+    def _known(self) -> GatewayInfo:
+        return self._info or self.check()
+
+    def _identity_of(self, job_id: int, cluster: str) -> JobIdentity:
+        """Read back the submit time, without which the id is no identity."""
+        try:
+            report = self._one(job_id)
+        except GatewayUnavailable as error:
+            raise OutcomeUnknown(
+                f"SLURM accepted job {job_id}, then couldn't be asked when: {error}", remedy="look for it by its tag"
+            ) from error
+        if report is None:
+            raise OutcomeUnknown(f"{cluster} forgot job {job_id} at once", remedy="look for it by its tag")
+        return report.identity
+
+    def _queue(self) -> list[JobReport]:
+        """Return all of this user's jobs: naming ids would fail for one that is purged, and load everybody's jobs."""
+        cluster = self._known().cluster
+        text = self._ask(
+            "squeue", "--noheader", "--all", "--local", "--states=all", f"--user={os.getuid()}",
+            f"--Format={parsing.QUEUE_FORMAT}",
+        )  # fmt: skip
+        return parsing.parse_squeue(text, cluster=cluster)
+
+    def _one(self, job_id: int) -> JobReport | None:
+        cluster = self._known().cluster
+        command = ("--noheader", "--all", "--local", "--states=all", f"--Format={parsing.QUEUE_FORMAT}")
+        answer = self._run("squeue", *command, f"--jobs={job_id}")
+        if answer.code != 0 and _INVALID_ID not in answer.err:
+            raise query_failure("squeue", answer.err)
+        return next(iter(parsing.parse_squeue(answer.out, cluster=cluster)), None)
+
+    def _accounting(self, since: datetime, *selection: str) -> list[JobReport]:
+        """Return the records of jobs that had not ended before `since`; the end allows for a clock that is ahead."""
+        cluster = self._known().cluster
+        until = datetime.now(UTC) + timedelta(days=1)
+        answer = self._run(
+            "sacct", "--noheader", "--parsable2", f"--delimiter={parsing.SEPARATOR}", "--duplicates", "--units=K",
+            f"--user={os.getuid()}", f"--starttime={since:%Y-%m-%dT%H:%M:%S}", f"--endtime={until:%Y-%m-%dT%H:%M:%S}",
+            f"--format={parsing.ACCOUNT_FORMAT}", *selection,
+        )  # fmt: skip
+        if answer.code == 0:
+            return parsing.parse_sacct(answer.out, cluster=cluster)
+        if _ACCOUNTING_ABSENT.search(answer.err):
+            return []
+        raise query_failure("sacct", answer.err)
+
+    # ---------------------------------------------------------------------------------------- how it is asked
+
+    def _ask(self, program: str, *arguments: str) -> str:
+        answer = self._run(program, *arguments)
+        if answer.code != 0:
+            raise query_failure(program, answer.err)
+        return answer.out
+
+    def _run(
+        self,
+        program: str,
+        *arguments: str,
+        timeout_s: float | None = None,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> _Answer:
+        path = str(self._programs / program) if self._programs else program
+        try:
+            done = subprocess.run(
+                [path, *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout_s or self._query_timeout_s,
+                env=environment or self._environment | {"TZ": "UTC", "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"},
+                cwd=folder,
+                check=False,
+                # A Ctrl-C in the service's terminal must not reach a submission that is under way.
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = f"{program} gave no answer within {error.timeout:g} s"
+            if program == "sbatch":
+                raise OutcomeUnknown(said, remedy="look for the job by its tag before submitting it again") from error
+            raise GatewayUnavailable(said, remedy="see that slurmctld answers: `scontrol ping`") from error
+        except OSError as error:
+            remedy = 'install SLURM\'s commands or put them on the PATH; without SLURM choose gateway = "local"'
+            raise GatewayUnavailable(f"{path} can't be started: {error.strerror}", remedy=remedy) from error
+        return _Answer(code=done.returncode, out=_decoded(done.stdout), err=_decoded(done.stderr))
+
+
+def _decoded(output: bytes) -> str:
+    return output.decode(errors="replace")

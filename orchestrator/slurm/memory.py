@@ -1,0 +1,191 @@
+"""A little SLURM in memory, for tests of everything that uses a gateway.
+
+It keeps the contract as the real routes do, and is deterministic: jobs start pending and do what the test tells them.
+Faults are scripted: what the next submissions meet is put into `upcoming`; `controller_up` and `accounting_up` are
+switches. Nothing is run, and the script isn't read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from enum import Enum, auto
+from threading import Lock
+from typing import ClassVar
+
+from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
+from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, RunTag, Submission, SubmittedJob, utc_now
+from orchestrator.slurm.gateway import Gateway, GatewayInfo
+from orchestrator.slurm.states import job_state
+
+
+class Meets(Enum):
+    """What a submission meets."""
+
+    ACCEPTANCE = auto()
+    REFUSAL = auto()
+    UNAVAILABLE = auto()
+    LOST_REQUEST = auto()
+    """No answer, and no job."""
+    LOST_REPLY = auto()
+    """No answer, but the job exists."""
+    LATE_ACCEPTANCE = auto()
+    """No answer, and the job comes into being at the next `accept_late`."""
+
+
+class MemoryGateway(Gateway):
+    """Jobs as records in memory.
+
+    Parameters
+    ----------
+    cluster
+        The cluster's name.
+    accounting
+        Whether there is accounting.
+    clock
+        Gives the submit times.
+    """
+
+    name: ClassVar[str] = "memory"
+
+    def __init__(
+        self, *, cluster: str = "memory", accounting: bool = True, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self.upcoming: deque[Meets] = deque()
+        self.controller_up = True
+        self.accounting_up = True
+        self.next_id = 1
+        self.calls: list[str] = []
+        """Names of the contract's methods in the order they were called."""
+        self._cluster = cluster
+        self._accounting = accounting
+        self._clock = clock
+        self._lock = Lock()
+        self._controller: dict[JobIdentity, JobReport] = {}
+        self._records: dict[JobIdentity, JobReport] = {}
+        self._late: list[Submission] = []
+
+    # ------------------------------------------------------------------------------------------- the contract
+
+    def check(self) -> GatewayInfo:
+        self._called("check")
+        return GatewayInfo(gateway=self.name, cluster=self._cluster, release="memory", accounting=self._accounting)
+
+    def submit(self, submission: Submission) -> SubmittedJob:
+        self._called("submit")
+        with self._lock:
+            meets = self.upcoming.popleft() if self.upcoming else Meets.ACCEPTANCE
+            if meets is Meets.REFUSAL:
+                raise SubmitRefused("Invalid partition name specified", remedy="--partition: choose another")
+            if meets is Meets.UNAVAILABLE:
+                raise GatewayUnavailable("the controller can't be reached", remedy="wait")
+            if meets is Meets.LATE_ACCEPTANCE:
+                self._late.append(submission)
+            elif meets is not Meets.LOST_REQUEST:
+                identity = self._accept(submission)
+            if meets is not Meets.ACCEPTANCE:
+                raise OutcomeUnknown("the socket timed out", remedy="look for the job by its tag")
+            return SubmittedJob(identity=identity, gateway=self.name)
+
+    def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
+        self._called("find")
+        earliest = since.replace(microsecond=0)
+        both = self._accounted() | self._controller
+        return tuple(r for job, r in both.items() if r.name == tag.job_name and job.submitted_at >= earliest)
+
+    def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        self._called("poll")
+        return {job: self._controller[job] for job in jobs if job in self._controller}
+
+    def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        self.calls.append("account")
+        accounted = self._accounted()
+        return {job: accounted[job] for job in jobs if job in accounted}
+
+    def cancel(self, job: JobIdentity) -> None:
+        self._called("cancel")
+        if job not in self._controller and job not in self._accounted():
+            raise UnknownJob(f"job {job} isn't known", remedy="its id may have been used again")
+        if job in self._controller and not self._controller[job].state.ended:
+            self.set_state(job, "CANCELLED by 0")
+
+    # --------------------------------------------------------------------------------------- the test's levers
+
+    def set_state(
+        self, job: JobIdentity, words: str, *, exit_code: int | None = None, signal: int | None = None, reason: str = ""
+    ) -> None:
+        """Let a job be in a state of SLURM's, in SLURM's words; accounting hears of it too."""
+        state, before = job_state(words), self._controller[job]
+        begins = before.started_at is None and state not in {JobState.PENDING, JobState.CANCELLED}
+        self._keep(
+            replace(
+                before,
+                state=state,
+                words=words,
+                reason=reason,
+                exit_code=exit_code,
+                signal=signal,
+                nodes="" if state is JobState.PENDING else "memory[1]",
+                started_at=self._clock() if begins else before.started_at,
+                ended_at=self._clock() if state.ended else None,
+            )
+        )
+
+    def requeue(self, job: JobIdentity) -> None:
+        """Let SLURM put a job back into the queue."""
+        before = self._controller[job]
+        self._keep(replace(before, restarts=before.restarts + 1, started_at=None, ended_at=None))
+        self.set_state(job, "PENDING", reason="BeginTime")
+
+    def purge(self, job: JobIdentity, *, accounting: bool = False) -> None:
+        """Let the controller forget a job (MinJobAge), and accounting too if told."""
+        self._controller.pop(job, None)
+        if accounting:
+            self._records.pop(job, None)
+
+    def accept_late(self) -> None:
+        """Let the submissions come into being whose answer was lost before the controller dealt with them."""
+        with self._lock:
+            for submission in self._late:
+                self._accept(submission)
+            self._late.clear()
+
+    @property
+    def jobs(self) -> tuple[JobReport, ...]:
+        """Every job that ever came into being and isn't purged everywhere, oldest first."""
+        return tuple((self._controller | self._records).values())
+
+    # ---------------------------------------------------------------------------------------------- inside
+
+    def _called(self, method: str) -> None:
+        self.calls.append(method)
+        if not self.controller_up:
+            raise GatewayUnavailable("Unable to contact slurm controller (connect failure)", remedy="`scontrol ping`")
+
+    def _accounted(self) -> dict[JobIdentity, JobReport]:
+        if self._accounting and not self.accounting_up:
+            raise GatewayUnavailable("accounting can't be reached", remedy="see that slurmdbd runs")
+        return {job: replace(report, evidence=Evidence.ACCOUNTING) for job, report in self._records.items()}
+
+    def _accept(self, submission: Submission) -> JobIdentity:
+        submitted_at = self._clock().replace(microsecond=0)
+        identity = JobIdentity(cluster=self._cluster, job_id=self.next_id, submitted_at=submitted_at)
+        self.next_id += 1
+        self._keep(
+            JobReport(
+                identity=identity,
+                name=submission.tag.job_name,
+                comment=submission.tag.comment,
+                state=JobState.PENDING,
+                words="PENDING",
+                evidence=Evidence.CONTROLLER,
+            )
+        )
+        return identity
+
+    def _keep(self, report: JobReport) -> None:
+        self._controller[report.identity] = report
+        if self._accounting:
+            self._records[report.identity] = report

@@ -1,0 +1,232 @@
+"""What SLURM's commands print, turned into records. Pure: text in, records out; nothing is run here.
+
+The commands are asked for a format that survives any job name: fields end with the ASCII unit separator, free text
+stands last, times are seconds since 1970 (``SLURM_TIME_FORMAT=%s``). A line that doesn't begin like a record belongs to
+the free text of the one before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, RunTag, Scalar
+from orchestrator.slurm.states import job_state
+
+SEPARATOR = "\x1f"
+
+QUEUE_FIELDS = (
+    "JobID", "State", "Reason", "SubmitTime", "StartTime", "EndTime", "exit_code", "RestartCnt", "NodeList", "Name",
+    "Comment",
+)  # fmt: skip
+QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_FIELDS)
+"""For ``squeue --Format``. Width 0 means neither padding nor truncation."""
+
+ACCOUNT_FIELDS = (
+    "JobIDRaw", "State", "ExitCode", "DerivedExitCode", "Submit", "Start", "End", "ElapsedRaw", "TotalCPU", "MaxRSS",
+    "ReqMem", "AllocTRES", "NodeList", "Reason", "JobName", "Comment",
+)  # fmt: skip
+ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
+"""For ``sacct --parsable2 --duplicates --format``."""
+
+_RECORD_START = re.compile(rf"\d+(\.\w+)?{SEPARATOR}")
+_NOTHING = frozenset({"", "(null)", "N/A", "None", "Unknown", "None assigned", "n/a"})
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
+
+
+def parse_sbatch(text: str) -> int | None:
+    """Return the job id that ``sbatch --parsable`` printed (``12`` or ``12;cluster``); None when there is none."""
+    found = re.search(r"^(\d+)(;\S+)?$", text.strip(), re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """Return ``scontrol show config`` as names and values."""
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def parse_squeue(text: str, *, cluster: str) -> list[JobReport]:
+    """Return one report per job of ``squeue --noheader --Format=QUEUE_FORMAT``."""
+    return [_queued(fields, cluster) for fields in _records(text, QUEUE_FIELDS)]
+
+
+def parse_sacct(text: str, *, cluster: str) -> list[JobReport]:
+    """Return one report per run of a job: a requeued job has several with the same id, the oldest first.
+
+    What only the steps know (memory) is merged into the job they belong to.
+    """
+    reports: list[JobReport] = []
+    for fields in _records(text, ACCOUNT_FIELDS):
+        if "." not in fields["JobIDRaw"]:
+            reports.append(_accounted(fields, cluster))
+        elif reports:
+            reports[-1] = _with_step(reports[-1], fields)
+    return reports
+
+
+def _records(text: str, names: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if _RECORD_START.match(line) or not lines:
+            lines.append(line)
+        else:
+            lines[-1] += f"\n{line}"
+    for line in lines:
+        values = line.rstrip("\n").split(SEPARATOR)
+        if len(values) >= len(names):
+            yield dict(zip(names, values, strict=False))
+
+
+def _queued(fields: dict[str, str], cluster: str) -> JobReport:
+    state = job_state(fields["State"])
+    code, signal = _exit(fields["exit_code"]) if state.ended else (None, None)
+    return JobReport(
+        identity=_identity(fields["JobID"], fields["SubmitTime"], cluster),
+        name=fields["Name"],
+        state=state,
+        words=fields["State"],
+        evidence=Evidence.CONTROLLER,
+        reason=_text(fields["Reason"]),
+        exit_code=code,
+        signal=signal,
+        restarts=int(fields["RestartCnt"] or 0),
+        nodes=_text(fields["NodeList"]),
+        started_at=parse_time(fields["StartTime"]),
+        # Of a running job it is the time at which it must end.
+        ended_at=parse_time(fields["EndTime"]) if state.ended else None,
+        comment=_text(fields["Comment"]),
+    )
+
+
+def _accounted(fields: dict[str, str], cluster: str) -> JobReport:
+    state = job_state(fields["State"])
+    code, signal = _exit(fields["ExitCode"]) if state.ended else (None, None)
+    return JobReport(
+        identity=_identity(fields["JobIDRaw"], fields["Submit"], cluster),
+        name=fields["JobName"],
+        state=state,
+        words=fields["State"],
+        evidence=Evidence.ACCOUNTING,
+        reason=_text(fields["Reason"]),
+        exit_code=code,
+        signal=signal,
+        nodes=_text(fields["NodeList"]),
+        started_at=parse_time(fields["Start"]),
+        ended_at=parse_time(fields["End"]),
+        comment=_text(fields["Comment"]),
+        usage=_usage(fields),
+    )
+
+
+def _usage(fields: dict[str, str]) -> dict[str, Scalar]:
+    usage: dict[str, Scalar | None] = {
+        "elapsed_s": _number(fields["ElapsedRaw"]),
+        "cpu_s": parse_duration_s(fields["TotalCPU"]),
+        "max_rss_bytes": parse_bytes(fields["MaxRSS"]),
+        "requested_memory_bytes": parse_bytes(fields["ReqMem"]),
+        "allocated": fields["AllocTRES"] or None,
+        "derived_exit_code": fields["DerivedExitCode"] or None,
+    }
+    return {name: value for name, value in usage.items() if value is not None}
+
+
+def _with_step(job: JobReport, step: dict[str, str]) -> JobReport:
+    step_rss = parse_bytes(step["MaxRSS"]) or 0
+    largest = max(step_rss, int(job.usage.get("max_rss_bytes", 0)))
+    return replace(job, usage={**job.usage, "max_rss_bytes": largest}) if largest else job
+
+
+def _identity(job_id: str, submitted: str, cluster: str) -> JobIdentity:
+    at = parse_time(submitted) or datetime.fromtimestamp(0, UTC)
+    return JobIdentity(cluster=cluster, job_id=int(job_id), submitted_at=at)
+
+
+def _text(value: str) -> str:
+    return "" if value in _NOTHING else value
+
+
+def _number(value: str) -> int | None:
+    return int(value) if value.isdigit() else None
+
+
+def _exit(value: str) -> tuple[int | None, int | None]:
+    """Read ``code:signal``, or the raw wait status that squeue prints before SLURM 23.02."""
+    if found := re.fullmatch(r"(\d+):(\d+)", value):
+        return int(found[1]), int(found[2]) or None
+    if not value.isdigit():
+        return None, None
+    status = int(value)
+    return (status >> 8) & 0xFF if not status & 0x7F else 0, status & 0x7F or None
+
+
+def parse_time(value: str) -> datetime | None:
+    """Return a time printed as seconds since 1970, or in ISO form as UTC; None where SLURM has none."""
+    if value.isdigit():
+        return datetime.fromtimestamp(int(value), UTC) if int(value) else None
+    try:
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def parse_duration_s(value: str) -> float | None:
+    """Return ``[days-][hours:]minutes:seconds[.fraction]`` in seconds; None when it isn't one."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", value)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def parse_bytes(value: str) -> int | None:
+    """Return ``102400K`` or ``4Gn`` (per node, before SLURM 21.08) in bytes; None when nothing was measured."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]?)[nc]?", value)
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else None
+    # SLURM's own "no value" is near 2**64 of its units.
+    return size if size is not None and size < 2**60 else None
+
+
+def tagged(reports: Iterable[JobReport], tag: RunTag, earliest: datetime) -> list[JobReport]:
+    """Return the reports of jobs that carry the tag and were submitted at `earliest` or later.
+
+    The name alone won't do: accounting calls a job ``allocation`` until it has heard of its start, which can come after
+    its end. The comment alone won't either: accounting keeps it only with ``AccountingStoreFlags=job_comment``.
+    """
+    ours = (report for report in reports if report.name == tag.job_name or report.comment == tag.comment)
+    return [report for report in ours if report.identity.submitted_at >= earliest]
+
+
+def latest_of(jobs: Iterable[JobIdentity], records: Iterable[JobReport]) -> dict[JobIdentity, JobReport]:
+    """Return the last run of each job among the accounting records, under the identity it was submitted with."""
+    by_id: dict[int, list[JobReport]] = defaultdict(list)
+    for record in records:
+        by_id[record.identity.job_id].append(record)
+    runs = {job: runs_of(job, by_id[job.job_id]) for job in jobs}
+    return {job: replace(found[-1], identity=job, restarts=len(found) - 1) for job, found in runs.items() if found}
+
+
+def runs_of(job: JobIdentity, same_id: Sequence[JobReport]) -> list[JobReport]:
+    """Return the records of `job`, oldest first: a requeued job gets a new record with a new submit time.
+
+    A later record with the same id belongs to it only under the same name; otherwise the id was used again.
+    """
+    name = next((record.name for record in same_id if record.identity == job), None)
+    later = [r for r in same_id if r.name == name and r.identity.submitted_at >= job.submitted_at]
+    return sorted(later, key=lambda record: record.identity.submitted_at)
+
+
+def is_same_job(identity: JobIdentity, report: JobReport) -> bool:
+    """Whether what the controller has under this id is the job that was meant.
+
+    SLURM moves the submit time forward when it requeues a job, at the moment the job is completing; that is why a later
+    submit time is no contradiction there.
+    """
+    if report.identity == identity:
+        return True
+    same_id = (report.identity.cluster, report.identity.job_id) == (identity.cluster, identity.job_id)
+    requeued = report.restarts > 0 or report.state is JobState.COMPLETING
+    return same_id and requeued and report.identity.submitted_at > identity.submitted_at
