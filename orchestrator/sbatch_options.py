@@ -1,8 +1,8 @@
 """The options of sbatch that a script may carry, and what each one's value may be.
 
-In: an option's name and a value. Out: one ``#SBATCH`` line. An ``#SBATCH`` line is no shell: variables and shell quotes
-mean nothing there, a newline ends it and hands the rest to bash, ``#`` begins a comment, and ``%`` patterns are replaced
-in file names. sbatch itself understands double quotes around a value with spaces, and nothing else is relied upon.
+In: an option's name and a value. Out: one ``#SBATCH`` line. Such a line is no shell: variables and shell quotes mean
+nothing there, a newline ends it and hands the rest to bash, ``#`` begins a comment, and ``%`` patterns are replaced in
+file names. sbatch itself understands double quotes around a value with spaces, and nothing else is relied upon.
 Source: the sbatch manual page, SLURM 22.05 to 25.05.
 """
 
@@ -35,13 +35,15 @@ def directive(option: str, value: Value) -> str:
     """
     if option not in OPTIONS:
         near = difflib.get_close_matches(option, OPTIONS, n=1)
-        raise ValueError(f"--{option} isn't an option that this program knows{f'; did you mean --{near[0]}?' * bool(near)}")
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        raise ValueError(f"--{option} isn't an option that this program knows{hint}")
     if value is None or value is False:
         return ""
     if value is True and OPTIONS[option] is flag:
         return f"#SBATCH --{option}"
     text = checked(option, value)
-    return f"#SBATCH --{option}={text if UNQUOTED.fullmatch(text) else f'"{text}"'}"
+    quotes = "" if UNQUOTED.fullmatch(text) else '"'
+    return f"#SBATCH --{option}={quotes}{text}{quotes}"
 
 
 def checked(option: str, value: Value) -> str:
@@ -71,7 +73,7 @@ def _one_line(text: str) -> None:
         if character in "\r\n":
             raise ValueError("contains a newline, which would end the #SBATCH line")
         if not character.isprintable():
-            raise ValueError(f"contains the control character {ascii(character)}")
+            raise ValueError(f"contains the control character {character!a}")
         if character in "\"'\\`":
             raise ValueError(f"contains {character}, which sbatch would take for quoting")
     if not text:
@@ -80,14 +82,14 @@ def _one_line(text: str) -> None:
         raise ValueError("begins with a dash, as an option does")
 
 
-def flag(value: Value) -> str:
+def flag(_value: Value) -> str:
     """Refuse every value: the option has none (True and False are dealt with before)."""
     raise ValueError("isn't true or false")
 
 
 def _text(value: Value) -> str:
     if not isinstance(value, str):
-        raise ValueError("isn't text")
+        raise ValueError("isn't text")  # noqa: TRY004 - one kind of error
     return str(value)
 
 
@@ -116,7 +118,8 @@ def _time(value: Value) -> str:
         return _pattern(r"(\d+-)?\d{1,2}:\d{2}:\d{2}", "a time as [days-]hours:minutes:seconds")(value)
     minutes = int(_count(value))
     days, minutes = divmod(minutes, 24 * 60)
-    return f"{f'{days}-' * bool(days)}{minutes // 60:02d}:{minutes % 60:02d}:00"
+    prefix = f"{days}-" if days else ""
+    return f"{prefix}{minutes // 60:02d}:{minutes % 60:02d}:00"
 
 
 def _memory(value: Value) -> str:

@@ -1,0 +1,214 @@
+"""A collection and the site's recipes become plans: what is to run, with which parameters, decided by whom.
+
+In: a `CollectionStart` and the `Settings`. Out: a `Planning`: one `JobPlan` for each recipe that wants the collection,
+and for each other recipe the reason why it doesn't. Pure, but for `check_allowed`, which looks at the file system.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orchestrator.errors import NoRecipe, PathNotAllowed
+from orchestrator.records import CollectionStart, JobPlan, Json, Origin, Parameter, Resources
+from orchestrator.runs import RunDirectory
+from orchestrator.settings import Match, Recipe, Settings
+
+_NAMESPACE = uuid.UUID("0d3f2c5e-5b0e-5f59-9a3c-6e1f5d8f7b21")
+"""Never to be changed: the ids of all automatic runs hang on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotChosen:
+    """A recipe that doesn't want a collection."""
+
+    recipe: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning:
+    """What a collection leads to."""
+
+    plans: tuple[JobPlan, ...]
+    not_chosen: tuple[NotChosen, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why there are no plans, in words for people; empty when there are some."""
+        if self.plans:
+            return ""
+        return "; ".join(f"{one.recipe}: {one.reason}" for one in self.not_chosen) or "the site file has no recipes"
+
+    def require_plans(self) -> tuple[JobPlan, ...]:
+        """Return the plans.
+
+        Raises
+        ------
+        NoRecipe
+            When there are none.
+        """
+        if not self.plans:
+            raise NoRecipe(f"no recipe matches: {self.reason}", remedy="see 'orchestrator plan MESSAGE.json'")
+        return self.plans
+
+
+def plan(
+    start: CollectionStart,
+    settings: Settings,
+    *,
+    user_parameters: Mapping[str, Json] | None = None,
+    requester: str = "automatic",
+    parent_run: str | None = None,
+) -> Planning:
+    """Decide what a collection leads to.
+
+    Parameters
+    ----------
+    start
+        The collection.
+    settings
+        The site, with its recipes.
+    user_parameters
+        Values that a person asked for; they win over all others. With them, or with a parent, the run is another run
+        than the automatic one.
+    requester
+        Who asked.
+    parent_run
+        Run id of the run that this one repeats.
+    """
+    plans: list[JobPlan] = []
+    not_chosen: list[NotChosen] = []
+    for name, recipe in settings.recipes.items():
+        reasons = list(_reasons_against(recipe, start))
+        if reasons:
+            not_chosen.append(NotChosen(recipe=name, reason=", ".join(reasons)))
+        else:
+            parameters = _parameters(name, start, settings, user_parameters or {})
+            run_id = run_id_of(start.uid, name, user_parameters, parent_run)
+            draft = _job_plan(name, start, settings, run_id=run_id, parameters=parameters)
+            plans.append(replace(draft, requester=requester, parent_run=parent_run))
+    return Planning(plans=tuple(plans), not_chosen=tuple(not_chosen))
+
+
+def run_id_of(
+    uid: str, recipe: str, user_parameters: Mapping[str, Json] | None = None, parent_run: str | None = None
+) -> str:
+    """Return the UUID of a run; the same collection and recipe always give the same one."""
+    request: list[Json] = [uid, recipe]
+    if user_parameters or parent_run:
+        request += [dict(user_parameters or {}), parent_run]
+    return str(uuid.uuid5(_NAMESPACE, json.dumps(request, sort_keys=True, ensure_ascii=True)))
+
+
+def check_allowed(path: Path, roots: Sequence[Path]) -> Path:
+    """Return where a path really leads, ``..`` and links resolved; the file itself need not exist yet.
+
+    Raises
+    ------
+    PathNotAllowed
+        When that is below none of the roots.
+    """
+    try:
+        real = Path(os.path.realpath(path))
+        allowed = any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+    except ValueError as error:  # a NUL in the name
+        raise PathNotAllowed(f"{str(path)!r}: {error}", remedy="correct the file's name in the message") from error
+    if not (path.is_absolute() and allowed):
+        leads = "" if real == path else f" (leads to {real})"
+        raise PathNotAllowed(
+            f"{path}{leads}: outside the allowed roots {', '.join(map(str, roots))}",
+            remedy="add its folder to allowed_roots in the site file, or correct the message",
+        )
+    return real
+
+
+# ---------------------------------------------------------------------------------------------------- matching
+
+
+def _reasons_against(recipe: Recipe, start: CollectionStart) -> Iterator[str]:
+    if not recipe.enabled:
+        yield "switched off (enabled = false)"
+    yield from _mismatches(recipe.match, start)
+
+
+def _mismatches(match: Match, start: CollectionStart) -> Iterator[str]:
+    for name in ("beamline", "detector", "scan_type", "visit"):
+        wanted: tuple[str, ...] | None = getattr(match, name)
+        value: str | None = getattr(start, name)
+        if wanted is not None and not any(fnmatch.fnmatchcase(value or "", pattern) for pattern in wanted):
+            yield f"{name} is {value!r}, not {' or '.join(map(repr, wanted))}"
+    for key, condition in match.metadata.items():
+        if key not in start.metadata:
+            yield f"metadata has no {key!r}"
+        elif not condition.holds(start.metadata[key]):
+            yield f"metadata {key!r} is {start.metadata[key]!r}, not {condition}"
+
+
+# ------------------------------------------------------------------------------------------------------- plans
+
+
+def _job_plan(
+    name: str, start: CollectionStart, settings: Settings, *, run_id: str, parameters: tuple[Parameter, ...]
+) -> JobPlan:
+    recipe, defaults = settings.recipes[name], settings.defaults
+    run = RunDirectory.under(
+        settings.runs_root, beamline=start.beamline, visit=start.visit, recipe=name, uid=start.uid, run_id=run_id
+    )
+    return JobPlan(
+        run_id=run_id,
+        recipe=name,
+        kernel=recipe.kernel,
+        template=recipe.template,
+        launcher=recipe.launcher or defaults.launcher,
+        launcher_options=_first(recipe.launcher_options, defaults.launcher_options),
+        collection=start,
+        parameters=parameters,
+        resources=_resources(recipe, settings),
+        run_directory=run.path,
+        modules=_first(recipe.modules, defaults.modules),
+        environment={**defaults.environment, **recipe.environment},
+        python=settings.python,
+        stall_timeout_s=recipe.stall_timeout_s or defaults.stall_timeout_s,
+        appear_timeout_s=recipe.appear_timeout_s or defaults.appear_timeout_s,
+    )
+
+
+def _first(own: tuple[str, ...] | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    return default if own is None else own
+
+
+def _resources(recipe: Recipe, settings: Settings) -> Resources:
+    defaults = settings.defaults.resources.model_dump(exclude_none=True)
+    return Resources(**defaults | recipe.resources.model_dump(exclude_none=True))
+
+
+def _parameters(
+    name: str, start: CollectionStart, settings: Settings, user_parameters: Mapping[str, Json]
+) -> tuple[Parameter, ...]:
+    """Merge the parameters: those of the site, the recipe, the message and the user; later ones win.
+
+    A parameter that none of them sets is the kernel's own default and stands in the result.
+    """
+    recipe = settings.recipes[name]
+    site = settings.defaults.parameters.get(recipe.kernel, {})
+    decided: dict[str, Parameter] = {}
+
+    def decide(key: str, value: Json, origin: Origin, place: str) -> None:
+        decided[key] = Parameter(name=key, value=value, origin=origin, place=place)
+
+    for key, value in site.items():
+        decide(key, value, Origin.SITE, settings.place(f"defaults.parameters.{recipe.kernel}.{key}"))
+    for key, value in recipe.parameters.items():
+        decide(key, value, Origin.RECIPE, settings.place(f"recipes.{name}.parameters.{key}"))
+    for key, field in recipe.from_metadata.items():
+        if field in start.metadata:
+            decide(key, start.metadata[field], Origin.MESSAGE, f"message: metadata.{field}")
+    for key, value in user_parameters.items():
+        decide(key, value, Origin.USER, f"request: {key}")
+    return tuple(decided[key] for key in sorted(decided))

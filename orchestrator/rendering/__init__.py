@@ -1,0 +1,14 @@
+"""A plan and the job templates become the script that is submitted, byte for byte.
+
+    render(plan, attempt, templates) -> BatchScript
+
+`script` does it; `template_folder` reads templates and says what they may consist of; `shell_quoting` knows where in a
+script a value stands and how it must be written there.
+"""
+
+from __future__ import annotations
+
+from orchestrator.rendering.script import MAX_SCRIPT_BYTES, render, template_variables
+from orchestrator.rendering.template_folder import TemplateFolder
+
+__all__ = ["MAX_SCRIPT_BYTES", "TemplateFolder", "render", "template_variables"]

@@ -1,0 +1,276 @@
+"""Renders a plan's script.
+
+In: a `JobPlan`, the attempt's number, the folder of templates. Out: a `BatchScript`. This module reads the templates
+and nothing else, and writes nothing. Templates are Jinja2, sandboxed, and an undefined variable is an error. Whoever
+writes one doesn't think about quoting: every ``{{ value }}`` becomes one word of the shell (a list becomes several),
+and is refused where no quoting would be right. ``#SBATCH`` lines come from ``sbatch(option, value)`` in the partial
+``_sbatch.j2`` alone, each value checked against its option's type.
+
+Each ``{{ … }}`` is compiled into a placeholder. After rendering, the text is scanned as shell and every placeholder is
+replaced according to where it stands, so that no filter, concatenation or macro can smuggle raw text into the script.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jinja2 import StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from orchestrator.errors import InvalidTemplate
+from orchestrator.records import BatchScript, JobPlan, RunTag
+from orchestrator.rendering.shell_quoting import Misplaced, Spot, place_values, quote
+from orchestrator.rendering.template_folder import PARTIAL, TemplateFolder
+from orchestrator.runs import RunDirectory
+from orchestrator.sbatch_options import PathText, directive, shown
+
+MAX_SCRIPT_BYTES = 4 * 1024 * 1024
+"""What slurmctld takes by default (SchedulerParameters=max_script_size)."""
+
+_SHEBANG = re.compile(r"#!(/usr)?/bin/(env )?bash\n")
+_DIRECTIVE = re.compile(r"^[ \t]*#(SBATCH|PBS|BSUB)\b", re.MULTILINE)
+"""What sbatch reads as options; it takes those of PBS and LSF too."""
+
+
+class Verbatim(str):
+    """An ``#SBATCH`` line that this module built and checked; the only text that isn't quoted."""
+
+    __slots__ = ()
+
+
+def render(plan: JobPlan, attempt: int, templates: Path) -> BatchScript:
+    """Render the script of one attempt of a plan.
+
+    Parameters
+    ----------
+    plan
+        What is to run.
+    attempt
+        Number of the attempt, from 1.
+    templates
+        Folder that holds the plan's template and the partials.
+
+    Raises
+    ------
+    InvalidTemplate
+        Naming the template's file and line: it doesn't exist, has a syntax error or an undefined variable, puts a value
+        where none may stand, or hands ``sbatch()`` a value that its option doesn't take.
+    """
+    rendering = _Rendering(TemplateFolder(templates))
+    text = rendering.script(plan.template, template_variables(plan, attempt))
+    return BatchScript(text=text, template_name=plan.template, template_text=rendering.folder.text_of_all_loaded())
+
+
+def template_variables(plan: JobPlan, attempt: int) -> dict[str, object]:
+    """Return what a template may use; ``docs/reference/job-template-variables.md`` lists it."""
+    tag = RunTag(run_id=plan.run_id, attempt=attempt)
+    run = RunDirectory(plan.run_directory)
+    here = run.attempt(attempt)
+    job = {"name": tag.job_name, "comment": tag.comment, "attempt": attempt}
+    paths = {
+        "run": run.path,
+        "parameters": run.parameters,
+        "result": run.result,
+        "collection_end": run.collection_end,
+        "log": here.log,
+        "progress": here.progress,
+    }
+    values = asdict(plan)
+    collection, resources = values.pop("collection"), values.pop("resources")
+    values["parameters"] = plan.parameter_values()
+    names = {"job": job, "paths": paths, "plan": values, "collection": collection, "resources": resources}
+    return {name: _plain(value) for name, value in names.items()}
+
+
+def _plain(value: object) -> object:
+    """Reduce a value to text, numbers, lists and mappings: nothing that a template could act with."""
+    if isinstance(value, Path):
+        return PathText(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return str(value)
+
+
+class _Placeholder(str):
+    """What stands for a value until the script is scanned."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A ``{{ … }}`` that was reached, and where it stands."""
+
+    value: object
+    template: str
+    line: int
+
+
+class _Rendering:
+    """One rendering; holds the values until they are put into the script."""
+
+    def __init__(self, folder: TemplateFolder) -> None:
+        self.folder = folder
+        self._nonce = secrets.token_hex(8)
+        self._values: list[_Value] = []
+        self._environment = ImmutableSandboxedEnvironment(
+            loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+            finalize=self._only_placeholders, autoescape=False, cache_size=0,
+        )  # fmt: skip
+        self._environment.filters[folder.PLACEHOLDER_FILTER] = self._placeholder
+        self._environment.globals = {"sbatch": _sbatch, "range": self._environment.globals["range"]}
+
+    def script(self, template: str, variables: Mapping[str, object]) -> str:
+        text = self._without_unset_directives(self._rendered(template, variables))
+        self._refuse_directives_outside_the_partial(text, template)
+        try:
+            script = place_values(text, self._spots(text), lambda spot, context: self._written(spot, context, text))
+        except Misplaced as error:
+            raise self._invalid(error, template) from error
+        _check_script(script, template)
+        return script
+
+    def _rendered(self, template: str, variables: Mapping[str, object]) -> str:
+        try:
+            return self._environment.get_template(template).render(variables)
+        except InvalidTemplate:
+            raise
+        except TemplateNotFound as error:
+            raise InvalidTemplate(
+                f"{self.folder.path}: there is no template {error.name!r}",
+                remedy=f"its templates are: {', '.join(self.folder.names()) or 'none'}",
+            ) from error
+        except TemplateSyntaxError as error:
+            raise InvalidTemplate(f"{error.filename or error.name}, line {error.lineno}: {error.message}") from error
+        except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+            name, line = self.folder.place_of(error, default=template)
+            raise InvalidTemplate(
+                f"{self.folder.path / name}, line {line}: {error}",
+                remedy=f"a template may use: {', '.join(sorted(variables))}; see docs/how-to/write-a-job-template.md",
+            ) from error
+
+    # ------------------------------------------------------------------------------------------- placeholders
+
+    def _placeholder(self, value: object, template: str, line: int) -> _Placeholder:
+        if isinstance(value, StrictUndefined):
+            str(value)  # raises, with the name that isn't defined
+        self._values.append(_Value(value, template, line))
+        return _Placeholder(f"\x02{self._nonce}:{len(self._values) - 1}\x03")
+
+    def _only_placeholders(self, value: object) -> object:
+        if type(value) is not _Placeholder:
+            raise TypeError(f"{shown(value)} reached the script in a way that isn't {{{{ value }}}}")
+        return value
+
+    def _spots(self, text: str) -> list[Spot]:
+        found = re.finditer(f"\x02{self._nonce}:(\\d+)\x03", text)
+        return [Spot(int(match[1]), match.start(), match.end()) for match in found]
+
+    def _without_unset_directives(self, text: str) -> str:
+        def kept(match: re.Match[str]) -> str:
+            value = self._values[int(match[1])].value
+            return "" if type(value) is Verbatim and not value else match[0]
+
+        return re.sub(f"^\x02{self._nonce}:(\\d+)\x03\n", kept, text, flags=re.MULTILINE)
+
+    def _refuse_directives_outside_the_partial(self, text: str, template: str) -> None:
+        if any("\x02" in chunk or "\x03" in chunk for chunk in re.split(f"\x02{self._nonce}:\\d+\x03", text)):
+            raise InvalidTemplate(f"{self.folder.path / template}: contains the control characters \\x02 or \\x03")
+        match = _DIRECTIVE.search(text)
+        if match is not None:
+            raise InvalidTemplate(
+                f"{self.folder.path / template}: the script has a literal '{match[0].strip()}' line",
+                remedy=f"write {{{{ sbatch('option', value) }}}} in {PARTIAL}; no other place writes such lines",
+            )
+
+    # ------------------------------------------------------------------------------------------------- values
+
+    def _written(self, spot: Spot, context: str, text: str) -> str:
+        value = self._values[spot.number].value
+        before, after = text[spot.start - 1 : spot.start] or "\n", text[spot.end : spot.end + 1] or "\n"
+        try:
+            if type(value) is Verbatim:
+                return _directive_line(value, context, text[: spot.start], after)
+            if isinstance(value, list | tuple):
+                return _words(value, context, alone=before.isspace() and after.isspace())
+            word = self._text(value)
+            if context == "comment":
+                return _comment_text(word)
+            return quote(word, bare=before.isspace() or before in "=:/,")
+        except ValueError as error:
+            raise Misplaced(
+                f"the value {shown(value)} {error}", line=text.count("\n", 0, spot.start) + 1, value=spot.number
+            ) from error
+
+    def _text(self, value: object) -> str:
+        text = _word(value)
+        if self._nonce in text:
+            raise ValueError("was put together from other {{ … }}, which can't be quoted again")
+        return text
+
+    def _invalid(self, error: Misplaced, template: str) -> InvalidTemplate:
+        if error.value is None:
+            place = f"{self.folder.path / template} (line {error.line} of the script)"
+        else:
+            value = self._values[error.value]
+            place = f"{self.folder.path / value.template}, line {value.line}"
+        return InvalidTemplate(f"{place}: {error}", remedy=error.remedy)
+
+
+def _sbatch(option: str, value: object = True) -> Verbatim:
+    return Verbatim(directive(option, value))
+
+
+def _word(value: object) -> str:
+    """Return a single value as text."""
+    if value is None:
+        raise ValueError("is no value; test it with {% if … is not none %}")
+    if value is True or value is False:
+        raise ValueError("is true or false, which the shell has no word for; test it with {% if %}")
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"is a {type(value).__name__}, not a text, number or list")  # noqa: TRY004 - one kind of error
+    return str(value)
+
+
+def _words(values: list[object] | tuple[object, ...], context: str, *, alone: bool) -> str:
+    if context != "plain" or not alone:
+        raise ValueError("is a list, which must stand alone between spaces")
+    return " ".join(quote(_word(value)) for value in values)
+
+
+def _comment_text(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has a newline or control character and stands in a comment")
+    return text
+
+
+def _directive_line(line: Verbatim, context: str, before: str, after: str) -> str:
+    """Return a directive, having checked that sbatch will see it: in the head, at the start of a line of its own."""
+    if context != "plain" or not (before.endswith("\n") and after == "\n"):
+        raise ValueError("must stand alone on its line")
+    head = [row for row in before.splitlines() if row.strip() and not row.startswith(("#", "\x02"))]
+    if head:
+        raise ValueError("stands behind the first command, where sbatch doesn't look any more")
+    return str(line)
+
+
+def _check_script(script: str, template: str) -> None:
+    if not _SHEBANG.match(script):
+        raise InvalidTemplate(
+            f"{template}: the script doesn't begin with #!/bin/bash",
+            remedy="make #!/bin/bash the template's first line; values are quoted for bash",
+        )
+    size = len(script.encode())
+    if size > MAX_SCRIPT_BYTES:
+        raise InvalidTemplate(
+            f"{template}: the script has {size} bytes, SLURM takes {MAX_SCRIPT_BYTES}",
+            remedy="hand large values over in the parameter file",
+        )

@@ -1,0 +1,26 @@
+"""The site file: what one installation of the service is to do, and with what.
+
+In: a TOML file (`load_settings`). Out: frozen `Settings`. Unknown keys are refused, with the nearest known one. Nothing
+here looks whether folders or programs exist; ``orchestrator site check`` does.
+"""
+
+from __future__ import annotations
+
+from orchestrator.settings.loading import load_settings
+from orchestrator.settings.model import (
+    Condition,
+    Defaults,
+    GatewaySettings,
+    Match,
+    Recipe,
+    ResourceRequest,
+    Settings,
+    SpoolSettings,
+    StompSettings,
+    TlsSettings,
+)  # fmt: skip
+
+__all__ = [
+    "Condition", "Defaults", "GatewaySettings", "Match", "Recipe", "ResourceRequest", "Settings", "SpoolSettings",
+    "StompSettings", "TlsSettings", "load_settings",
+]  # fmt: skip

@@ -1,0 +1,256 @@
+"""What a site file may say, as frozen models. Unknown keys are refused.
+
+These models check each value by itself; reading the file, overrides and the wording of errors are in `loading`. Paths
+come out absolute: relative ones are taken from the site file's folder.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from orchestrator.records import Scalar
+from orchestrator.sbatch_options import checked
+
+
+def _from_site_file(path: Path, info: ValidationInfo) -> Path:
+    base = info.context["folder"] if info.context else Path.cwd()
+    return Path(os.path.normpath(base / path.expanduser()))
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | bool | int | float) else value
+
+
+def _environment_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r} is no name of an environment variable")
+    return name
+
+
+SitePath: TypeAlias = Annotated[Path, AfterValidator(_from_site_file)]
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+TemplateName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.j2$")]
+EnvironmentName: TypeAlias = Annotated[str, AfterValidator(_environment_name)]
+Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Broker: TypeAlias = Annotated[str, Field(pattern=r"^([^\s:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")]
+Launcher: TypeAlias = Literal["mpirun", "srun", "none"]
+Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Model(BaseModel):
+    """Frozen, and strict about what it knows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GatewaySettings(Model):
+    """The route to SLURM."""
+
+    route: Literal["auto", "cli", "local", "memory"] = "auto"
+    """``auto`` takes SLURM's commands where a controller answers, and this machine where there is none."""
+    poll_interval_s: Seconds = 2.0
+    """Shortest time between two questions about all active jobs; it grows when an answer takes long."""
+    poll_interval_max_s: Seconds = 60.0
+    submit_deadline_s: Seconds = 60.0
+    """How long one call may take before its outcome counts as unknown."""
+    absence_grace_s: Seconds = 30.0
+    """How long after a submission without an answer a job that can't be found counts as absent."""
+    attempts_max: int = Field(default=3, ge=1)
+    """How often a run is tried when its job is lost through no fault of its own."""
+    local_jobs_max: int = Field(default=1, ge=1)
+    """How many jobs the local route runs at once; the others wait."""
+
+
+class SpoolSettings(Model):
+    """Messages as files in a folder."""
+
+    folder: SitePath
+    poll_interval_s: Seconds = 0.2
+
+
+class TlsSettings(Model):
+    """An encrypted connection to the broker."""
+
+    ca_file: SitePath | None = None
+    """Certificates to trust; the system's own when left out."""
+    certificate_file: SitePath | None = None
+    key_file: SitePath | None = None
+
+
+class StompSettings(Model):
+    """Messages from a STOMP 1.2 broker."""
+
+    brokers: Annotated[tuple[Broker, ...], Field(min_length=1)]
+    """``host:port``, in the order in which they are tried; ``[::1]:61613`` for IPv6."""
+    queue: str = "/queue/collection"
+    """A queue's name, or a whole STOMP destination that begins with a slash."""
+    dead_letter_queue: str = ""
+    """The queue's name with ``.rejected`` added when left out."""
+    credentials_file: SitePath | None = None
+    """TOML with ``username`` and ``password``, readable by its owner (and group) only."""
+    tls: TlsSettings | None = None
+    heartbeat_s: Seconds = 10.0
+    connect_timeout_s: Seconds = 5.0
+    receipt_timeout_s: Seconds = 30.0
+    prefetch: int = Field(default=1, ge=1)
+    """Messages that the broker hands out before it has an acknowledgement."""
+    reconnect_longest_s: Seconds = 30.0
+
+
+class ResourceRequest(Model):
+    """What a job asks of SLURM; fields left out are taken from ``[defaults.resources]``, then from `Resources`."""
+
+    ntasks: int | None = Field(default=None, ge=1)
+    nodes: int | None = Field(default=None, ge=1)
+    cpus_per_task: int | None = Field(default=None, ge=1)
+    memory_mb: int | None = Field(default=None, ge=1)
+    time_limit_min: int | None = Field(default=None, ge=1)
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    exclusive: bool | None = None
+    requeue: bool | None = None
+
+    @field_validator("partition", "account", "qos", "constraint", "reservation")
+    @classmethod
+    def _fits_its_option(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return value if value is None else checked(str(info.field_name), value)
+
+
+class Condition(Model):
+    """What a metadata field must be: one of some values (text may have ``*``), or a number within bounds."""
+
+    one_of: tuple[bool | int | float | str, ...] = ()
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_value(cls, value: object) -> object:
+        if isinstance(value, Mapping):
+            if not value or set(value) - {"min", "max"}:
+                raise ValueError("takes a value, a list of values, or { min = …, max = … }")
+            return value
+        values = _as_list(value)
+        if not isinstance(values, list) or not values:
+            raise ValueError("takes a value, a list of values, or { min = …, max = … }")
+        return {"one_of": values}
+
+    def holds(self, value: Scalar) -> bool:
+        """Whether a message's value meets the condition."""
+        if self.one_of:
+            return any(_same(wanted, value) for wanted in self.one_of)
+        if isinstance(value, bool | str):
+            return False
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+    def __str__(self) -> str:
+        if self.one_of:
+            return " or ".join(repr(value) for value in self.one_of)
+        lower = "" if self.min is None else f"from {self.min}"
+        upper = "" if self.max is None else f"up to {self.max}"
+        return f"{lower} {upper}".strip()
+
+
+def _same(wanted: Scalar, value: Scalar) -> bool:
+    if isinstance(wanted, str) and isinstance(value, str):
+        return fnmatch.fnmatchcase(value, wanted)
+    return isinstance(wanted, bool) == isinstance(value, bool) and wanted == value
+
+
+class Match(Model):
+    """Which collections a recipe wants: all conditions must hold. Text may have ``*``, ``?`` and ``[…]``."""
+
+    beamline: Texts | None = None
+    detector: Texts | None = None
+    scan_type: Texts | None = None
+    visit: Texts | None = None
+    metadata: Mapping[str, Condition] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Match:
+        if not self.model_fields_set:
+            raise ValueError('has no condition; write beamline = "*" for every collection')
+        return self
+
+
+class Recipe(Model):
+    """One way to process the collections that match."""
+
+    enabled: bool = True
+    match: Match
+    kernel: Name
+    template: TemplateName
+    launcher: Launcher | None = None
+    launcher_options: tuple[str, ...] | None = None
+    parameters: Mapping[str, JsonValue] = Field(default_factory=dict)
+    from_metadata: Mapping[str, str] = Field(default_factory=dict)
+    """Parameter -> the message's metadata field that sets it, where the message has that field."""
+    resources: ResourceRequest = ResourceRequest()
+    modules: tuple[str, ...] | None = None
+    environment: Mapping[EnvironmentName, str] = Field(default_factory=dict)
+    stall_timeout_s: Seconds | None = None
+    appear_timeout_s: Seconds | None = None
+
+
+class Defaults(Model):
+    """What recipes needn't repeat."""
+
+    launcher: Launcher = "mpirun"
+    launcher_options: tuple[str, ...] = ()
+    parameters: Mapping[Name, Mapping[str, JsonValue]] = Field(default_factory=dict)
+    """Kernel -> its parameters at this site."""
+    resources: ResourceRequest = ResourceRequest()
+    modules: tuple[str, ...] = ()
+    environment: Mapping[EnvironmentName, str] = Field(default_factory=dict)
+    stall_timeout_s: Seconds = 300.0
+    appear_timeout_s: Seconds = 120.0
+
+
+class Settings(Model):
+    """A site file, read and checked."""
+
+    name: Name
+    database: str = Field(repr=False)
+    """SQLAlchemy URL. A relative SQLite file is taken from the site file's folder; ``${NAME}`` from the environment."""
+    runs_root: SitePath
+    allowed_roots: Annotated[tuple[SitePath, ...], Field(min_length=1)]
+    """Input files must lie below one of these, links resolved."""
+    templates: SitePath
+    python: SitePath = Path(sys.executable)
+    """The interpreter that runs the kernel in the job; it must exist on the compute nodes."""
+    gateway: GatewaySettings = GatewaySettings()
+    spool: SpoolSettings | None = None
+    stomp: StompSettings | None = None
+    defaults: Defaults = Defaults()
+    recipes: Mapping[Name, Recipe]
+
+    source: Path = Field(exclude=True)
+    """The site file."""
+    overridden: frozenset[str] = Field(default=frozenset(), exclude=True)
+    """Dotted keys that were set from outside the file."""
+
+    def place(self, key: str) -> str:
+        """Return where a dotted key was decided, e.g. ``demo.toml: recipes.azimuthal.parameters.bins``."""
+        outside = any(key == name or key.startswith(f"{name}.") for name in self.overridden)
+        return f"override: {key}" if outside else f"{self.source.name}: {key}"
