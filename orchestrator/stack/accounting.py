@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
-from pathlib import Path
 
 from orchestrator.stack import databases, processes
 from orchestrator.stack.daemon import Daemon
 from orchestrator.stack.layout import Layout, make_private, write_private
 from orchestrator.stack.ports import LOOPBACK
 from orchestrator.stack.programs import find_program
+
+PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 
 
 def database_url(layout: Layout) -> str:
@@ -20,7 +21,7 @@ def database_url(layout: Layout) -> str:
 
 def prepare(layout: Layout) -> None:
     """Make the database's system tables where they are missing, and write slurmdbd.conf."""
-    databases.install_mariadb(make_private(layout.directory / "mariadb") / "data")
+    databases.install_mariadb(make_private(layout.directory / "mariadb"), layout.password)
     settings = {
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={layout.munge_socket}",
@@ -50,15 +51,9 @@ def daemons(layout: Layout) -> list[Daemon]:
 
 
 def _database(layout: Layout) -> Daemon:
-    command = databases.mariadb_command(
-        layout.directory / "mariadb",
-        port=layout.ports["mariadb"],
-        socket=Path("mariadb.sock"),
-        password=layout.password,
-    )
     return Daemon(
         name="mariadb",
-        command=tuple(command),
+        command=tuple(databases.mariadb_command(layout.directory / "mariadb", layout.ports["mariadb"])),
         log=layout.log("mariadb"),
         environment=dict(os.environ),
         ready=lambda: databases.accepts_connections(database_url(layout)),

@@ -15,6 +15,7 @@ from orchestrator.stack.layout import Layout, make_private, write_private
 from orchestrator.stack.ports import LOOPBACK
 from orchestrator.stack.programs import find_program
 
+PROGRAMS = ("java", "openssl")
 LIBRARIES = Path("/usr/share/activemq/lib")
 
 # Written for ActiveMQ 5.17; each queue has a dead-letter queue of its own, DLQ.<queue>.
@@ -76,6 +77,12 @@ def address(layout: Layout) -> BrokerAddress:
     )
 
 
+def require_libraries() -> None:
+    """Raise `StackError` where ActiveMQ isn't installed."""
+    if not LIBRARIES.is_dir():
+        raise StackError(f"ActiveMQ is missing ({LIBRARIES})", remedy="install it: apt-get install activemq")
+
+
 def _folder(layout: Layout) -> Path:
     return layout.directory / "broker"
 
@@ -125,15 +132,7 @@ def _make_certificate(certificate: Path, keystore: Path, password: str) -> None:
 
 
 def daemon(layout: Layout) -> Daemon:
-    """Return the description of the broker.
-
-    Raises
-    ------
-    StackError
-        ActiveMQ isn't installed.
-    """
-    if not LIBRARIES.is_dir():
-        raise StackError("ActiveMQ is missing", remedy="install it: apt-get install activemq")
+    """Return the description of the broker."""
     folder = _folder(layout)
     here = address(layout)
     return Daemon(

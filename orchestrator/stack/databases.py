@@ -102,8 +102,8 @@ def private_mariadb(directory: Path) -> Iterator[str]:
     directory.mkdir(parents=True, exist_ok=True)
     (port,) = ports.free_ports(1)
     password = secrets.token_urlsafe(18)
-    install_mariadb(directory / "data")
-    command = mariadb_command(directory, port=port, socket=Path("mariadb.sock"), password=password)
+    install_mariadb(directory, password)
+    command = mariadb_command(directory, port)
     url = mariadb_url(port, password)
     with _server(command, directory, url):
         yield url
@@ -124,43 +124,38 @@ def accepts_connections(url: str) -> bool:
     return True
 
 
-def install_mariadb(data: Path) -> None:
-    """Make the system tables in a new data directory; nothing when they are there."""
+def install_mariadb(directory: Path, password: str) -> None:
+    """Make the system tables where they are missing, and what makes the user and the database at each start."""
+    account = f"'{USER}'@'{ports.LOOPBACK}'"
+    start = directory / "start.sql"
+    start.touch(mode=0o600)
+    start.write_text(
+        f"CREATE OR REPLACE USER {account} IDENTIFIED BY '{password}';\n"
+        f"GRANT ALL ON *.* TO {account};\n"
+        f"CREATE DATABASE IF NOT EXISTS {USER} CHARACTER SET utf8mb4;\n"
+    )
+    data = directory / "data"
     if (data / "mysql").exists():
         return
     options = ["--no-defaults", f"--datadir={data}", "--skip-test-db", f"--user={_own_name()}"]
     processes.run([find_program("mariadb-install-db"), *options], timeout_s=STARTUP_TIMEOUT_S)
 
 
-def mariadb_command(directory: Path, *, port: int, socket: Path, password: str) -> list[str]:
-    """Return the server's command line; at start it makes the user and the database where they are missing.
-
-    Parameters
-    ----------
-    directory
-        Its ``data`` holds what `install_mariadb` made.
-    socket
-        Short, or relative to the data directory: names of sockets are limited to 107 bytes.
-    """
-    start = directory / "start.sql"
-    start.touch(mode=0o600)
-    account = f"'{USER}'@'{ports.LOOPBACK}'"
-    start.write_text(
-        f"CREATE USER IF NOT EXISTS {account} IDENTIFIED BY '{password}';\n"
-        f"GRANT ALL ON *.* TO {account};\n"
-        f"CREATE DATABASE IF NOT EXISTS {USER} CHARACTER SET utf8mb4;\n"
-    )
+def mariadb_command(directory: Path, port: int) -> list[str]:
+    """Return the command line of the server for what `install_mariadb` made."""
     return [
         find_program("mariadbd"),
         "--no-defaults",
         f"--user={_own_name()}",
         f"--datadir={directory / 'data'}",
-        f"--init-file={start}",
-        f"--socket={socket}",
+        f"--init-file={directory / 'start.sql'}",
+        # Relative to the data directory: names of sockets are limited to 107 bytes.
+        "--socket=mariadb.sock",
         f"--port={port}",
         f"--bind-address={ports.LOOPBACK}",
         "--skip-name-resolve",
-        "--innodb-buffer-pool-size=64M",
+        # What slurmdbd wants.
+        "--innodb-buffer-pool-size=128M",
         "--innodb-log-file-size=32M",
         "--innodb-lock-wait-timeout=900",
         "--skip-log-bin",

@@ -9,6 +9,7 @@ from orchestrator.stack.daemon import Daemon
 from orchestrator.stack.layout import Layout, make_private, write_private
 from orchestrator.stack.programs import find_program
 
+PROGRAMS = ("munged", "munge", "unmunge")
 KEY_BYTES = 128
 
 

@@ -21,7 +21,7 @@ DEBIAN_PACKAGES = {
     "slurmrestd": "slurmrestd",
     "scontrol": "slurm-client",
     "sinfo": "slurm-client",
-    "squeue": "slurm-client",
+    "sbatch": "slurm-client",
     "sacctmgr": "slurm-client",
     "java": "openjdk-17-jre-headless",
     "mariadbd": "mariadb-server-core",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import urllib.error
 import urllib.request
 
@@ -10,6 +12,8 @@ from orchestrator.stack.daemon import Daemon
 from orchestrator.stack.layout import Layout
 from orchestrator.stack.ports import LOOPBACK
 from orchestrator.stack.programs import find_program
+
+PROGRAMS = ("slurmrestd",)
 
 
 def url(layout: Layout) -> str:
@@ -46,9 +50,8 @@ def daemon(layout: Layout) -> Daemon:
 
 
 def _answers(layout: Layout) -> bool:
-    request = urllib.request.Request(  # noqa: S310 -- the address is ours, and http
-        f"{url(layout)}/openapi/v3", headers={"X-SLURM-USER-TOKEN": token(layout, lifespan_s=60)}
-    )
+    headers = {"X-SLURM-USER-NAME": pwd.getpwuid(os.geteuid()).pw_name, "X-SLURM-USER-TOKEN": token(layout)}
+    request = urllib.request.Request(f"{url(layout)}/openapi/v3", headers=headers)  # noqa: S310 -- ours, and http
     try:
         with urllib.request.urlopen(request, timeout=5) as reply:  # noqa: S310 -- as above
             return bool(reply.status == 200)

@@ -19,6 +19,7 @@ from orchestrator.stack.layout import Layout, Service, make_private, write_priva
 from orchestrator.stack.ports import LOOPBACK
 from orchestrator.stack.programs import find_program
 
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
 CLUSTER = "stack"
 LEAST_CPUS_PER_NODE = 4
 MEMORY_SHARE = 0.8
@@ -109,6 +110,8 @@ def _accounting(layout: Layout) -> dict[str, str]:
     return {
         "AccountingStorageType": "accounting_storage/slurmdbd",
         "AccountingStorageHost": LOOPBACK,
+        # The socket of munged; slurm.conf(5) gives the option this second meaning.
+        "AccountingStoragePass": str(layout.munge_socket),
         "AccountingStoragePort": str(layout.ports["slurmdbd"]),
         "AccountingStoreFlags": "job_comment,job_env,job_script",
     }

@@ -15,6 +15,7 @@ from orchestrator.errors import StackError
 from orchestrator.stack import accounting, broker, layout, munge, processes, rest, slurm
 from orchestrator.stack.daemon import BrokerAddress, Daemon, DaemonStatus
 from orchestrator.stack.layout import NEEDS, Layout, Service
+from orchestrator.stack.programs import find_program
 
 DEFAULT_SERVICES = (Service.SLURM, Service.BROKER)
 DEFAULT_NODES = 2
@@ -51,13 +52,13 @@ class Stack:
             A program is missing, a daemon doesn't come up, or a running stack has another number of nodes.
         """
         wanted = _with_needed(services)
+        require_programs(wanted)
         with self._locked():
             facts = self._layout_for(wanted, nodes)
-            daemons = _describe(facts)
             layout.save(facts)
             if _prepare(facts):
                 self._end(name for name in self._processes() if name.startswith(("slurmctld", "slurmd-")))
-            self._bring_up(daemons)
+            self._bring_up(_describe(facts))
 
     def down(self) -> None:
         """End this stack's jobs and daemons; data and logs stay in the directory. Harmless when nothing runs."""
@@ -232,6 +233,23 @@ def _with_needed(services: Collection[str]) -> frozenset[Service]:
     except ValueError as unknown:
         raise StackError(str(unknown), remedy=f"services are: {', '.join(Service)}") from unknown
     return frozenset(wanted | {NEEDS[service] for service in wanted if service in NEEDS})
+
+
+PROGRAMS = {
+    Service.SLURM: (*munge.PROGRAMS, *slurm.PROGRAMS),
+    Service.BROKER: broker.PROGRAMS,
+    Service.ACCOUNTING: accounting.PROGRAMS,
+    Service.REST: rest.PROGRAMS,
+}
+
+
+def require_programs(services: Collection[Service]) -> None:
+    """Raise `StackError` where a program that these services need is missing; names it and its Debian package."""
+    for service in services:
+        for name in PROGRAMS[service]:
+            find_program(name)
+    if Service.BROKER in services:
+        broker.require_libraries()
 
 
 def _prepare(facts: Layout) -> bool:

@@ -7,25 +7,22 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.errors import StackError
-from orchestrator.stack import Stack
-from orchestrator.stack.programs import find_program
-
-PROGRAMS = ("munged", "slurmctld", "slurmd", "scontrol", "sbatch", "java", "openssl")
+from orchestrator.stack import Service, Stack
+from orchestrator.stack.stack import require_programs
 
 
-def need_programs(*names: str) -> None:
-    """Skip where programs are missing, saying which packages bring them."""
-    for name in names:
-        try:
-            find_program(name)
-        except StackError as missing:
-            pytest.skip(f"NOT TESTED: {missing.full_text}")
+def need(*services: Service) -> None:
+    """Skip where programs are missing, saying which package brings the first of them."""
+    try:
+        require_programs(services)
+    except StackError as missing:
+        pytest.skip(f"NOT TESTED: {missing.full_text}")
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Return a running stack with SLURM (two nodes) and a broker."""
-    need_programs(*PROGRAMS)
+    need(Service.SLURM, Service.BROKER)
     private = Stack(tmp_path_factory.mktemp("stack"))
     try:
         private.up({"slurm", "broker"}, nodes=2)
@@ -37,7 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def accounting_stack(stack: Stack) -> Stack:
     """Return the same stack, with accounting from here on."""
-    need_programs("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
+    need(Service.ACCOUNTING)
     stack.up({"accounting"})
     return stack
 
@@ -45,6 +42,6 @@ def accounting_stack(stack: Stack) -> Stack:
 @pytest.fixture(scope="session")
 def rest_stack(stack: Stack) -> Stack:
     """Return the same stack, with slurmrestd from here on."""
-    need_programs("slurmrestd")
+    need(Service.REST)
     stack.up({"rest"})
     return stack
