@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.simulator.frames import FrameSource
 
 KEYS = "/entry/diamond_scan/keys/uniqueKeys"
 FINISHED = "/entry/diamond_scan/scan_finished"
-WRITTEN_TIME = "/entry/instrument/detector/frame_written_time"
+WRITTEN_TIME = "/entry/diamond_scan/frame_written_time"
 FRAMES = "/entry/data/data"
 LIBVER = ("v110", "v110")
 """Readable by HDF5 1.10 and later, which is what facilities have."""
+_CHUNK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ def new_entry(file: h5py.File) -> h5py.Group:
     entry.attrs["default"] = "data"
     data = group(entry, "data", "NXdata")
     data.attrs["signal"] = "data"
+    data.attrs["axes"] = [".", ".", "."]
     return entry
 
 
@@ -85,12 +89,6 @@ def _write_detector(detector: h5py.Group, scan: Scan) -> None:
         detector.create_dataset("pixel_mask", data=source.pixel_mask, compression="gzip", chunks=source.shape)
         field(detector, "pixel_mask_applied", np.True_)
     _write_position(detector, geometry.distance_m)
-    written = detector.create_dataset(
-        "frame_written_time", data=np.full(scan.number, np.nan), chunks=(scan.number,), maxshape=(None,)
-    )
-    written.attrs["units"] = "s"
-    written.attrs["start"] = "1970-01-01T00:00:00+00:00"
-    written.attrs["long_name"] = "time just before the flush that made the frame visible; NaN: not written"
 
 
 def _write_position(detector: h5py.Group, distance_m: float) -> None:
@@ -106,7 +104,14 @@ def _write_bookkeeping(scan_group: h5py.Group, scan: Scan) -> None:
     """Diamond's names: a key per frame, 0 until it is written, and a flag that is 1 once nothing more will come."""
     field(scan_group, "scan_shape", np.array([scan.number], dtype=np.int64))
     keys = group(scan_group, "keys", "NXcollection")
-    keys.create_dataset(
-        "uniqueKeys", data=np.zeros(scan.number, dtype=np.int64), chunks=(scan.number,), maxshape=(None,)
-    )
-    scan_group.create_dataset("scan_finished", data=np.zeros(1, dtype=np.int32), chunks=(1,), maxshape=(None,))
+    _changing(keys, "uniqueKeys", np.zeros(scan.number, dtype=np.int64))
+    _changing(scan_group, "scan_finished", np.zeros(1, dtype=np.int32))
+    written = _changing(scan_group, "frame_written_time", np.full(scan.number, np.nan))
+    written.attrs["units"] = "s"
+    written.attrs["start"] = "1970-01-01T00:00:00+00:00"
+    written.attrs["long_name"] = "time just before the flush that made the frame visible; NaN: not written"
+
+
+def _changing(parent: h5py.Group, name: str, initial: npt.NDArray[Any]) -> h5py.Dataset:
+    """Create a dataset whose values may change in SWMR mode: chunked, every chunk allocated."""
+    return parent.create_dataset(name, data=initial, chunks=(min(initial.size, _CHUNK),), maxshape=(None,))

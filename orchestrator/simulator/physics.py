@@ -163,9 +163,7 @@ def powder_pattern(
     two_theta, chi = geometry.angles(shape)
     np.maximum(two_theta, _LEAST_TWO_THETA, out=two_theta)
     sigma = ring_fwhm_px / np.sqrt(8 * np.log(2)) * geometry.x_pixel_m / geometry.distance_m
-    widest = min(float(two_theta.max()) + 6 * sigma, np.pi)
-    rings = reflections(calibrant, d_min_angstrom=geometry.wavelength_angstrom / (2 * np.sin(widest / 2)))
-    lines = _lines(rings, two_theta, sigma, geometry.wavelength_angstrom)
+    lines = _lines(_rings_on(calibrant, geometry, two_theta, sigma), two_theta, sigma, geometry.wavelength_angstrom)
     crest = float(lines.max())
     innermost = reflections(calibrant, d_min_angstrom=1.0)[0].two_theta(geometry.wavelength_angstrom)
     air = 10 * background_counts * np.exp(-two_theta / (innermost / 3))
@@ -173,6 +171,16 @@ def powder_pattern(
     return PowderPattern(
         rings=lines * (peak_counts / crest if crest > 0 else 0.0) * seen, background=(background_counts + air) * seen
     )
+
+
+def _rings_on(
+    calibrant: Calibrant, geometry: DetectorGeometry, two_theta: FloatImage, sigma: float
+) -> list[Reflection]:
+    """Return the rings of which a detector that covers `two_theta` sees more than the far tail."""
+    least, most = float(two_theta.min()) - 4 * sigma, min(float(two_theta.max()) + 4 * sigma, np.pi)
+    d_min_angstrom = geometry.wavelength_angstrom / (2 * np.sin(most / 2))
+    rings = reflections(calibrant, d_min_angstrom=d_min_angstrom)
+    return [ring for ring in rings if ring.two_theta(geometry.wavelength_angstrom) >= least]
 
 
 def _lines(

@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+from orchestrator.errors import InvalidInput
 from orchestrator.runs import write_atomically
 
 _LEAST_INTERVAL_S = 0.2
@@ -15,6 +16,8 @@ class ProgressFile:
     """Keeps ``{"written": n, "expected": n, "finished": bool}`` in a file, replaced at most every 0.2 s."""
 
     def __init__(self, path: Path | None) -> None:
+        if path is not None and not path.parent.is_dir():
+            raise InvalidInput(f"--progress-file {path}: no folder {path.parent}", remedy="make the folder first")
         self._path = path
         self._expected = 0
         self._next = 0.0

@@ -42,7 +42,8 @@ class ReplayedFrames:
         self.distinct = int(np.prod(self._frames.shape[:-2], dtype=np.int64))
         if not self.distinct:
             raise self._wrong(f"dataset {settings.dataset} has no frames", "give a file that has some")
-        entry = self._file[self._frames.name.split("/")[1]]
+        top = self._file[settings.dataset.strip("/").split("/")[0]]
+        entry = top if isinstance(top, h5py.Group) else self._file
         detector = _first_with(entry, "NXdetector", "distance")
         self.geometry = self._find_geometry(entry, detector, settings)
         self.pixel_mask = self._find_mask(detector)

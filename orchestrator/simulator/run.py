@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ class SimulationReport:
     frames_written: int
     duration_s: float
     latest_s: float
-    """The most by which a frame was later than its schedule."""
+    """The most by which a frame was later than its schedule; 0 at an infinite rate, which has none."""
 
     @property
     def rate_hz(self) -> float:
@@ -116,7 +117,8 @@ def _write_all(
         wait_s = start + due_s(position, settings.rate_hz, wrong) - time.monotonic()
         if wait_s > 0:
             time.sleep(wait_s)
-        latest_s = max(latest_s, -wait_s)
+        if math.isfinite(settings.rate_hz):
+            latest_s = max(latest_s, -wait_s)
         try:
             writer.write(index, chunk)
         except (OSError, RuntimeError) as error:

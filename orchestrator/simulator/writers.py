@@ -34,7 +34,7 @@ def create_file(path: Path) -> h5py.File:
 
 def _create_frames(parent: h5py.Group, scan: Scan, compression: Compression) -> h5py.Dataset:
     shape = scan.source.shape
-    return parent.create_dataset(
+    frames: h5py.Dataset = parent.create_dataset(
         "data",
         shape=(0, *shape),
         maxshape=(None, *shape),
@@ -42,6 +42,8 @@ def _create_frames(parent: h5py.Group, scan: Scan, compression: Compression) -> 
         dtype=scan.source.dtype,
         **FILTERS[compression],
     )
+    frames.attrs["interpretation"] = "image"
+    return frames
 
 
 def _append(frames: h5py.Dataset, index: int, chunk: bytes) -> None:
@@ -161,7 +163,7 @@ class MasterWriter(DetectorWriter):
             layout[start : start + count] = h5py.VirtualSource(
                 name, FRAMES, shape=(count, *scan.source.shape), dtype=scan.source.dtype
             )
-        data.create_virtual_dataset("data", layout)
+        data.create_virtual_dataset("data", layout).attrs["interpretation"] = "image"
 
     def _write_chunk(self, index: int, chunk: bytes) -> None:
         number, row = divmod(index, self._per_file)
