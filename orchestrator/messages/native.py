@@ -6,6 +6,7 @@ only the records; the models stay in here.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,6 +59,8 @@ def _scalar(value: object) -> Scalar:
         if len(value) > _MAX_METADATA_TEXT:
             raise ValueError(f"should have at most {_MAX_METADATA_TEXT} characters")
         return _plain_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("should be finite")
     if isinstance(value, int) and not -_INT64 <= value < _INT64:
         raise ValueError("should fit 64 bits")
     if isinstance(value, bool | int | float):
