@@ -89,10 +89,8 @@ def plan(
         if reasons:
             not_chosen.append(NotChosen(recipe=name, reason=", ".join(reasons)))
         else:
-            parameters = _parameters(name, start, settings, user_parameters or {})
-            run_id = run_id_of(start.uid, name, user_parameters, parent_run)
-            draft = _job_plan(name, start, settings, run_id=run_id, parameters=parameters)
-            plans.append(replace(draft, requester=requester, parent_run=parent_run))
+            one = plan_recipe(name, start, settings, user_parameters=user_parameters, parent_run=parent_run)
+            plans.append(replace(one, requester=requester))
     return Planning(plans=tuple(plans), not_chosen=tuple(not_chosen))
 
 
@@ -153,10 +151,17 @@ def _mismatches(match: Match, start: CollectionStart) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------- plans
 
 
-def _job_plan(
-    name: str, start: CollectionStart, settings: Settings, *, run_id: str, parameters: tuple[Parameter, ...]
+def plan_recipe(
+    name: str,
+    start: CollectionStart,
+    settings: Settings,
+    *,
+    user_parameters: Mapping[str, Json] | None = None,
+    parent_run: str | None = None,
 ) -> JobPlan:
+    """Return the plan of one recipe for a collection, whether or not the recipe wants it; see `plan`."""
     recipe, defaults = settings.recipes[name], settings.defaults
+    run_id = run_id_of(start.uid, name, user_parameters, parent_run)
     run = RunDirectory.under(
         settings.runs_root, beamline=start.beamline, visit=start.visit, recipe=name, uid=start.uid, run_id=run_id
     )
@@ -168,7 +173,7 @@ def _job_plan(
         launcher=recipe.launcher or defaults.launcher,
         launcher_options=_first(recipe.launcher_options, defaults.launcher_options),
         collection=start,
-        parameters=parameters,
+        parameters=_parameters(name, start, settings, user_parameters or {}),
         resources=_resources(recipe, settings),
         run_directory=run.path,
         modules=_first(recipe.modules, defaults.modules),
@@ -176,6 +181,7 @@ def _job_plan(
         python=settings.python,
         stall_timeout_s=recipe.stall_timeout_s or defaults.stall_timeout_s,
         appear_timeout_s=recipe.appear_timeout_s or defaults.appear_timeout_s,
+        parent_run=parent_run,
     )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jinja2 import StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateNotFound, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orchestrator.errors import InvalidTemplate
@@ -63,6 +63,17 @@ def render(plan: JobPlan, attempt: int, templates: Path) -> BatchScript:
     rendering = _Rendering(TemplateFolder(templates))
     text = rendering.script(plan.template, template_variables(plan, attempt))
     return BatchScript(text=text, template_name=plan.template, template_text=rendering.folder.text_of_all_loaded())
+
+
+def compile_template(name: str, templates: Path) -> None:
+    """Check one template by itself: that it can be read, has no syntax error and uses nothing that isn't allowed.
+
+    Raises
+    ------
+    InvalidTemplate
+        Naming the template's file and line.
+    """
+    _Rendering(TemplateFolder(templates)).compile(name)
 
 
 def template_variables(plan: JobPlan, attempt: int) -> dict[str, object]:
@@ -138,24 +149,34 @@ class _Rendering:
         _check_script(script, template)
         return script
 
-    def _rendered(self, template: str, variables: Mapping[str, object]) -> str:
+    def compile(self, template: str) -> Template:
         try:
-            return self._environment.get_template(template).render(variables)
-        except InvalidTemplate:
-            raise
+            return self._environment.get_template(template)
         except TemplateNotFound as error:
-            raise InvalidTemplate(
-                f"{self.folder.path}: there is no template {error.name!r}",
-                remedy=f"its templates are: {', '.join(self.folder.names()) or 'none'}",
-            ) from error
+            raise self._not_found(error) from error
         except TemplateSyntaxError as error:
-            raise InvalidTemplate(f"{error.filename or error.name}, line {error.lineno}: {error.message}") from error
+            raise _syntax_error(error) from error
+
+    def _rendered(self, template: str, variables: Mapping[str, object]) -> str:
+        compiled = self.compile(template)
+        try:
+            return compiled.render(variables)
+        except TemplateNotFound as error:  # an included one
+            raise self._not_found(error) from error
+        except TemplateSyntaxError as error:
+            raise _syntax_error(error) from error
         except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
             name, line = self.folder.place_of(error, default=template)
             raise InvalidTemplate(
                 f"{self.folder.path / name}, line {line}: {error}",
                 remedy=f"a template may use: {', '.join(sorted(variables))}; see docs/how-to/write-a-job-template.md",
             ) from error
+
+    def _not_found(self, error: TemplateNotFound) -> InvalidTemplate:
+        return InvalidTemplate(
+            f"{self.folder.path}: there is no template {error.name!r}",
+            remedy=f"its templates are: {', '.join(self.folder.names()) or 'none'}",
+        )
 
     # ------------------------------------------------------------------------------------------- placeholders
 
@@ -223,6 +244,13 @@ class _Rendering:
             value = self._values[error.value]
             place = f"{self.folder.path / value.template}, line {value.line}"
         return InvalidTemplate(f"{place}: {error}", remedy=error.remedy)
+
+
+def _syntax_error(error: TemplateSyntaxError) -> InvalidTemplate:
+    return InvalidTemplate(
+        f"{error.filename or error.name}, line {error.lineno}: {error.message}",
+        remedy="see docs/how-to/write-a-job-template.md",
+    )
 
 
 def _sbatch(option: str, value: object = True) -> Verbatim:

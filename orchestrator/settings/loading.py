@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import tomllib
 import types
@@ -21,7 +20,8 @@ from orchestrator.records import Json
 from orchestrator.settings.model import Settings
 from orchestrator.settings.toml_places import lines_of
 
-_SQLITE = "sqlite:///"
+_NOT_IN_FILES = frozenset({"source", "overridden"})
+"""Fields of `Settings` that come from how it was loaded."""
 
 
 def load_settings(path: Path, overrides: Mapping[str, Json] | None = None) -> Settings:
@@ -45,9 +45,7 @@ def load_settings(path: Path, overrides: Mapping[str, Json] | None = None) -> Se
     content = _parse(path, text)
     for key, value in (overrides or {}).items():
         _set(content, key, deepcopy(value))
-    if isinstance(content.get("database"), str):
-        content["database"] = _database_url(content["database"], path)
-    for name in {"source", "overridden"} & set(content):
+    for name in sorted(_NOT_IN_FILES & set(content)):
         raise InvalidSettings(f"{_place(path, text, [name])}: unknown key '{name}'", remedy="remove it")
     try:
         return Settings.model_validate(
@@ -97,22 +95,6 @@ def _set(content: dict[str, Any], dotted: str, value: Json) -> None:
     table[last] = value
 
 
-def _database_url(url: str, path: Path) -> str:
-    """Fill ``${NAME}`` from the environment (passwords don't belong into site files) and make SQLite paths absolute."""
-
-    def value_of(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise InvalidSettings(
-                f"{path}: database: the environment variable {match[1]} isn't set", remedy=f"export {match[1]}=…"
-            )
-        return os.environ[match[1]]
-
-    url = re.sub(r"\$\{(\w+)\}", value_of, url)
-    if url.startswith(_SQLITE) and not url.startswith((f"{_SQLITE}/", f"{_SQLITE}:")) and url != _SQLITE:
-        return f"{_SQLITE}{os.path.normpath(path.parent / url.removeprefix(_SQLITE))}"
-    return url
-
-
 # ------------------------------------------------------------------------------------------------------ errors
 
 
@@ -149,8 +131,8 @@ def _known_keys(table: Sequence[str]) -> list[str]:
         # No model means a mapping from names to models.
         current = model.model_fields[part].annotation if model is not None else typing.get_args(current)[-1]
     model = _model_in(current)
-    names = [] if model is None else list(model.model_fields)
-    return sorted(set(names) - {"source", "overridden"}) if model is Settings else sorted(names)
+    fields = {} if model is None else model.model_fields
+    return sorted((field.alias or name) for name, field in fields.items() if name not in _NOT_IN_FILES)
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

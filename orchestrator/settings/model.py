@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
+from urllib.parse import quote_plus
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.errors import InvalidSettings
 from orchestrator.records import Scalar
 from orchestrator.sbatch_options import checked
 
@@ -231,8 +233,8 @@ class Settings(Model):
     """A site file, read and checked."""
 
     name: Name
-    database: str = Field(repr=False)
-    """SQLAlchemy URL. A relative SQLite file is taken from the site file's folder; ``${NAME}`` from the environment."""
+    database_as_written: str = Field(alias="database", min_length=1)
+    """SQLAlchemy URL, in which ``${NAME}`` stands for an environment variable; see `database`."""
     runs_root: SitePath
     allowed_roots: Annotated[tuple[SitePath, ...], Field(min_length=1)]
     """Input files must lie below one of these, links resolved."""
@@ -249,6 +251,31 @@ class Settings(Model):
     """The site file."""
     overridden: frozenset[str] = Field(default=frozenset(), exclude=True)
     """Dotted keys that were set from outside the file."""
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL. A relative SQLite file is taken from the site file's folder, ``${NAME}`` from the environment.
+
+        Passwords don't belong into site files. They are looked up here and not when the file is read, so that those
+        who have no access to the database can still check a site file or plan with it.
+
+        Raises
+        ------
+        InvalidSettings
+            When an environment variable isn't set.
+        """
+        url = re.sub(r"\$\{(\w+)\}", self._from_environment, self.database_as_written)
+        prefix, found, file = url.partition("sqlite:///")
+        if prefix or not found or not file or file.startswith(("/", ":memory:")):
+            return url
+        return f"{found}{os.path.normpath(self.source.parent / file)}"
+
+    def _from_environment(self, match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise InvalidSettings(
+                f"{self.source}: database: the environment variable {match[1]} isn't set", remedy=f"export {match[1]}=…"
+            )
+        return quote_plus(os.environ[match[1]])
 
     def place(self, key: str) -> str:
         """Return where a dotted key was decided, e.g. ``demo.toml: recipes.azimuthal.parameters.bins``."""

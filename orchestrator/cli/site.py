@@ -1,0 +1,185 @@
+"""``orchestrator site``: look at a site file before the service does."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from orchestrator.cli.common import ExitCode, JsonOption, out, print_json, says_errors
+from orchestrator.errors import InvalidTemplate, OrchestratorError
+from orchestrator.planning import plan_recipe
+from orchestrator.records import CollectionStart
+from orchestrator.rendering import TemplateFolder, compile_template, render
+from orchestrator.settings import Settings, load_settings
+
+app = typer.Typer(help="Site files: what this installation is to do, and with what.", no_args_is_help=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    ok: bool
+    detail: str = ""
+    remedy: str = ""
+
+
+@app.callback()
+def group() -> None:
+    """Keep ``site check`` a command of a group although it is the only one."""
+
+
+@app.command()
+@says_errors
+def check(
+    file: Annotated[Path, typer.Argument(help="The site file.")],
+    json: JsonOption = False,
+) -> None:
+    """Check a site file and all it refers to. Talks to no SLURM, broker or database, and changes nothing.
+
+    Loads the file, compiles every template, renders every recipe's script for a made-up collection and has bash parse
+    it, and looks at the folders, the interpreter and the kernels' parameter names. Exit code 3 when something is wrong.
+    """
+    settings = load_settings(file)
+    findings = [
+        Finding(subject=f"site file {file}", ok=True, detail=f"site {settings.name}, {len(settings.recipes)} recipes"),
+        *_templates(settings),
+        *_recipes(settings),
+        *_folders(settings),
+        *_interpreter(settings),
+    ]
+    if json:
+        print_json(findings)
+    else:
+        for finding in findings:
+            _show(finding)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(ExitCode.INVALID_INPUT)
+
+
+def _show(finding: Finding) -> None:
+    mark = "[green]ok[/]   " if finding.ok else "[bold red]wrong[/]"
+    out.print(f"{mark} {escape(finding.subject)}{escape(f': {finding.detail}') if finding.detail else ''}")
+    if finding.remedy:
+        out.print(f"      remedy: {escape(finding.remedy)}")
+
+
+def _tried(subject: str, action: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject=subject, ok=True, detail=action())
+    except OrchestratorError as error:
+        return Finding(subject=subject, ok=False, detail=str(error), remedy=error.remedy)
+
+
+# --------------------------------------------------------------------------------------- templates and recipes
+
+
+def _templates(settings: Settings) -> Iterator[Finding]:
+    for name in TemplateFolder(settings.templates).names():
+
+        def compiled(name: str = name) -> str:
+            compile_template(name, settings.templates)
+            return "compiles"
+
+        yield _tried(f"template {name}", compiled)
+
+
+def _recipes(settings: Settings) -> Iterator[Finding]:
+    collection = CollectionStart(
+        uid="site-check", beamline=settings.name, detector="detector", visit="visit-1", dataset="/entry/data/data",
+        file=settings.allowed_roots[0] / "site-check.nxs", frames_expected=1,
+    )  # fmt: skip
+    for name in settings.recipes:
+
+        def parsed(name: str = name) -> str:
+            script = render(plan_recipe(name, collection, settings), 1, settings.templates)
+            _parse_with_bash(script.text, script.template_name)
+            return f"script of {len(script.text.splitlines())} lines, bash parses it"
+
+        yield _tried(f"recipe {name}", parsed)
+
+
+def _parse_with_bash(text: str, template: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+    if done.returncode:
+        complaint = done.stderr.strip().replace("bash: ", "")
+        raise InvalidTemplate(
+            f"{template}: bash can't parse the script: {complaint}",
+            remedy="see the script with: orchestrator plan MESSAGE.json --script",
+        )
+
+
+# --------------------------------------------------------------------------------------- folders and programs
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    for root in settings.allowed_roots:
+        yield _existing("allowed_roots", root, os.R_OK | os.X_OK)
+    yield _to_be_written("runs_root", settings.runs_root)
+    if settings.spool:
+        yield _to_be_written("spool.folder", settings.spool.folder)
+    if settings.stomp and settings.stomp.credentials_file:
+        yield _existing("stomp.credentials_file", settings.stomp.credentials_file, os.R_OK)
+
+
+def _existing(key: str, path: Path, access: int) -> Finding:
+    if not path.exists():
+        return Finding(
+            subject=f"{key} {path}", ok=False, detail="doesn't exist", remedy="create it or correct the path"
+        )
+    if not os.access(path, access):
+        return Finding(
+            subject=f"{key} {path}", ok=False, detail="can't be read", remedy="give this user the permission"
+        )
+    return Finding(subject=f"{key} {path}", ok=True)
+
+
+def _to_be_written(key: str, path: Path) -> Finding:
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    detail = "" if there == path else "will be created"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        detail = f"can't be written ({there})"
+        return Finding(subject=f"{key} {path}", ok=False, detail=detail, remedy="give this user the permission")
+    return Finding(subject=f"{key} {path}", ok=True, detail=detail)
+
+
+def _interpreter(settings: Settings) -> Iterator[Finding]:
+    found = _existing("python", settings.python, os.X_OK)
+    yield found
+    if not found.ok:
+        return
+    for kernel in sorted({recipe.kernel for recipe in settings.recipes.values()}):
+        command = [str(settings.python), "-P", "-m", "mpi_kernels", kernel, "--schema"]
+        done = subprocess.run(command, text=True, capture_output=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            yield Finding(
+                subject=f"kernel {kernel}", ok=False, detail=f"{settings.python} can't run it: {last}",
+                remedy="install this program into that interpreter, or correct the kernel's name",
+            )  # fmt: skip
+        else:
+            yield _parameter_names(kernel, settings, set(json_format.loads(done.stdout)["properties"]))
+
+
+def _parameter_names(kernel: str, settings: Settings, known: set[str]) -> Finding:
+    places = {f"defaults.parameters.{kernel}": settings.defaults.parameters.get(kernel, {})}
+    for name, recipe in settings.recipes.items():
+        if recipe.kernel == kernel:
+            places[f"recipes.{name}.parameters"] = recipe.parameters
+            places[f"recipes.{name}.from_metadata"] = recipe.from_metadata
+    unknown = [f"{place}.{key}" for place, values in places.items() for key in values if key not in known]
+    if unknown:
+        return Finding(
+            subject=f"kernel {kernel}", ok=False, detail=f"has no such parameter: {', '.join(unknown)}",
+            remedy=f"it takes: {', '.join(sorted(known))}",
+        )  # fmt: skip
+    return Finding(subject=f"kernel {kernel}", ok=True, detail="takes all parameters")
