@@ -123,8 +123,8 @@ def _remedy(words: str) -> str:
         return "make room on the database's disk"
     if "readonly" in words or "unable to open" in words or "denied" in words or "authentication" in words:
         return "check the address, the user and the permissions"
-    if "locked" in words:
-        return "another program is writing; try again, or use PostgreSQL or MariaDB for more than one service"
+    if "lock" in words:
+        return "another program is writing: try again; on SQLite end the other one"
     return "check that the database is running and can be reached from here"
 
 
@@ -137,7 +137,7 @@ def _engine(url: URL, busy_timeout_s: float) -> Engine:
         return engine
     return create_engine(
         url,
-        connect_args=_postgresql_arguments() if backend == "postgresql" else _mariadb_arguments(),
+        connect_args=(_postgresql_arguments if backend == "postgresql" else _mariadb_arguments)(busy_timeout_s),
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
         pool_size=8,
@@ -145,14 +145,18 @@ def _engine(url: URL, busy_timeout_s: float) -> Engine:
     )
 
 
-def _postgresql_arguments() -> dict[str, Any]:
-    return {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "tcp_user_timeout": 30_000}
+def _postgresql_arguments(busy_timeout_s: float) -> dict[str, Any]:
+    waiting = f"-c lock_timeout={max(1, round(busy_timeout_s * 1000))}"
+    silence = {"keepalives_idle": 15, "keepalives_interval": 5, "tcp_user_timeout": 30_000}
+    return {"connect_timeout": 10, "options": waiting, **silence}
 
 
-def _mariadb_arguments() -> dict[str, Any]:
+def _mariadb_arguments(busy_timeout_s: float) -> dict[str, Any]:
+    waiting = max(1, round(busy_timeout_s))
     # Without strict mode the server would cut values that don't fit.
-    strict = "SET SESSION sql_mode = 'TRADITIONAL', SESSION innodb_lock_wait_timeout = 30"
-    return {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60, "init_command": strict}
+    session = f"SET SESSION sql_mode = 'TRADITIONAL', SESSION innodb_lock_wait_timeout = {waiting}"
+    silence = {"read_timeout": 60 + waiting, "write_timeout": 60}
+    return {"connect_timeout": 10, "init_command": session, **silence}
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -168,17 +172,6 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-def make_parent(url: URL) -> None:
-    """Make the directory of a SQLite file.
-
-    Raises
-    ------
-    StoreUnavailable
-        When the file system refuses.
-    """
-    if url.get_backend_name() != "sqlite" or url.database is None:
-        return
-    try:
-        Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreUnavailable(f"database {url.database}: {error}", remedy="check the path and permissions") from error
+def sqlite_file(url: URL) -> Path | None:
+    """Return the file of a SQLite database, None for a server's."""
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import Select, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.attempts import counts_of, identity_of, last_report
@@ -137,9 +137,10 @@ def _resolve(session: Session, name: str) -> str:
     newest = select(RunRow.run_id).order_by(RunRow.created_at.desc(), RunRow.run_id.desc())
     if name == LATEST:
         found = session.scalars(newest.limit(1)).all()
-    elif re.fullmatch(r"[0-9a-f-]+", name.lower()):
-        prefix = name.lower()  # "g" comes after every character of a UUID, on all databases: they compare bytes
-        among = newest.where(RunRow.run_id >= prefix, RunRow.run_id < prefix + "g")
+    elif re.fullmatch(r"[0-9a-f-]{1,36}", name.lower()):
+        first = name.lower()
+        beyond = first[:-1] + chr(ord(first[-1]) + 1)  # all databases compare ids byte by byte, and use the index
+        among = newest.where(RunRow.run_id >= first, RunRow.run_id < beyond)
         found = session.scalars(among.limit(_CANDIDATES + 1)).all()
     else:
         found = []
@@ -200,7 +201,8 @@ def _events(session: Session, run_id: str) -> tuple[JobEvent, ...]:
 
 
 def _attempts(session: Session, run_id: str, events: Sequence[JobEvent]) -> tuple[AttemptRecord, ...]:
-    rows = session.scalars(select(AttemptRow).filter_by(run_id=run_id).order_by(AttemptRow.number)).all()
+    wanted = select(AttemptRow).filter_by(run_id=run_id).options(undefer(AttemptRow.software))
+    rows = session.scalars(wanted.order_by(AttemptRow.number)).all()
     digests = {digest for row in rows for digest in (row.script_sha256, row.template_sha256)}
     stored = session.scalars(select(TextRow).where(TextRow.sha256.in_(digests)))
     texts = {text.sha256: text.content for text in stored}

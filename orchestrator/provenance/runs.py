@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.database import Database
@@ -71,6 +71,7 @@ class RunStore(Database):
             select(RunRow, MessageRow)
             .outerjoin(MessageRow, RunRow.message_id == MessageRow.id)
             .where(RunRow.state == RunState.PLANNED)
+            .options(undefer(RunRow.plan))
             .order_by(RunRow.created_at, RunRow.run_id)
             .limit(limit)
         )

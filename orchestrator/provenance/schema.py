@@ -19,11 +19,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from orchestrator.errors import InvalidSettings, StoreUnavailable
-from orchestrator.provenance.database import Database
+from orchestrator.provenance.database import Database, sqlite_file
 
 log = logging.getLogger(__name__)
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_NAME = "orchestrator schema"
 _LOCK_KEY = 7_262_002_311
 _LOCK_WAIT_S = 60
@@ -49,7 +49,7 @@ class SchemaStatus:
         return self.revision == self.newest
 
 
-def schema_status(database: Database) -> SchemaStatus:
+def schema_status(database: Database, *, migrations: Path = MIGRATIONS) -> SchemaStatus:
     """Look where the schema stands.
 
     Raises
@@ -57,11 +57,14 @@ def schema_status(database: Database) -> SchemaStatus:
     StoreUnavailable
         When the database can't be asked.
     """
+    file = sqlite_file(database.url)
+    if file is not None and not file.exists():  # asking would make it
+        return _status(database, None, migrations)
     with database.errors_named(), database.engine.connect() as connection:
-        return _status(database, connection)
+        return _status(database, MigrationContext.configure(connection).get_current_revision(), migrations)
 
 
-def upgrade_schema(database: Database) -> SchemaStatus:
+def upgrade_schema(database: Database, *, migrations: Path = MIGRATIONS) -> SchemaStatus:
     """Bring the schema to this release's revision; nothing happens when it is there already.
 
     Returns
@@ -76,11 +79,16 @@ def upgrade_schema(database: Database) -> SchemaStatus:
     InvalidSettings
         When it belongs to a newer release, or to another program.
     """
+    _make_parent(database)
     with database.connected() as connection, _migrating(connection):
-        before = _status(database, connection)
+        revision = MigrationContext.configure(connection).get_current_revision()
+        before = _status(database, revision, migrations)
         _refuse_foreign(before, connection)
         if not before.current:
-            _run_migrations(connection, before)
+            config = _config(migrations)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            log.info("Database %s upgraded from %s to %s", before.address, revision or "nothing", before.newest)
     return before
 
 
@@ -106,16 +114,16 @@ def check_schema(status: SchemaStatus) -> None:
     )
 
 
-def _config() -> Config:
+def _config(migrations: Path) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
     return config
 
 
-def _status(database: Database, connection: Connection) -> SchemaStatus:
-    order = [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
-    revision = MigrationContext.configure(connection).get_current_revision()
+def _status(database: Database, revision: str | None, migrations: Path) -> SchemaStatus:
+    scripts = ScriptDirectory.from_config(_config(migrations))
+    order = [script.revision for script in scripts.walk_revisions()][::-1]
     known = revision is None or revision in order
     done = order.index(revision) + 1 if revision in order else 0
     return SchemaStatus(
@@ -137,11 +145,14 @@ def _refuse_foreign(status: SchemaStatus, connection: Connection) -> None:
         )
 
 
-def _run_migrations(connection: Connection, before: SchemaStatus) -> None:
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-    log.info("Database %s upgraded from %s to %s", before.address, before.revision or "nothing", before.newest)
+def _make_parent(database: Database) -> None:
+    file = sqlite_file(database.url)
+    if file is None:
+        return
+    try:
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"database {file}: {error}", remedy="check the path and its permissions") from error
 
 
 @contextmanager

@@ -6,14 +6,14 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.provenance.attempts import AttemptStore
-from orchestrator.provenance.database import make_parent, parse_url
+from orchestrator.provenance.database import parse_url
 from orchestrator.provenance.messages import MessageStore
 from orchestrator.provenance.queries import QueryStore
 from orchestrator.provenance.runs import RunStore
 from orchestrator.provenance.schema import SchemaStatus, check_schema, schema_status, upgrade_schema
 
 BUSY_TIMEOUT_S = 10.0
-"""How long a writer waits for another one on SQLite."""
+"""How long a writer waits for another one."""
 
 
 class Store(MessageStore, RunStore, AttemptStore, QueryStore):
@@ -57,9 +57,7 @@ class Store(MessageStore, RunStore, AttemptStore, QueryStore):
     @classmethod
     def connect(cls, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
         """Address a database without looking at its schema, to ask about it or to upgrade it."""
-        parsed = parse_url(url)
-        make_parent(parsed)
-        return cls(parsed, busy_timeout_s=busy_timeout_s)
+        return cls(parse_url(url), busy_timeout_s=busy_timeout_s)
 
     def schema_status(self) -> SchemaStatus:
         """Look where the schema stands."""

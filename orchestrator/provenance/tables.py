@@ -116,7 +116,7 @@ class RunRow(Base):
     collection_uid: Mapped[str] = mapped_column(Name(UID_LIMIT))
     file: Mapped[str]
     run_directory: Mapped[str]
-    plan: Mapped[Json] = mapped_column(JsonText)
+    plan: Mapped[Json] = mapped_column(JsonText, deferred=True)
     state: Mapped[RunState]
     reason: Mapped[str]
     attempts: Mapped[int]
@@ -194,7 +194,7 @@ class AttemptRow(Base):
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     usage: Mapped[Json] = mapped_column(JsonText)
-    software: Mapped[Json] = mapped_column(JsonText, nullable=True)
+    software: Mapped[Json] = mapped_column(JsonText, nullable=True, deferred=True)
 
 
 class JobEventRow(Base):

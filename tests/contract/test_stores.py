@@ -1,0 +1,799 @@
+"""What every database must do for the provenance store: SQLite, PostgreSQL and MariaDB, all of them real."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import text
+
+from orchestrator.errors import InvalidSettings, NotFound, StackError, StoreUnavailable
+from orchestrator.provenance import (
+    AttemptStage,
+    InputIdentity,
+    InputMoment,
+    MessageKind,
+    MessageState,
+    OutputIdentity,
+    Store,
+    plan_to_json,
+)
+from orchestrator.provenance.runs import lock_run
+from orchestrator.provenance.tables import Base
+from orchestrator.records import (
+    BatchScript,
+    CollectionEnd,
+    CollectionOutcome,
+    CollectionStart,
+    Evidence,
+    FrameCounts,
+    JobIdentity,
+    JobPlan,
+    JobReport,
+    JobState,
+    Origin,
+    Parameter,
+    RawMessage,
+    Resources,
+    RunState,
+    RunTag,
+    SubmittedJob,
+    utc_now,
+)
+from orchestrator.stack import processes
+from orchestrator.stack.databases import accepts_connections, private_mariadb, private_postgresql
+from orchestrator.stack.programs import find_program
+
+NOON = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
+SCRIPT = BatchScript(text="#!/bin/bash\nexit 0\n", template_name="azimuthal.sbatch.j2", template_text="{{ plan }}")
+
+
+# ------------------------------------------------------------------------------------------------------ records
+
+
+def a_start(uid: str = "c-1", **changes: Any) -> CollectionStart:
+    plain = CollectionStart(
+        uid=uid,
+        beamline="i22",
+        detector="pilatus",
+        file=Path("/data/i22/cm1/scan.h5"),
+        dataset="/entry/data",
+        visit="cm1-1",
+        frames_expected=200,
+        started_at=NOON,
+        metadata={"energy_keV": 12.4, "sample": "AgBeh", "n": 3, "dark": False},
+    )
+    return replace(plain, **changes)
+
+
+def a_message(body: bytes = b"{}", **changes: Any) -> RawMessage:
+    return replace(RawMessage(body=body, source="stomp:collection", headers={"id": "7"}, received_at=NOON), **changes)
+
+
+def a_plan(start: CollectionStart | None = None, **changes: Any) -> JobPlan:
+    run_id = changes.pop("run_id", str(uuid4()))
+    plain = JobPlan(
+        run_id=run_id,
+        recipe="azimuthal",
+        kernel="azimuthal",
+        template="azimuthal.sbatch.j2",
+        launcher="mpirun",
+        launcher_options=("--oversubscribe",),
+        collection=start or a_start(),
+        parameters=(
+            Parameter(name="bins", value=1000, origin=Origin.RECIPE, place="demo.toml: recipes.azimuthal.bins"),
+            Parameter(name="mask", value=None, origin=Origin.DEFAULT, place="kernel"),
+            Parameter(name="range", value=[0.1, 3.5], origin=Origin.MESSAGE, place="metadata.range"),
+        ),
+        resources=Resources(ntasks=2, memory_mb=500, partition="live"),
+        run_directory=Path(f"/runs/i22/cm1-1/azimuthal-c-1-{run_id[:8]}"),
+        modules=("openmpi/4",),
+        environment={"OMP_NUM_THREADS": "1"},
+        python=Path("/usr/bin/python3"),
+        stall_timeout_s=300.0,
+        appear_timeout_s=120.0,
+    )
+    return replace(plain, **changes)
+
+
+def a_job(job_id: int = 42) -> SubmittedJob:
+    return SubmittedJob(
+        identity=JobIdentity(cluster="live", job_id=job_id, submitted_at=NOON.replace(microsecond=0)), gateway="cli"
+    )
+
+
+def a_report(tag: RunTag, state: JobState = JobState.RUNNING, **changes: Any) -> JobReport:
+    plain = JobReport(
+        identity=a_job().identity,
+        name=tag.job_name,
+        state=state,
+        words=state.name,
+        evidence=Evidence.CONTROLLER,
+        nodes="n[1-2]",
+        started_at=NOON,
+        comment=tag.comment,
+    )
+    return replace(plain, **changes)
+
+
+def planned(store: Store, plan: JobPlan | None = None) -> RunTag:
+    """Put a run into the store as a message makes it; returns the tag of its first attempt."""
+    plan = plan or a_plan()
+    receipt = store.record_message(a_message(), understood=plan.collection)
+    store.record_runs(receipt.message_id, [plan], note="one run")
+    return RunTag(run_id=plan.run_id, attempt=1)
+
+
+def submitted(store: Store, plan: JobPlan | None = None) -> RunTag:
+    """Bring a run as far as an accepted job."""
+    tag = planned(store, plan)
+    assert store.record_intent(tag, SCRIPT, gateway="cli")
+    assert store.record_submitted(tag, a_job())
+    return tag
+
+
+def at_once(calls: int, call: Callable[[int], Any]) -> list[Any]:
+    """Make calls from as many threads at the same moment."""
+    barrier = threading.Barrier(calls)
+
+    def one(number: int) -> Any:
+        barrier.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(calls) as pool:
+        return list(pool.map(one, range(calls)))
+
+
+# ------------------------------------------------------------------------------------------------------ databases
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a backend's databases are made."""
+
+    new: Callable[[], str]
+    """Make an empty database, return its URL."""
+
+
+def _server_place(url: str) -> Place:
+    def new() -> str:
+        name = f"t{uuid4().hex[:12]}"
+        engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return sqlalchemy.make_url(url).set(database=name).render_as_string(hide_password=False)
+
+    return Place(new=new)
+
+
+def _started(server: Callable[[Path], AbstractContextManager[str]], program: str, directory: Path) -> Iterator[str]:
+    try:
+        find_program(program)
+    except StackError as missing:
+        pytest.skip(f"NOT TESTED: {missing.full_text}")
+    with server(directory) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from _started(private_postgresql, "postgres", tmp_path_factory.mktemp("postgresql"))
+
+
+@pytest.fixture(scope="module")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from _started(private_mariadb, "mariadbd", tmp_path_factory.mktemp("mariadb"))
+
+
+# ------------------------------------------------------------------------------------------------------- contract
+
+
+class StoreContract:
+    """Subclasses give the fixture ``place``."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def shared_url(cls, place: Place) -> str:
+        url = place.new()
+        Store.open(url, create=True).close()
+        return url
+
+    @pytest.fixture
+    def url(self, shared_url: str) -> str:
+        """Return the address of a database with all tables and no rows."""
+        with Store.open(shared_url) as store, store.writing() as session:
+            for table in reversed(Base.metadata.sorted_tables):
+                session.execute(table.delete())
+        return shared_url
+
+    @pytest.fixture
+    def store(self, url: str) -> Iterator[Store]:
+        with Store.open(url, busy_timeout_s=20) as store:
+            yield store
+
+    # ------------------------------------------------------------------------------------------------ messages
+
+    def test_a_message_comes_back_byte_for_byte(self, store: Store) -> None:
+        raw = a_message(bytes(range(256)) * 1000, headers={"message-id": "a:1", "persistent": "true"})
+        receipt = store.record_message(raw, understood=a_start())
+        assert (receipt.duplicate, receipt.rejection) == (False, None)
+        assert store.message(receipt.message_id).raw == raw
+
+    def test_a_start_waits_until_it_is_handled(self, store: Store) -> None:
+        first = store.record_message(a_message(b"1"), understood=a_start("c-1"))
+        second = store.record_message(a_message(b"2"), understood=a_start("c-2", ignored=("x.y",)))
+        assert [waiting.start for waiting in store.waiting_starts()] == [
+            a_start("c-1"),
+            a_start("c-2", ignored=("x.y",)),
+        ]
+        store.message_handled(first.message_id, "no recipe")
+        assert [waiting.message_id for waiting in store.waiting_starts()] == [second.message_id]
+        assert store.message(first.message_id).note == "no recipe"
+
+    def test_a_repeated_start_is_counted_and_nothing_else(self, store: Store) -> None:
+        first = store.record_message(a_message(b"{}"), understood=a_start())
+        again = store.record_message(a_message(b"{ }"), understood=a_start(ignored=("new",)))
+        assert again == replace(first, duplicate=True)
+        (record,) = store.messages()
+        assert (record.repeats, record.raw.body) == (1, b"{}")
+
+    def test_another_collection_with_a_used_uid_is_rejected_naming_the_first(self, store: Store) -> None:
+        first = store.record_message(a_message(b"1"), understood=a_start())
+        other = store.record_message(a_message(b"2"), understood=a_start(beamline="i15"))
+        assert other.rejection is not None
+        assert "another collection-start with this uid was received at 2026-11-22 12:00:00" in other.rejection
+        assert store.message(other.message_id).state is MessageState.REJECTED
+        again = store.record_message(a_message(b"2"), understood=a_start(beamline="i15"))
+        assert (again.message_id, again.duplicate, again.rejection) == (other.message_id, True, other.rejection)
+        assert [waiting.message_id for waiting in store.waiting_starts()] == [first.message_id]
+
+    def test_what_was_not_understood_is_kept_once_with_the_reason(self, store: Store) -> None:
+        raw = a_message(b"\xff\x00no json")
+        first = store.record_message(raw, understood=None, rejection="not JSON: \udcff \x00")
+        again = store.record_message(raw, understood=None, rejection="not JSON: \udcff \x00")
+        assert (again.message_id, again.duplicate) == (first.message_id, True)
+        (record,) = store.messages(state=MessageState.REJECTED, kind=MessageKind.UNREADABLE)
+        assert record.raw == raw
+        assert record.rejection == r"not JSON: \udcff \x00"
+        assert store.messages(state=MessageState.WAITING) == []
+
+    def test_an_end_is_found_by_uid_whichever_came_first(self, store: Store) -> None:
+        end = CollectionEnd(uid="c-1", outcome=CollectionOutcome.FINISHED, frames_written=200, ended_at=NOON)
+        assert store.collection_end("c-1") is None
+        store.record_message(a_message(b"end"), understood=end)
+        store.record_message(a_message(b"start"), understood=a_start("c-1"))
+        assert store.collection_end("c-1") == end
+        assert store.collection_end("c-2") is None
+        later = store.record_message(a_message(b"end 2"), understood=replace(end, outcome=CollectionOutcome.ABORTED))
+        assert later.rejection is not None
+        assert store.collection_end("c-1") == end
+
+    def test_uids_are_told_apart_byte_by_byte(self, store: Store) -> None:
+        for number, uid in enumerate(("scan", "Scan", "scan ", "scän", "scan\udcff", "scan\x00")):
+            receipt = store.record_message(a_message(bytes([number])), understood=a_start(uid))
+            assert (receipt.duplicate, receipt.rejection) == (False, None)
+
+    def test_a_uid_that_is_too_long_is_rejected_not_cut(self, store: Store) -> None:
+        receipt = store.record_message(a_message(), understood=a_start("u" * 300))
+        assert receipt.rejection is not None
+        assert "300 characters" in receipt.rejection
+        assert store.waiting_starts() == []
+
+    def test_the_same_message_from_many_services_makes_one_row(self, url: str) -> None:
+        stores = [Store.open(url, busy_timeout_s=20) for _ in range(6)]
+        try:
+            for round_ in range(5):
+                start = a_start(f"race-{round_}")
+                raw = a_message(b"%d" % round_)
+
+                def record(number: int, raw: RawMessage = raw, start: CollectionStart = start) -> bool:
+                    return stores[number].record_message(raw, understood=start).duplicate
+
+                assert sorted(at_once(6, record)) == [False] + [True] * 5
+                (record_,) = stores[0].messages(uid=start.uid)
+                assert record_.repeats == 5
+        finally:
+            for store in stores:
+                store.close()
+
+    def test_messages_are_listed_newest_first_and_filtered(self, store: Store) -> None:
+        for number in range(4):
+            raw = a_message(b"%d" % number, received_at=NOON + timedelta(hours=number))
+            store.record_message(raw, understood=a_start(f"c-{number}"))
+        assert [record.uid for record in store.messages(limit=2)] == ["c-3", "c-2"]
+        assert [record.uid for record in store.messages(since=NOON + timedelta(hours=3))] == ["c-3"]
+        with pytest.raises(NotFound, match="message 99999"):
+            store.message(99999)
+
+    # ---------------------------------------------------------------------------------------------------- runs
+
+    def test_a_plan_comes_back_whole_with_its_message(self, store: Store) -> None:
+        plan = a_plan()
+        planned(store, plan)
+        (run,) = store.planned_runs()
+        assert (run.plan, run.message, run.tag) == (plan, a_message(), RunTag(run_id=plan.run_id, attempt=1))
+        detail = store.run(plan.run_id)
+        assert (detail.plan, detail.parameters) == (plan, plan.parameters)
+        assert detail.message is not None
+        assert (detail.message.state, detail.message.note) == (MessageState.HANDLED, "one run")
+
+    def test_recording_runs_again_leaves_them_alone(self, store: Store) -> None:
+        receipt = store.record_message(a_message(), understood=a_start())
+        plans = [a_plan(), a_plan()]
+        assert store.record_runs(receipt.message_id, plans[:1], note="") == [plans[0].run_id]
+        store.finish_run(plans[0].run_id, RunState.CANCELLED, "by ann")
+        assert store.record_runs(receipt.message_id, plans, note="") == [plans[1].run_id]
+        assert store.run(plans[0].run_id).summary.state is RunState.CANCELLED
+
+    def test_a_run_needs_no_message_and_its_parent_may_be_unknown(self, store: Store) -> None:
+        plan = a_plan(requester="ann", parent_run=str(uuid4()))
+        store.record_runs(None, [plan], note="")
+        detail = store.run(plan.run_id)
+        assert (detail.message, detail.summary.parent_run, detail.summary.requester) == (None, plan.parent_run, "ann")
+        assert [run.run_id for run in store.runs(parent=plan.parent_run)] == [plan.run_id]
+
+    def test_a_planned_run_can_be_refused_a_submitted_one_not(self, store: Store) -> None:
+        tag = planned(store)
+        assert store.record_refused_run(tag.run_id, "undefined variable")
+        assert store.run(tag.run_id).summary.state is RunState.REFUSED
+        assert store.planned_runs() == []
+        other = submitted(store)
+        assert not store.record_refused_run(other.run_id, "too late")
+        assert store.run(other.run_id).summary.state is RunState.PENDING
+
+    def test_killing_a_writer_leaves_nothing_half(self, url: str, store: Store) -> None:
+        receipt = store.record_message(a_message(), understood=a_start())
+        child = textwrap.dedent(
+            """
+            import sys, time
+            from sqlalchemy import event
+            from sqlalchemy.orm import Session
+            from orchestrator.provenance import Store, plan_from_json
+            import json
+
+            @event.listens_for(Session, "before_commit")
+            def stop(session):
+                session.flush()
+                print("written, not committed", flush=True)
+                time.sleep(60)
+
+            plans = [plan_from_json(plan) for plan in json.loads(sys.argv[3])]
+            Store.open(sys.argv[1]).record_runs(int(sys.argv[2]), plans, note="never")
+            """
+        )
+        plans = json.dumps([plan_to_json(a_plan()), plan_to_json(a_plan())])
+        command = [sys.executable, "-c", child, url, str(receipt.message_id), plans]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "written, not committed\n"
+            writer.kill()
+        assert [waiting.message_id for waiting in store.waiting_starts()] == [receipt.message_id]
+        assert store.runs() == []
+        with store.reading() as session:
+            assert session.scalar(text("SELECT count(*) FROM parameters")) == 0
+        plan = a_plan()
+        assert store.record_runs(receipt.message_id, [plan], note="now") == [plan.run_id]
+
+    def test_progress_is_kept_as_it_was_told(self, store: Store) -> None:
+        tag = submitted(store)
+        assert store.run(tag.run_id).summary.counts is None
+        counts = FrameCounts(
+            expected=200, written=200, processed=199, failed=1, lag_median_s=0.004, lag_max_s=1 / 3, finished=True,
+            ended_because="file finished",
+        )  # fmt: skip
+        store.record_progress(tag.run_id, counts)
+        assert store.run(tag.run_id).summary.counts == counts
+        assert store.active_attempts()[0].counts == counts
+
+    def test_inputs_and_outputs_are_kept_once_per_path(self, store: Store) -> None:
+        run_id = planned(store).run_id
+        opened = InputIdentity(
+            at=InputMoment.OPEN,
+            path=Path("/data/" + "deep/" * 700 + "scan.h5"),
+            real_path=Path("/gpfs/scan.h5"),
+            dataset="/entry/data",
+            size=2**40,
+            mtime_ns=1_763_812_800_123_456_789,
+            inode=2**64 - 1,
+            shape=(0, 1679, 1475),
+            dtype="uint32",
+            chunks=(1, 1679, 1475),
+            sources=({"path": "/data/scan_000001.h5", "size": 12},),
+        )
+        ended = replace(opened, at=InputMoment.END, shape=(200, 1679, 1475))
+        for identity in (replace(opened, size=1), opened, ended):
+            store.record_input(run_id, identity)
+        result = OutputIdentity(path=Path("/runs/1/result.nxs"), kind="result", size=10, sha256="a" * 64)
+        log = replace(result, path=Path("/runs/1/job.log"), kind="log")
+        for output in (replace(result, size=1), log, result):
+            store.record_output(run_id, output)
+        detail = store.run(run_id)
+        assert detail.inputs == (opened, ended)
+        assert detail.outputs == (log, result)
+
+    def test_a_run_ends_once_and_a_late_verdict_is_an_event(self, store: Store) -> None:
+        tag = submitted(store)
+        assert store.finish_run(tag.run_id, RunState.COMPLETE, "200 of 200 frames", NOON)
+        assert not store.finish_run(tag.run_id, RunState.COMPLETE, "again", NOON)
+        assert not store.finish_run(tag.run_id, RunState.FAILED, "exit code 1", NOON)
+        detail = store.run(tag.run_id)
+        told = (detail.summary.state, detail.summary.reason, detail.summary.ended_at)
+        assert told == (RunState.COMPLETE, "200 of 200 frames", NOON)
+        (late,) = detail.events
+        assert (late.kind, late.detail) == ("late-verdict", {"state": "failed", "reason": "exit code 1"})
+        with pytest.raises(ValueError, match="doesn't end as running"):
+            store.finish_run(tag.run_id, RunState.RUNNING, "")
+        with pytest.raises(NotFound):
+            store.finish_run(str(uuid4()), RunState.FAILED, "")
+
+    # ------------------------------------------------------------------------------------------------ attempts
+
+    def test_an_intent_is_made_once(self, store: Store) -> None:
+        tag = planned(store)
+        assert store.record_intent(tag, SCRIPT, gateway="cli")
+        assert not store.record_intent(tag, SCRIPT, gateway="cli")
+        assert not store.record_intent(replace(tag, attempt=2), SCRIPT, gateway="cli")
+        (unsettled,) = store.unsettled_attempts()
+        assert (unsettled.tag, unsettled.gateway, unsettled.run_state) == (tag, "cli", RunState.SUBMITTING)
+        assert store.planned_runs() == []
+        with pytest.raises(NotFound):
+            store.record_intent(RunTag(run_id=str(uuid4()), attempt=1), SCRIPT, gateway="cli")
+
+    def test_of_many_services_one_makes_the_attempt(self, url: str) -> None:
+        stores = [Store.open(url, busy_timeout_s=20) for _ in range(6)]
+        try:
+            for _ in range(5):
+                tag = planned(stores[0])
+
+                def intend(number: int, tag: RunTag = tag) -> bool:
+                    return stores[number].record_intent(tag, SCRIPT, gateway=f"service {number}")
+
+                assert sum(at_once(6, intend)) == 1
+                assert len(stores[0].run(tag.run_id).attempts) == 1
+        finally:
+            for store in stores:
+                store.close()
+
+    def test_services_that_share_a_new_template_do_not_hinder_each_other(self, store: Store) -> None:
+        tags = [planned(store) for _ in range(6)]
+        script = replace(SCRIPT, text="#!/bin/sh\n" + str(uuid4()), template_text=str(uuid4()))
+        assert all(at_once(6, lambda number: store.record_intent(tags[number], script, gateway="cli")))
+
+    def test_scripts_and_templates_come_back_byte_for_byte_and_are_stored_once(self, store: Store) -> None:
+        script = replace(SCRIPT, text="#!/bin/bash\r\n# Ångström \t \n" + "x" * 4_000_000 + "  \n")
+        tags = [planned(store) for _ in range(2)]
+        for tag in tags:
+            store.record_intent(tag, script, gateway="cli")
+            (attempt,) = store.run(tag.run_id).attempts
+            assert (attempt.script_text, attempt.script_sha256) == (script.text, script.sha256)
+            assert (attempt.template_text, attempt.template_name) == (script.template_text, script.template_name)
+        with store.reading() as session:
+            assert session.scalar(text("SELECT count(*) FROM texts")) == 2
+
+    def test_an_accepted_job_is_followed_until_its_run_ends(self, store: Store) -> None:
+        tag = submitted(store)
+        assert store.unsettled_attempts() == []
+        (active,) = store.active_attempts()
+        assert (active.tag, active.identity, active.gateway) == (tag, a_job().identity, "cli")
+        assert (active.run_state, active.last_report, active.frames_expected) == (RunState.PENDING, None, 200)
+        assert (active.collection_uid, active.run_directory) == ("c-1", store.run(tag.run_id).plan.run_directory)
+        store.finish_run(tag.run_id, RunState.COMPLETE, "")
+        assert store.active_attempts() == []
+
+    def test_a_job_accepted_after_its_run_was_cancelled_is_kept_and_unwanted(self, store: Store) -> None:
+        tag = planned(store)
+        store.record_intent(tag, SCRIPT, gateway="cli")
+        store.finish_run(tag.run_id, RunState.CANCELLED, "by ann")
+        (unsettled,) = store.unsettled_attempts()
+        assert unsettled.run_state is RunState.CANCELLED
+        assert not store.record_submitted(tag, replace(a_job(), adopted=True))
+        detail = store.run(tag.run_id)
+        assert (detail.summary.state, detail.summary.job) == (RunState.CANCELLED, a_job().identity)
+        assert detail.attempts[0].adopted
+
+    def test_a_failed_submission_is_kept_and_another_attempt_may_follow(self, store: Store) -> None:
+        tag = planned(store)
+        store.record_intent(tag, SCRIPT, gateway="cli")
+        store.record_submit_failed(tag, "slurmctld is down", refused=False)
+        (again,) = store.planned_runs()
+        assert (again.tag, again.reason) == (replace(tag, attempt=2), "slurmctld is down")
+        assert store.record_intent(again.tag, SCRIPT, gateway="cli")
+        store.record_submitted(again.tag, a_job())
+        assert [active.tag for active in store.active_attempts()] == [again.tag]
+        detail = store.run(tag.run_id)
+        assert [(attempt.stage, attempt.failure) for attempt in detail.attempts] == [
+            (AttemptStage.FAILED, "slurmctld is down"),
+            (AttemptStage.SUBMITTED, ""),
+        ]
+        assert (detail.summary.state, detail.summary.reason) == (RunState.PENDING, "")
+
+    def test_a_refused_submission_ends_the_run(self, store: Store) -> None:
+        tag = planned(store)
+        store.record_intent(tag, SCRIPT, gateway="cli")
+        store.record_submit_failed(tag, "no partition 'live'", refused=True)
+        summary = store.run(tag.run_id).summary
+        assert (summary.state, summary.reason) == (RunState.REFUSED, "no partition 'live'")
+        assert summary.ended_at is not None
+
+    def test_a_submission_that_succeeded_can_not_fail_afterwards(self, store: Store) -> None:
+        tag = submitted(store)
+        store.record_submit_failed(tag, "late", refused=True)
+        assert store.run(tag.run_id).summary.state is RunState.PENDING
+
+    def test_a_report_is_recorded_when_it_is_news(self, store: Store) -> None:
+        tag = submitted(store)
+        waiting = a_report(tag, JobState.PENDING, reason="Priority", nodes="", started_at=None)
+        assert store.record_report(tag, waiting)
+        assert not store.record_report(tag, waiting)
+        assert store.run(tag.run_id).summary.state is RunState.PENDING
+        assert store.record_report(tag, a_report(tag))
+        assert store.run(tag.run_id).summary.state is RunState.RUNNING
+        assert store.active_attempts()[0].last_report == a_report(tag)
+        events = store.run(tag.run_id).events
+        assert [(event.kind, event.sequence) for event in events] == [("state", 0), ("state", 1)]
+        assert [event.detail["state"] for event in events if isinstance(event.detail, dict)] == ["pending", "running"]
+
+    def test_a_silent_source_takes_nothing_away_and_a_restart_begins_anew(self, store: Store) -> None:
+        tag = submitted(store)
+        ended = a_report(tag, JobState.NODE_FAIL, exit_code=1, signal=9, ended_at=NOON, usage={"cpu_s": 1.5})
+        store.record_report(tag, ended)
+        silent = a_report(tag, JobState.UNKNOWN, evidence=Evidence.ABSENCE, nodes="", started_at=None)
+        store.record_report(tag, silent)
+        told = store.run(tag.run_id).attempts[0].last_report
+        assert told == replace(ended, state=JobState.UNKNOWN, words="UNKNOWN", evidence=Evidence.ABSENCE)
+        requeued = a_report(tag, JobState.PENDING, restarts=1, nodes="", started_at=None)
+        store.record_report(tag, requeued)
+        assert store.run(tag.run_id).attempts[0].last_report == requeued
+
+    def test_a_report_after_the_end_adds_to_the_attempt_and_leaves_the_run(self, store: Store) -> None:
+        tag = submitted(store)
+        store.finish_run(tag.run_id, RunState.FAILED, "exit code 1", NOON)
+        usage = {"elapsed_s": 12.5, "max_rss_bytes": 2**40, "cpu": "x86"}
+        assert store.record_report(tag, a_report(tag, usage=usage, evidence=Evidence.ACCOUNTING))
+        detail = store.run(tag.run_id)
+        assert detail.summary.state is RunState.FAILED
+        assert detail.attempts[0].last_report is not None
+        assert detail.attempts[0].last_report.usage == usage
+
+    def test_events_are_kept_once_per_number(self, store: Store) -> None:
+        tag = submitted(store)
+        late = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
+        assert store.record_event(tag, "begin", {"host": "n1", "odd": "\x00\udcff"}, late, sequence=3)
+        assert not store.record_event(tag, "begin", {"host": "n2"}, NOON, sequence=3)
+        assert store.record_event(tag, "cancelled", {"by": "ann"}, NOON)
+        assert store.record_event(tag, "cancelled", {"by": "bob"}, NOON)
+        begin, *cancelled = store.run(tag.run_id).attempts[0].events
+        assert (begin.at, begin.at.tzinfo) == (NOON, UTC)
+        assert begin.detail == {"host": "n1", "odd": "\x00\udcff"}
+        assert [event.detail for event in cancelled] == [{"by": "ann"}, {"by": "bob"}]
+
+    def test_software_is_kept_with_the_attempt(self, store: Store) -> None:
+        tag = submitted(store)
+        store.record_software(tag, {"h5py": "3.15.1", "modules": ["openmpi/4"]})
+        assert store.run(tag.run_id).attempts[0].software == {"h5py": "3.15.1", "modules": ["openmpi/4"]}
+        with pytest.raises(NotFound, match="no attempt 7"):
+            store.record_software(replace(tag, attempt=7), {})
+
+    def test_threads_that_write_about_one_run_do_not_hinder_each_other(self, store: Store) -> None:
+        tag = submitted(store)
+        counts = FrameCounts(expected=200, written=1, processed=0, failed=0)
+        source = InputIdentity(at=InputMoment.OPEN, path=Path("/a"), real_path=Path("/a"))
+        writers: list[Callable[[int], object]] = [
+            lambda number: store.record_report(tag, a_report(tag, reason=str(number))),
+            lambda number: store.record_progress(tag.run_id, replace(counts, processed=number)),
+            lambda number: store.record_event(tag, "note", number, utc_now()),
+            lambda number: store.record_input(tag.run_id, replace(source, path=Path(f"/{number}"))),
+        ]
+        at_once(8, lambda thread: [writers[thread % 4](100 * thread + number) for number in range(10)])
+        detail = store.run(tag.run_id)
+        assert len([event for event in detail.events if event.kind == "state"]) == 20
+        assert sorted(event.sequence for event in detail.events if event.kind == "note") == list(range(20))
+        assert len(detail.inputs) == 20
+
+    # ------------------------------------------------------------------------------------------------- queries
+
+    def test_runs_are_listed_newest_first_and_filtered(self, store: Store) -> None:
+        plans = [
+            a_plan(a_start("c-1", visit="cm1-1")),
+            a_plan(a_start("c-2", visit="cm1-2", beamline="i15"), recipe="peaks_100%"),
+            a_plan(a_start("C-3", visit=None, file=Path("/data/Ångström.h5"))),
+        ]
+        for plan in plans:
+            planned(store, plan)
+        store.finish_run(plans[0].run_id, RunState.FAILED, "Node n1 died")
+        ids = [plan.run_id for plan in plans]
+
+        def found(**filters: Any) -> list[int]:
+            return [ids.index(run.run_id) for run in store.runs(**filters)]
+
+        assert found() == [2, 1, 0]
+        assert found(limit=1, offset=1) == [1]
+        assert found(states=[RunState.FAILED, RunState.CANCELLED]) == [0]
+        assert found(beamline="i15") == found(visit="cm1-2") == found(recipe="peaks_100%") == [1]
+        assert found(beamline="I15") == found(uid="c-3") == []
+        assert found(uid="C-3") == [2]
+        assert found(text="node N1") == [0]
+        assert found(text="0%") == [1]
+        assert found(text="ÅNGSTRÖM" if store.url.get_backend_name() != "sqlite" else "ngstr") == [2]
+        assert found(since=utc_now() + timedelta(hours=1)) == []
+        assert store.counts_by_state() == {RunState.PLANNED: 2, RunState.FAILED: 1}
+
+    def test_a_run_is_found_by_the_beginning_of_its_id(self, store: Store) -> None:
+        with pytest.raises(NotFound, match="no run 'latest'"):
+            store.run("latest")
+        ids = ["aaaa0000-0000-4000-8000-000000000001", "aaaa1000-0000-4000-8000-000000000002"]
+        for run_id in ids:
+            planned(store, a_plan(run_id=run_id))
+        assert store.find_run("AAAA0") == ids[0]
+        assert store.find_run(ids[0]) == ids[0]
+        assert store.find_run("latest") == ids[1]
+        with pytest.raises(NotFound, match=f"several runs: {ids[1]}, {ids[0]}"):
+            store.run("aaaa")
+        for nothing in ("b", "zz", "", "a%", "aaaa_"):
+            with pytest.raises(NotFound, match="no run"):
+                store.run(nothing)
+
+    # -------------------------------------------------------------------------------------------------- trouble
+
+    def test_a_locked_row_is_said_to_be_unavailable_and_later_it_is_not(self, url: str) -> None:
+        counts = FrameCounts(expected=1, written=1, processed=1, failed=0)
+        with Store.open(url) as other, Store.open(url, busy_timeout_s=1) as store:
+            run_id = planned(store).run_id
+            with other.writing() as session:
+                lock_run(session, run_id)
+                with pytest.raises(StoreUnavailable, match=r"(?i)lock") as raised:
+                    store.record_progress(run_id, counts)
+                assert raised.value.remedy
+                assert store.run(run_id).summary.counts is None
+            store.record_progress(run_id, counts)
+            assert store.run(run_id).summary.counts == counts
+
+    def test_no_message_of_an_error_shows_the_password(self, place: Place) -> None:
+        url = sqlalchemy.make_url(place.new())
+        if url.password is None:
+            pytest.skip("this database has no password")
+        with pytest.raises(StoreUnavailable) as raised:
+            Store.open(url.set(port=1).render_as_string(hide_password=False))
+        assert url.password not in raised.value.full_text
+        assert "***" in raised.value.full_text
+
+    # --------------------------------------------------------------------------------------------------- schema
+
+    def test_migrations_make_the_tables_that_the_program_means(self, place: Place) -> None:
+        with Store.open(place.new(), create=True) as store:
+            assert _differences(store) == []
+            with store.connected() as connection:
+                connection.execute(text("ALTER TABLE outputs ADD COLUMN stray INTEGER"))
+                connection.execute(text("CREATE INDEX ix_stray ON outputs (size)"))
+            assert len(_differences(store)) == 2
+
+    def test_programs_that_start_together_migrate_once(self, place: Place) -> None:
+        url = place.new()
+        at_once(4, lambda _number: Store.open(url, create=True).close())
+        with Store.open(url) as store:
+            assert store.schema_status().current
+
+    def test_a_database_of_a_newer_release_is_refused(self, place: Place) -> None:
+        url = place.new()
+        with Store.open(url, create=True) as store, store.connected() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        for create in (False, True):
+            with pytest.raises(InvalidSettings, match="9999, newer than this release's"):
+                Store.open(url, create=create)
+
+    def test_another_programs_database_is_refused_and_left_alone(self, place: Place) -> None:
+        url = place.new()
+        with Store.connect(url) as store, store.connected() as connection:
+            connection.execute(text("CREATE TABLE messages (id INTEGER)"))
+        with pytest.raises(InvalidSettings, match=r"another program's tables \(messages"):
+            Store.open(url, create=True)
+        with Store.connect(url) as store:
+            assert sqlalchemy.inspect(store.engine).get_table_names() == ["messages"]
+
+
+def _differences(store: Store) -> list[Any]:
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        differences: list[Any] = compare_metadata(context, Base.metadata)
+        return differences
+
+
+# ------------------------------------------------------------------------------------------------------- backends
+
+
+class TestSqlite(StoreContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Place:
+        return Place(new=lambda: f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/provenance.sqlite")
+
+
+class ServerContract(StoreContract):
+    """What only servers can do."""
+
+    def test_an_empty_database_is_migrated_only_when_asked(self, place: Place) -> None:
+        url = place.new()
+        with pytest.raises(InvalidSettings, match="is empty") as raised:
+            Store.open(url)
+        assert "orchestrator db upgrade" in raised.value.remedy
+        Store.open(url, create=True).close()
+        Store.open(url).close()
+
+    def test_a_store_survives_the_death_of_its_server(self, doomed: tuple[str, Path, list[str]]) -> None:
+        url, directory, prefix = doomed
+        with Store.open(url, create=True) as store:
+            tag = submitted(store)
+            command = _kill_server(directory)
+            with pytest.raises(StoreUnavailable):
+                store.finish_run(tag.run_id, RunState.COMPLETE, "", NOON)
+            with pytest.raises(StoreUnavailable):
+                store.runs()
+            again = processes.launch([*prefix, *command], log=directory / "again.log", directory=directory)
+            try:
+                assert processes.wait_until(lambda: accepts_connections(url), timeout_s=60)
+                assert store.active_attempts()[0].tag == tag
+                assert store.finish_run(tag.run_id, RunState.COMPLETE, "", NOON)
+            finally:
+                processes.end([again])
+
+
+def _servers(directory: Path) -> list[tuple[processes.ProcessIdentity, list[str]]]:
+    """Return the processes whose command line names this directory, and their words."""
+    found = processes.processes_where(lambda folder: os.fsencode(directory) in (folder / "cmdline").read_bytes())
+    words = [(process, (processes.PROC / str(process.pid) / "cmdline").read_text()) for process in found]
+    return [(process, line.rstrip("\0").split("\0")) for process, line in words]
+
+
+def _kill_server(directory: Path) -> list[str]:
+    ((server, command),) = _servers(directory)
+    children = processes.with_descendants([server]) - {server}
+    processes.kill(server)
+    assert processes.wait_until(lambda: not any(processes.is_alive(child) for child in children), timeout_s=30)
+    return command
+
+
+@pytest.mark.stack
+class TestPostgresql(ServerContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def place(cls, postgresql: str) -> Place:
+        return _server_place(postgresql)
+
+    @pytest.fixture
+    def doomed(self, tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+        prefix = []
+        if os.geteuid() == 0:  # as private_postgresql starts it
+            rights = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"]
+            prefix = [str(find_program("setpriv")), "--reuid=postgres", "--regid=postgres", "--clear-groups", *rights]
+        for url in _started(private_postgresql, "postgres", tmp_path / "doomed"):
+            yield url, tmp_path / "doomed", prefix
+
+
+@pytest.mark.stack
+class TestMariadb(ServerContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def place(cls, mariadb: str) -> Place:
+        return _server_place(mariadb)
+
+    @pytest.fixture
+    def doomed(self, tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+        for url in _started(private_mariadb, "mariadbd", tmp_path / "doomed"):
+            yield url, tmp_path / "doomed", []
