@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -33,12 +33,12 @@ class KernelProgress:
     counts: FrameCounts
     state: str
     message: str
-    detail: Mapping[str, Json]
-    """The whole progress document."""
+    inputs: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    """What the input was at ``open`` and at ``end``, as far as the kernel has told."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobEvent:
+class InJobEvent:
     """One line that was written inside the job."""
 
     sequence: int
@@ -84,10 +84,11 @@ def read_progress(path: Path) -> KernelProgress | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a progress file: {error!r}") from error
-    return KernelProgress(counts=counts, state=state, message=str(document.get("message", "")), detail=document)
+    inputs = {moment: told for moment, told in document.get("inputs", {}).items() if told is not None}
+    return KernelProgress(counts=counts, state=state, message=str(document.get("message", "")), inputs=inputs)
 
 
-def read_events(path: Path) -> tuple[JobEvent, ...]:
+def read_events(path: Path) -> tuple[InJobEvent, ...]:
     """Read the events written inside the job; a last line that is still being written is left for the next time.
 
     Raises
@@ -103,7 +104,7 @@ def read_events(path: Path) -> tuple[JobEvent, ...]:
     for sequence, line in enumerate(lines):
         try:
             document = json.loads(line)
-            event = JobEvent(
+            event = InJobEvent(
                 sequence=sequence,
                 kind=document["kind"],
                 at=datetime.fromisoformat(document["at"]),

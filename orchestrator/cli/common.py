@@ -100,6 +100,10 @@ def says_errors(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+SiteOption = Annotated[
+    Path,
+    typer.Option("--site", envvar="ORCHESTRATOR_SITE", help="The site file.", exists=True, dir_okay=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text for people.")]
 
 __all__ = ["ExitCode", "JsonOption", "err", "exit_code_of", "fail", "out", "print_json", "says_errors", "to_json"]

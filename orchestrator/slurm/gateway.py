@@ -29,7 +29,7 @@ class GatewayInfo:
 
 
 class Gateway(ABC):
-    """One route to SLURM. All methods may be called from any thread, one at a time."""
+    """One route to SLURM. Methods may be called from several threads at the same time."""
 
     name: ClassVar[str]
 

@@ -36,7 +36,7 @@ def progress(
     counts = FrameCounts(
         expected=expected, written=written, processed=processed, failed=failed, finished=state == "finished"
     )
-    return KernelProgress(counts=counts, state=state, message="", detail={})
+    return KernelProgress(counts=counts, state=state, message="")
 
 
 def test_a_job_that_ended_in_order_with_every_frame_is_complete() -> None:
@@ -73,7 +73,7 @@ def test_a_partial_exit_says_which_frames_are_missing() -> None:
 
 
 def test_a_failure_names_slurms_words_the_exit_code_and_the_kernels_message() -> None:
-    said = KernelProgress(counts=progress().counts, state="failed", message="/x.h5: no dataset /entry/data", detail={})
+    said = KernelProgress(counts=progress().counts, state="failed", message="/x.h5: no dataset /entry/data")
     conclusion = conclude(
         report(JobState.FAILED, exit_code=3, evidence=Evidence.ACCOUNTING, reason="NonZeroExitCode"), said
     )

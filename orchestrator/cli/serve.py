@@ -1,0 +1,48 @@
+"""``orchestrator serve``: the service, in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.common import SiteOption, says_errors
+from orchestrator.service import Service
+from orchestrator.settings import load_settings
+
+log = logging.getLogger("orchestrator")
+
+
+def set_up_logging(level: str) -> None:
+    """Send log lines to standard error with time, level, thread and module."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-7s %(threadName)-12s %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("stomp.py").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@says_errors
+def serve(
+    site: SiteOption,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run the service: take messages, submit jobs, follow them, until SIGTERM or Ctrl-C.
+
+    Ending it, even with `kill -9`, loses nothing: jobs go on, messages stay with the broker, and the next start takes
+    up where this one ended.
+    """
+    set_up_logging(log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    settings = load_settings(site)
+    with Service.of(settings) as service:
+        log.info("serving site %s through %s", settings.name, service.gateway.name)
+        for door in service.doors:
+            log.info("listening: %s", door.name)
+        stop.wait()
+        log.info("stopping; jobs go on")

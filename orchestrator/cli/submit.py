@@ -1,0 +1,91 @@
+"""``orchestrator submit`` and ``orchestrator cancel``: what people ask for without a broker."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, out, print_json, says_errors
+from orchestrator.dispatching import Dispatcher, cancel as cancel_run
+from orchestrator.errors import InvalidMessage
+from orchestrator.following import Follower
+from orchestrator.listening.door import Rejected
+from orchestrator.messages import understand
+from orchestrator.provenance import RunSummary, Store
+from orchestrator.records import RawMessage, RunState
+from orchestrator.service import open_gateway, open_store
+from orchestrator.settings import load_settings
+
+
+@says_errors
+def submit(
+    message: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A collection-start or -end document.")],
+    site: SiteOption,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the runs to their end.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take one message from a file, as if a broker had brought it, and submit its runs.
+
+    The service may be running or not. The same message again changes nothing.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    settings = load_settings(site)
+    raw = RawMessage(body=message.read_bytes(), source=f"command:{message.absolute()}")
+    with open_store(settings) as store:
+        gateway = open_gateway(settings)
+        dispatcher = Dispatcher(store=store, gateway=gateway, settings=settings)
+        verdict = dispatcher.receive(raw)
+        if isinstance(verdict, Rejected):
+            raise InvalidMessage(f"{message}: {verdict.reason}", remedy="orchestrator schema shows what is expected")
+        dispatcher.plan_waiting()
+        dispatcher.settle()
+        dispatcher.submit_planned()
+        uid = understand(raw).uid
+        if wait:
+            vanish_after = timedelta(seconds=settings.gateway.vanish_after_s)
+            follower = Follower(store=store, gateway=gateway, vanish_after=vanish_after)
+            while any(not run.state.ended for run in store.runs(uid=uid)):
+                follower.cycle()
+                time.sleep(settings.gateway.poll_interval_s)
+        runs = store.runs(uid=uid)
+        _print(store, raw, runs, duplicate=verdict.duplicate, as_json=as_json)
+    good = {RunState.COMPLETE} if wait else set(RunState) - {RunState.REFUSED}
+    if any(run.state not in good for run in runs):
+        raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _print(store: Store, raw: RawMessage, runs: list[RunSummary], *, duplicate: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"duplicate": duplicate, "runs": runs})
+        return
+    if duplicate:
+        out.print("This message was known already; nothing new was submitted.")
+    for run in runs:
+        out.print(f"run {run.run_id}  {run.recipe}  {run.state}  {run.job or ''}  {run.reason}")
+    if not runs:
+        note = next((record.note for record in store.messages() if record.raw.sha256 == raw.sha256), "")
+        out.print(note or "Recorded; no run came of it.")
+
+
+@says_errors
+def cancel(
+    run: Annotated[str, typer.Argument(help="Run id, the beginning of one, or `latest`.")],
+    site: SiteOption,
+) -> None:
+    """End a run that isn't wanted any more."""
+    settings = load_settings(site)
+    with open_store(settings) as store:
+        run_id = store.find_run(run)
+        state = cancel_run(store, open_gateway(settings), run_id, by=getpass.getuser())
+    if state is RunState.CANCELLED:
+        out.print(f"run {run_id} is cancelled")
+    elif state.ended:
+        out.print(f"run {run_id} had ended already: {state}")
+    else:
+        out.print(f"run {run_id}: SLURM was told to end its job; 'orchestrator show {run_id[:8]}' tells when it has")

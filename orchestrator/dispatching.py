@@ -1,0 +1,244 @@
+"""The trip from a message to a job: record, plan, render, submit, each exactly once.
+
+In: raw messages from the doors. Out: runs in the store and jobs at SLURM. Every step reads what is to be done from the
+store and writes what was done to it, so any step may be cut off anywhere and is simply done again:
+
+    receive          message -> store                      (called by a door, before it acknowledges)
+    plan_waiting     messages nobody decided about -> runs in state PLANNED
+    settle           intents whose outcome isn't known -> adopted, or proven absent and free to be submitted again
+    submit_planned   runs in state PLANNED -> intent -> SLURM -> PENDING
+
+An attempt keeps its number until SLURM is known to have a job for it: a job that turns up late carries the same tag as
+the one submitted after it, and the fence inside the job (`orchestrator.injob`) lets only one of them work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from orchestrator.errors import (
+    GatewayUnavailable,
+    InvalidInput,
+    InvalidMessage,
+    OutcomeUnknown,
+    RunDirectoryUnavailable,
+    SubmitRefused,
+)
+from orchestrator.listening.door import Accepted, Rejected, Verdict
+from orchestrator.messages import understand
+from orchestrator.planning import check_allowed, plan
+from orchestrator.provenance import PlannedRun, Store, UnsettledAttempt, WaitingStart, plan_to_json
+from orchestrator.records import BatchScript, JobReport, RawMessage, RunState, RunTag, Submission, SubmittedJob, utc_now
+from orchestrator.rendering import render
+from orchestrator.runs import RunDirectory, write_atomically
+from orchestrator.settings import Settings
+from orchestrator.slurm.gateway import Gateway
+
+log = logging.getLogger(__name__)
+
+BATCH = 100
+"""Most messages or runs taken from the store at once, so that a burst can't starve the other steps."""
+
+CLOCK_DIFFERENCE = timedelta(minutes=5)
+"""How far SLURM's clock may be from ours when we look for a job submitted since a moment of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatcher:
+    """The steps, over one store and one gateway."""
+
+    store: Store
+    gateway: Gateway
+    settings: Settings
+    now: Callable[[], datetime] = utc_now
+
+    # ------------------------------------------------------------------------------------------------- receive
+
+    def receive(self, raw: RawMessage) -> Verdict:
+        """Record a message; the answer says that it is durable.
+
+        Raises
+        ------
+        StoreUnavailable
+            When it isn't: the message has to stay with its sender.
+        """
+        try:
+            understood = understand(raw)
+        except InvalidMessage as error:
+            self.store.record_message(raw, understood=None, rejection=error.full_text)
+            return Rejected(reason=error.full_text)
+        receipt = self.store.record_message(raw, understood=understood, rejection=None)
+        if receipt.rejection is not None:
+            return Rejected(reason=receipt.rejection)
+        log.info("recorded message %d from %s", receipt.message_id, raw.source)
+        return Accepted(duplicate=receipt.duplicate)
+
+    # -------------------------------------------------------------------------------------------------- plan
+
+    def plan_waiting(self) -> int:
+        """Decide about every message that waits; return how many runs were planned."""
+        return sum(self._plan(waiting) for waiting in self.store.waiting_starts(BATCH))
+
+    def _plan(self, waiting: WaitingStart) -> int:
+        uid = waiting.start.uid
+        try:
+            check_allowed(waiting.start.file, self.settings.allowed_roots)
+            planning = plan(waiting.start, self.settings)
+        except InvalidInput as error:
+            self.store.message_handled(waiting.message_id, f"no run: {error.full_text}")
+            log.warning("collection %s: no run: %s", uid, error.full_text)
+            return 0
+        if planning.plans:
+            note = "planned " + ", ".join(item.recipe for item in planning.plans)
+        else:
+            note = f"no run: no recipe wants this collection ({planning.reason})"
+        self.store.record_runs(waiting.message_id, planning.plans, note=note)
+        log.info("collection %s: %s", uid, note)
+        return len(planning.plans)
+
+    # -------------------------------------------------------------------------------------------------- settle
+
+    def settle(self) -> int:
+        """Find out about every intent without an outcome; return how many are still open."""
+        return sum(not self._settle(unsettled) for unsettled in self.store.unsettled_attempts())
+
+    def _settle(self, unsettled: UnsettledAttempt) -> bool:
+        tag = unsettled.tag
+        reports = self.gateway.find(tag, since=unsettled.intent_at - CLOCK_DIFFERENCE)
+        if reports:
+            first = min(reports, key=lambda report: (report.identity.submitted_at, report.identity.job_id))
+            job = SubmittedJob(identity=first.identity, gateway=self.gateway.name, adopted=True)
+            wanted = self.store.record_submitted(tag, job)
+            log.warning("run %s: adopted job %s after its submission's answer was lost", tag.run_id, first.identity)
+            self._end_needless(reports if not wanted else [report for report in reports if report is not first])
+            return True
+        # The call itself may be under way, here or in another process, until its deadline.
+        gateway = self.settings.gateway
+        if self.now() - unsettled.intent_at < timedelta(seconds=gateway.submit_deadline_s + gateway.absence_grace_s):
+            return False
+        reason = f"the submission's answer was lost and {self.gateway.name} has no job {tag.job_name}"
+        self.store.record_submit_failed(tag, reason, refused=False)
+        log.warning("run %s: %s; submitting again", tag.run_id, reason)
+        return True
+
+    def _end_needless(self, reports: Iterable[JobReport]) -> None:
+        for report in reports:
+            if not report.state.ended:
+                self.gateway.cancel(report.identity)
+
+    # -------------------------------------------------------------------------------------------------- submit
+
+    def submit_planned(self) -> int:
+        """Submit every run that waits, oldest first; return how many jobs were made.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When SLURM can't take jobs now; the runs stay planned.
+        RunDirectoryUnavailable
+            When a run's directory couldn't be written. That run stays planned, with the reason in its record; the
+            others were submitted.
+        """
+        made, obstacles = 0, []
+        for planned in self.store.planned_runs(BATCH):
+            try:
+                made += self._submit(planned)
+            except OSError as error:
+                obstacle = f"{error.filename or planned.plan.run_directory}: {error.strerror}"
+                self.store.record_obstacle(planned.tag.run_id, f"waiting: its directory can't be written: {obstacle}")
+                obstacles.append(obstacle)
+        if obstacles:
+            raise RunDirectoryUnavailable(
+                f"{len(obstacles)} runs wait for their directory: {obstacles[0]}",
+                remedy="free space or correct the rights; the runs go on by themselves",
+            )
+        return made
+
+    def _submit(self, planned: PlannedRun) -> bool:
+        tag = planned.tag
+        try:
+            script = self.prepare(planned)
+        except InvalidInput as error:
+            self.store.finish_run(tag.run_id, RunState.REFUSED, error.full_text)
+            log.error("run %s refused: %s", tag.run_id, error.full_text)
+            return False
+        directory = RunDirectory(planned.plan.run_directory)
+        submission = Submission(tag=tag, script=script, script_path=directory.script, working_directory=directory.path)
+        if not self.store.record_intent(tag, script, gateway=self.gateway.name):
+            return False
+        return self._hand_over(submission)
+
+    def _hand_over(self, submission: Submission) -> bool:
+        tag = submission.tag
+        try:
+            job = self.gateway.submit(submission)
+        except SubmitRefused as error:
+            self.store.record_submit_failed(tag, error.full_text, refused=True)
+            log.error("run %s refused by %s: %s", tag.run_id, self.gateway.name, error.full_text)
+            return False
+        except OutcomeUnknown as error:
+            log.warning("run %s: %s; looking for its job before anything else", tag.run_id, error.full_text)
+            return False
+        except GatewayUnavailable as error:
+            self.store.record_submit_failed(tag, error.full_text, refused=False)
+            raise
+        if not self.store.record_submitted(tag, job):
+            self.gateway.cancel(job.identity)
+            return False
+        log.info("run %s is job %s", tag.run_id, job.identity)
+        return True
+
+    def prepare(self, planned: PlannedRun) -> BatchScript:
+        """Render a run's script and write its directory; the same plan always writes the same.
+
+        Raises
+        ------
+        InvalidTemplate
+            When template and plan don't fit.
+        OSError
+            When the directory can't be written.
+        """
+        script = render(planned.plan, planned.tag.attempt, self.settings.templates)
+        directory = RunDirectory(planned.plan.run_directory)
+        directory.attempt(planned.tag.attempt).path.mkdir(parents=True, exist_ok=True)
+        files: dict[Path, bytes | str] = {
+            directory.plan: json.dumps(plan_to_json(planned.plan), indent=2) + "\n",
+            directory.parameters: json.dumps(planned.plan.parameter_values(), indent=2) + "\n",
+            directory.template: script.template_text,
+        }
+        if planned.message is not None:
+            files[directory.message] = planned.message.body
+        for path, content in files.items():
+            write_atomically(path, content)
+        write_atomically(directory.script, script.text, mode=0o755)
+        return script
+
+
+def cancel(store: Store, gateway: Gateway, run_id: str, *, by: str) -> RunState:
+    """End a run that somebody doesn't want any more; return its state right afterwards.
+
+    A run without a job is cancelled at once. One with a job is cancelled when SLURM says that the job is; the follower
+    records that.
+
+    Raises
+    ------
+    NotFound
+        When there is no such run.
+    GatewayUnavailable, UnknownJob
+        When the job can't be ended; the wish is recorded all the same.
+    """
+    summary = store.run(run_id).summary
+    if summary.state.ended:
+        return summary.state
+    tag = RunTag(run_id=summary.run_id, attempt=summary.attempts)
+    store.record_event(tag, "cancel", {"by": by}, utc_now())
+    if summary.job is None:
+        store.finish_run(summary.run_id, RunState.CANCELLED, f"cancelled by {by} before it had a job")
+        return RunState.CANCELLED
+    gateway.cancel(summary.job)
+    return summary.state

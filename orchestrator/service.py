@@ -1,0 +1,205 @@
+"""Composition root: the only place that chooses a gateway, a store and the doors, and runs them together.
+
+Two loops work side by side, each in a thread of its own: *dispatch* (messages -> jobs; woken by every message) and
+*follow* (jobs -> states, progress, results). The doors have threads of their own. A loop that meets an obstacle says so
+once, waits longer each time, and goes on; nothing but `stop` ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from orchestrator.dispatching import Dispatcher
+from orchestrator.errors import GatewayUnavailable, InvalidSettings, OrchestratorError
+from orchestrator.following import Follower
+from orchestrator.listening.door import Door, Handler, Verdict, backoff
+from orchestrator.listening.spool import SpoolDoor
+from orchestrator.listening.stomp import StompDoor
+from orchestrator.provenance import Store
+from orchestrator.records import RawMessage
+from orchestrator.settings import Settings
+from orchestrator.slurm.cli import CliGateway
+from orchestrator.slurm.gateway import Gateway
+from orchestrator.slurm.local import LocalGateway
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 5.0
+"""Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
+
+
+def open_store(settings: Settings, *, create: bool = False) -> Store:
+    """Open the site's database; `create` brings its schema up to date first."""
+    return Store.open(settings.database, create=create)
+
+
+def open_gateway(settings: Settings) -> Gateway:
+    """Choose and check the site's route to SLURM; ``auto`` takes SLURM's commands where a controller answers.
+
+    Raises
+    ------
+    GatewayUnavailable
+        When the chosen route can't be used now.
+    """
+    route = settings.gateway.route
+    local = LocalGateway(settings.gateway.local_state, jobs_max=settings.gateway.local_jobs_max)
+    cli = CliGateway(submit_timeout_s=settings.gateway.submit_deadline_s)
+    if route == "local":
+        return local
+    if route == "cli":
+        return cli
+    try:
+        info = cli.check()
+    except GatewayUnavailable as error:
+        log.warning("gateway: local, because SLURM's commands can't be used: %s", error.full_text)
+        return local
+    log.info("gateway: cli, SLURM %s of cluster %s answers", info.release, info.cluster)
+    return cli
+
+
+def open_doors(settings: Settings) -> tuple[Door, ...]:
+    """Make the doors that the site file names.
+
+    Raises
+    ------
+    InvalidSettings
+        When it names none.
+    """
+    doors: list[Door] = []
+    if settings.spool is not None:
+        doors.append(SpoolDoor(settings.spool))
+    if settings.stomp is not None:
+        doors.append(StompDoor(settings.stomp))
+    if not doors:
+        raise InvalidSettings(
+            f"{settings.source}: no door for messages", remedy="add a table [stomp] or [spool] to the site file"
+        )
+    return tuple(doors)
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """One thread that takes a step whenever it is woken, and at least every `interval_s`."""
+
+    name: str
+    step: Callable[[], None]
+    interval_s: float
+    _wake: threading.Event = field(default_factory=threading.Event)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Take a step now."""
+        self._wake.set()
+
+    def stop(self, timeout_s: float) -> None:
+        """Take no more steps; wait for the present one."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        delays = None
+        said = ""
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                self.step()
+            except OrchestratorError as error:
+                if error.full_text != said:
+                    log.warning("%s: %s", self.name, error.full_text)
+                said = error.full_text
+            except Exception:
+                log.exception("%s: fault; going on", self.name)
+                said = "fault"
+            else:
+                if said:
+                    log.info("%s: going on after an obstacle", self.name)
+                delays, said = None, ""
+                self._wake.wait(self.interval_s)
+                continue
+            delays = delays or backoff(initial_s=0.5, longest_s=30.0)
+            self._stopping.wait(next(delays))
+
+
+@dataclass(kw_only=True)
+class Service:
+    """The whole, running. A context manager: started on entry, stopped in order on exit."""
+
+    settings: Settings
+    store: Store
+    gateway: Gateway
+    doors: tuple[Door, ...]
+
+    def __post_init__(self) -> None:
+        gateway = self.settings.gateway
+        self.dispatcher = Dispatcher(store=self.store, gateway=self.gateway, settings=self.settings)
+        self.follower = Follower(
+            store=self.store, gateway=self.gateway, vanish_after=timedelta(seconds=gateway.vanish_after_s)
+        )
+        self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S)
+        self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Compose the service that a site file describes."""
+        doors = open_doors(settings)
+        store = open_store(settings)
+        return cls(settings=settings, store=store, gateway=open_gateway(settings), doors=doors)
+
+    def __enter__(self) -> Self:
+        self._dispatch.start()
+        self._follow.start()
+        for door in self.doors:
+            door.start(self._handler())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for door in self.doors:
+            door.stop()
+        # The outcome of a submission under way is worth waiting for; if it takes longer, the next start finds it.
+        self._dispatch.stop(self.settings.gateway.submit_deadline_s)
+        self._follow.stop(10)
+        self.gateway.close()
+        self.store.close()
+
+    def _handler(self) -> Handler:
+        def handle(raw: RawMessage) -> Verdict:
+            verdict = self.dispatcher.receive(raw)
+            self._dispatch.wake()
+            return verdict
+
+        return handle
+
+    def _dispatch_step(self) -> None:
+        """Decide about messages, whatever SLURM does; then submit."""
+        self.dispatcher.plan_waiting()
+        open_intents = self.dispatcher.settle()
+        if self.dispatcher.submit_planned():
+            self._follow.wake()
+        if open_intents:
+            time.sleep(min(1.0, self.settings.gateway.poll_interval_s))
+            self._dispatch.wake()
+
+    def _follow_step(self) -> None:
+        started = time.monotonic()
+        self.follower.cycle()
+        # The controller's time is everybody's: rest at least ten times as long as the question took.
+        settings = self.settings.gateway
+        cost_s = time.monotonic() - started
+        self._follow.interval_s = min(max(settings.poll_interval_s, 10 * cost_s), settings.poll_interval_max_s)
