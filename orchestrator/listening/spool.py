@@ -51,7 +51,7 @@ def drop(folder: Path, document: bytes, name: str) -> Path:
     DoorUnavailable
         When the folder can't be written.
     """
-    if _overlooked(name) or Path(name).name != name:
+    if not name or _overlooked(name) or Path(name).name != name:
         raise InvalidInput(f"{name!r} isn't a name the spool takes", remedy="use a plain file name ending in .json")
     hidden = folder / f".{uuid.uuid4()}.tmp"
     try:
