@@ -1,0 +1,75 @@
+"""Which tests this machine can run: those that need missing programs are skipped, loudly, or fail where all must run.
+
+``--require-stack``, or ``CI=true`` as root (who could have installed everything), makes every skip of a test marked
+``stack`` or ``mpi`` a failure. ``@pytest.mark.stack`` needs the programs that ``script/programs.txt`` lists for the
+stack; ``@pytest.mark.stack("initdb", "mariadbd")`` needs just these.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import StackError
+from orchestrator.stack.programs import find_program
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-stack", action="store_true", help="fail, rather than skip, tests whose programs are missing"
+    )
+
+
+def pytest_configure() -> None:
+    # An MPI that script/bootstrap has put into the environment is found there, as script/test and script/demo do.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = [name for name in _programs_needed(item) if not _is_there(name)]
+    if missing:
+        pytest.skip(f"NOT TESTED, missing here: {', '.join(missing)} (script/bootstrap --for test, as root, installs it)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and _must_run(item):
+        report.outcome = "failed"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"must not be skipped here: {reason}"
+    return report
+
+
+def _must_run(item: pytest.Item) -> bool:
+    everything = item.config.getoption("--require-stack") or (os.environ.get("CI") == "true" and os.geteuid() == 0)
+    return everything and any(item.get_closest_marker(name) for name in ("stack", "mpi"))
+
+
+def _programs_needed(item: pytest.Item) -> list[str]:
+    names = ["mpirun"] if item.get_closest_marker("mpi") else []
+    if marker := item.get_closest_marker("stack"):
+        names += marker.args or _stack_programs()
+    return names
+
+
+@cache
+def _stack_programs() -> tuple[str, ...]:
+    lines = (CHECKOUT / "script" / "programs.txt").read_text().splitlines()
+    return tuple(line.split()[1] for line in lines if line.startswith("stack "))
+
+
+@cache
+def _is_there(name: str) -> bool:
+    try:
+        find_program(name)
+    except StackError:
+        return False
+    return True
