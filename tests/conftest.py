@@ -35,7 +35,7 @@ def pytest_configure() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = [name for name in _programs_needed(item) if not _is_there(name)]
     if missing:
-        pytest.skip(f"NOT TESTED, missing here: {', '.join(missing)} (script/bootstrap --for test, as root, installs it)")
+        pytest.skip(f"NOT TESTED, missing here: {', '.join(missing)} (as root, script/bootstrap --for test brings it)")
 
 
 @pytest.hookimpl(wrapper=True)
