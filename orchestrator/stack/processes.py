@@ -18,6 +18,7 @@ from orchestrator.errors import StackError
 from orchestrator.stack.programs import find_program
 
 PROC = Path("/proc")
+KILL_PATIENCE_S = 10
 _STATE, _PARENT, _STARTED = 0, 1, 19  # fields after the command's name in /proc/<pid>/stat, see proc(5)
 
 
@@ -36,18 +37,26 @@ def boot_id() -> str:
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
-def _stat_fields(pid: int) -> list[str] | None:
+def _stat(pid: int) -> str:
     try:
-        text = (PROC / str(pid) / "stat").read_text()
+        return (PROC / str(pid) / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    return text.rpartition(")")[2].split()
+        return ""
+
+
+def _stat_fields(pid: int) -> list[str]:
+    return _stat(pid).rpartition(")")[2].split()
+
+
+def program_name(pid: int) -> str:
+    """Return the name of what a process runs (its first 15 bytes), empty when there is no such process."""
+    return _stat(pid).partition("(")[2].rpartition(")")[0]
 
 
 def identify(pid: int) -> ProcessIdentity | None:
     """Return the identity of a running process, None when there is none (or only its zombie)."""
     fields = _stat_fields(pid)
-    if fields is None or fields[_STATE] in "ZX":
+    if not fields or fields[_STATE] in "ZX":
         return None
     return ProcessIdentity(pid=pid, started_ticks=int(fields[_STARTED]), boot_id=boot_id())
 
@@ -143,9 +152,9 @@ def end(processes: Iterable[ProcessIdentity], *, patience_s: float = 10) -> None
     StackError
         One survives even KILL (stuck in the kernel, or not ours to end).
     """
-    waiting = _signal([process for process in processes if is_alive(process)], signal.SIGTERM)
+    waiting = _signal(processes, signal.SIGTERM)
     if waiting := _wait_for_end(waiting, patience_s):
-        waiting = _wait_for_end(_signal(waiting, signal.SIGKILL), patience_s)
+        waiting = _wait_for_end(_signal(waiting, signal.SIGKILL), KILL_PATIENCE_S)
     if waiting:
         pids = ", ".join(str(process.pid) for process in waiting)
         raise StackError(f"processes that can't be ended: {pids}", remedy="end them by hand, then repeat the command")
@@ -153,7 +162,7 @@ def end(processes: Iterable[ProcessIdentity], *, patience_s: float = 10) -> None
 
 def kill(process: ProcessIdentity) -> None:
     """End a process at once, as a crash would."""
-    _wait_for_end(_signal([process], signal.SIGKILL), 10)
+    _wait_for_end(_signal([process], signal.SIGKILL), KILL_PATIENCE_S)
 
 
 def _signal(processes: Iterable[ProcessIdentity], number: signal.Signals) -> list[ProcessIdentity]:

@@ -22,6 +22,8 @@ DEBIAN_PACKAGES = {
     "scontrol": "slurm-client",
     "sinfo": "slurm-client",
     "sbatch": "slurm-client",
+    "scancel": "slurm-client",
+    "squeue": "slurm-client",
     "sacctmgr": "slurm-client",
     "java": "openjdk-17-jre-headless",
     "mariadbd": "mariadb-server-core",

@@ -19,8 +19,12 @@ from orchestrator.stack.layout import Layout, Service, make_private, write_priva
 from orchestrator.stack.ports import LOOPBACK
 from orchestrator.stack.programs import find_program
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue")
 CLUSTER = "stack"
+CREDENTIAL_LIFETIME_S = 20
+"""Also how long a requeued job waits before it starts again; SLURM's own default is 120."""
+CANCEL_PATIENCE_S = 8
+"""Longer than KillWait."""
 LEAST_CPUS_PER_NODE = 4
 MEMORY_SHARE = 0.8
 """Of the machine's memory, for all nodes together."""
@@ -84,7 +88,7 @@ def configuration(layout: Layout) -> str:
         "SlurmctldPort": layout.ports["slurmctld"],
         "SlurmUser": user,
         "SlurmdUser": user,
-        "AuthInfo": f"socket={layout.munge_socket}",
+        "AuthInfo": f"socket={layout.munge_socket},cred_expire={CREDENTIAL_LIFETIME_S}",
         "AuthAltParameters": f"jwt_key={layout.jwt_key}",
         "StateSaveLocation": layout.slurm_conf.parent / "state",
         "SlurmdSpoolDir": f"{layout.runtime}/%n",
@@ -179,12 +183,34 @@ def _node(layout: Layout, node: str) -> Daemon:
     )
 
 
-def job_processes(layout: Layout) -> set[processes.ProcessIdentity]:
-    """Return the processes of this stack's jobs: every slurmstepd, and all below it."""
-    marker = f"SLURM_CONF={layout.slurm_conf}".encode()
+def cancel_jobs(layout: Layout) -> None:
+    """Cancel all jobs through the controller, so that its records say so, and wait until they are gone."""
+    environment = layout.slurm_environment()
+    processes.run([find_program("scancel"), "--me"], environment=environment)
 
-    def is_step_manager(folder: Path) -> bool:
-        name = (folder / "comm").read_text().strip()
-        return name == "slurmstepd" and marker in (folder / "environ").read_bytes().split(b"\0")
+    def gone() -> bool:
+        return not processes.run([find_program("squeue"), "--noheader"], environment=environment).strip()
 
-    return processes.with_descendants(processes.processes_where(is_step_manager))
+    processes.wait_until(gone, timeout_s=CANCEL_PATIENCE_S)
+
+
+def end_job_processes(layout: Layout) -> None:
+    """End what is left of this stack's jobs, TERM first: what a dead slurmd or controller couldn't end.
+
+    slurmstepd comes last and gets no time: it would wait for a controller that is gone.
+    """
+    family = processes.with_descendants(processes.processes_where(lambda folder: _belongs_to_job(folder, layout)))
+    managers = {process for process in family if _is_step_manager(process.pid)}
+    processes.end(family - managers, patience_s=3)
+    processes.end(managers, patience_s=0)
+
+
+def _belongs_to_job(folder: Path, layout: Layout) -> bool:
+    environment = (folder / "environ").read_bytes().split(b"\0")
+    if f"SLURM_CONF={layout.slurm_conf}".encode() not in environment:
+        return False
+    return _is_step_manager(int(folder.name)) or any(entry.startswith(b"SLURMD_NODENAME=") for entry in environment)
+
+
+def _is_step_manager(pid: int) -> bool:
+    return processes.program_name(pid) == "slurmstepd"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,8 @@ from orchestrator.stack import accounting, broker, layout, munge, processes, res
 from orchestrator.stack.daemon import BrokerAddress, Daemon, DaemonStatus
 from orchestrator.stack.layout import NEEDS, Layout, Service
 from orchestrator.stack.programs import find_program
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SERVICES = (Service.SLURM, Service.BROKER)
 DEFAULT_NODES = 2
@@ -57,7 +60,8 @@ class Stack:
             facts = self._layout_for(wanted, nodes)
             layout.save(facts)
             if _prepare(facts):
-                self._end(name for name in self._processes() if name.startswith(("slurmctld", "slurmd-")))
+                # Running jobs outlive this.
+                self._end([name for name in self._processes() if name.startswith(("slurmctld", "slurmd-"))])
             self._bring_up(_describe(facts))
 
     def down(self) -> None:
@@ -66,14 +70,23 @@ class Stack:
             return
         with self._locked():
             facts = layout.load(self.directory)
-            # First what could start something new, then the jobs, then what the others rely on.
-            self._end(name for name in self._processes() if name.startswith(("slurmctld", "slurmd-", "slurmrestd")))
-            if facts is not None:
-                processes.end(slurm.job_processes(facts), patience_s=3)
-            self._end(name for name in self._processes() if name != "mariadb")
+            if facts is not None and Service.SLURM in facts.services:
+                self._end_slurm(facts)
+            # The rest may still need its database.
+            self._end([name for name in self._processes() if name != "mariadb"])
             self._end(list(self._processes()))
             if facts is not None:
                 layout.forget(facts)
+
+    def _end_slurm(self, facts: Layout) -> None:
+        controller = self._processes().get("slurmctld")
+        if controller is not None and processes.is_alive(controller):
+            try:
+                slurm.cancel_jobs(facts)
+            except StackError as refused:
+                log.warning("slurmctld couldn't cancel the jobs of the stack; killing them: %s", refused)
+        self._end([name for name in self._processes() if name.startswith(("slurmctld", "slurmd-", "slurmrestd"))])
+        slurm.end_job_processes(facts)
 
     def _layout_for(self, services: frozenset[Service], nodes: int | None) -> Layout:
         present = layout.load(self.directory)
@@ -193,7 +206,7 @@ class Stack:
             self._remember({daemon.name: process})
         _wait_ready(daemon, process)
 
-    def _end(self, names: Iterator[str] | Collection[str]) -> None:
+    def _end(self, names: Collection[str]) -> None:
         known = self._processes()
         chosen = {name: known[name] for name in names if name in known}
         processes.end(chosen.values())
