@@ -51,9 +51,7 @@ def _read_start(path: Path) -> CollectionStart:
     try:
         body = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
-        raise NotFound(
-            f"{path}: the message can't be read: {error.strerror}", remedy="give a JSON file, or -"
-        ) from error
+        raise NotFound(f"{path}: {error.strerror}", remedy="give the message's JSON file, or - for input") from error
     message = understand(RawMessage(body=body, source=f"command:{path}"))
     if not isinstance(message, CollectionStart):
         raise InvalidMessage(

@@ -132,15 +132,12 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _existing(key: str, path: Path, access: int) -> Finding:
+    subject = f"{key} {path}"
     if not path.exists():
-        return Finding(
-            subject=f"{key} {path}", ok=False, detail="doesn't exist", remedy="create it or correct the path"
-        )
+        return Finding(subject=subject, ok=False, detail="doesn't exist", remedy="create it or correct the path")
     if not os.access(path, access):
-        return Finding(
-            subject=f"{key} {path}", ok=False, detail="can't be read", remedy="give this user the permission"
-        )
-    return Finding(subject=f"{key} {path}", ok=True)
+        return Finding(subject=subject, ok=False, detail="no permission", remedy="give it to this user")
+    return Finding(subject=subject, ok=True)
 
 
 def _to_be_written(key: str, path: Path) -> Finding:

@@ -22,18 +22,11 @@ from orchestrator.errors import DoorUnavailable, InvalidInput
 from orchestrator.listening.door import Accepted, Door, Handler, Rejected, Verdict, backoff, raw_message
 from orchestrator.messages import MAX_BYTES
 from orchestrator.runs import write_atomically
+from orchestrator.settings import SpoolSettings
 
 _UNFINISHED_SUFFIXES = (".tmp", ".part")
 _MAX_NAME_BYTES = 200
 """Leaves room for numbers and ``.reason.txt`` within the 255 bytes of most file systems."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpoolSettings:
-    """Where the folder is."""
-
-    folder: Path
-    poll_interval_s: float = 0.2
 
 
 def drop(folder: Path, document: bytes, name: str) -> Path:

@@ -13,9 +13,9 @@ from time import monotonic
 
 from orchestrator.errors import DoorUnavailable, InvalidSettings
 from orchestrator.listening.broker import BrokerSession, Delivery
-from orchestrator.listening.broker_settings import StompSettings, TlsSettings
 from orchestrator.listening.door import Door, Handler, Rejected, backoff, raw_message
 from orchestrator.records import sha256_of
+from orchestrator.settings import StompSettings, TlsSettings
 
 _SETTLED_AFTER_S = 10.0
 _MAX_REASON = 2000

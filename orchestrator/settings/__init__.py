@@ -6,6 +6,7 @@ here looks whether folders or programs exist; ``orchestrator site check`` does.
 
 from __future__ import annotations
 
+from orchestrator.settings.doors import SpoolSettings, StompSettings, TlsSettings, parse_address
 from orchestrator.settings.loading import load_settings
 from orchestrator.settings.model import (
     Condition,
@@ -15,12 +16,9 @@ from orchestrator.settings.model import (
     Recipe,
     ResourceRequest,
     Settings,
-    SpoolSettings,
-    StompSettings,
-    TlsSettings,
 )  # fmt: skip
 
 __all__ = [
     "Condition", "Defaults", "GatewaySettings", "Match", "Recipe", "ResourceRequest", "Settings", "SpoolSettings",
-    "StompSettings", "TlsSettings", "load_settings",
+    "StompSettings", "TlsSettings", "load_settings", "parse_address",
 ]  # fmt: skip

@@ -12,7 +12,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import InvalidSettings
@@ -22,6 +23,10 @@ from orchestrator.settings.toml_places import lines_of
 
 _NOT_IN_FILES = frozenset({"source", "overridden"})
 """Fields of `Settings` that come from how it was loaded."""
+
+
+_UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+"""Pydantic's types of error for a key that a model or a dataclass doesn't have."""
 
 
 def load_settings(path: Path, overrides: Mapping[str, Json] | None = None) -> Settings:
@@ -53,6 +58,9 @@ def load_settings(path: Path, overrides: Mapping[str, Json] | None = None) -> Se
         )
     except ValidationError as error:
         raise _translated(error, path, text) from error
+    except InvalidSettings as error:
+        key, _, _ = str(error).partition(":")
+        raise InvalidSettings(f"{_place(path, text, key.split('.'))}: {error}", remedy=error.remedy) from error
 
 
 def _read(path: Path) -> str:
@@ -100,21 +108,24 @@ def _set(content: dict[str, Any], dotted: str, value: Json) -> None:
 
 def _translated(error: ValidationError, path: Path, text: str) -> InvalidSettings:
     """Word all findings in one error, each with its line; the remedy is that of the first."""
-    findings = [_finding(detail, path, text) for detail in error.errors(include_url=False, include_input=False)]
+    details = error.errors(include_url=False, include_input=False)
+    # A mistyped key is missing under its right name too: the unknown one comes first, with its remedy.
+    details.sort(key=lambda detail: detail["type"] not in _UNKNOWN)
+    findings = [_finding(detail, path, text) for detail in details]
     return InvalidSettings("\n".join(sentence for sentence, _ in findings), remedy=findings[0][1])
 
 
 def _finding(detail: ErrorDetails, path: Path, text: str) -> tuple[str, str]:
     key = [str(part) for part in detail["loc"] if part != "[key]"]
     place, name = _place(path, text, key), ".".join(key)
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in _UNKNOWN:
         known = _known_keys(key[:-1])
         near = difflib.get_close_matches(key[-1], known, n=1)
         remedy = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
         return f"{place}: unknown key '{name}'", remedy
     if detail["type"] == "missing":
         return f"{place}: '{name}' is missing", f"add {key[-1]} = …; see docs/reference/site-file.md"
-    reason = detail["msg"].removeprefix("Value error, ")
+    reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{place}: {name}: {reason[:1].lower()}{reason[1:]}", "see docs/reference/site-file.md for what it takes"
 
 
@@ -129,14 +140,19 @@ def _known_keys(table: Sequence[str]) -> list[str]:
     for part in table:
         model = _model_in(current)
         # No model means a mapping from names to models.
-        current = model.model_fields[part].annotation if model is not None else typing.get_args(current)[-1]
+        current = _fields(model)[part].annotation if model is not None else typing.get_args(current)[-1]
     model = _model_in(current)
-    fields = {} if model is None else model.model_fields
+    fields = {} if model is None else _fields(model)
     return sorted((field.alias or name) for name, field in fields.items() if name not in _NOT_IN_FILES)
 
 
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _fields(model: type) -> Mapping[str, FieldInfo]:
+    fields: Mapping[str, FieldInfo] = vars(model)["__pydantic_fields__"]
+    return fields
+
+
+def _model_in(annotation: object) -> type | None:
+    if isinstance(annotation, type) and "__pydantic_fields__" in vars(annotation):
         return annotation
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
         return next((model for option in typing.get_args(annotation) if (model := _model_in(option))), None)

@@ -30,11 +30,8 @@ from pydantic import (
 from orchestrator.errors import InvalidSettings
 from orchestrator.records import Scalar
 from orchestrator.sbatch_options import checked
-
-
-def _from_site_file(path: Path, info: ValidationInfo) -> Path:
-    base = info.context["folder"] if info.context else Path.cwd()
-    return Path(os.path.normpath(base / path.expanduser()))
+from orchestrator.settings.doors import Seconds, SpoolSettings, StompSettings
+from orchestrator.settings.paths import SitePath
 
 
 def _as_list(value: object) -> object:
@@ -47,14 +44,11 @@ def _environment_name(name: str) -> str:
     return name
 
 
-SitePath: TypeAlias = Annotated[Path, AfterValidator(_from_site_file)]
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 TemplateName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.j2$")]
 EnvironmentName: TypeAlias = Annotated[str, AfterValidator(_environment_name)]
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Broker: TypeAlias = Annotated[str, Field(pattern=r"^([^\s:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")]
 Launcher: TypeAlias = Literal["mpirun", "srun", "none"]
-Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Model(BaseModel):
@@ -79,42 +73,8 @@ class GatewaySettings(Model):
     """How often a run is tried when its job is lost through no fault of its own."""
     local_jobs_max: int = Field(default=1, ge=1)
     """How many jobs the local route runs at once; the others wait."""
-
-
-class SpoolSettings(Model):
-    """Messages as files in a folder."""
-
-    folder: SitePath
-    poll_interval_s: Seconds = 0.2
-
-
-class TlsSettings(Model):
-    """An encrypted connection to the broker."""
-
-    ca_file: SitePath | None = None
-    """Certificates to trust; the system's own when left out."""
-    certificate_file: SitePath | None = None
-    key_file: SitePath | None = None
-
-
-class StompSettings(Model):
-    """Messages from a STOMP 1.2 broker."""
-
-    brokers: Annotated[tuple[Broker, ...], Field(min_length=1)]
-    """``host:port``, in the order in which they are tried; ``[::1]:61613`` for IPv6."""
-    queue: str = "/queue/collection"
-    """A queue's name, or a whole STOMP destination that begins with a slash."""
-    dead_letter_queue: str = ""
-    """The queue's name with ``.rejected`` added when left out."""
-    credentials_file: SitePath | None = None
-    """TOML with ``username`` and ``password``, readable by its owner (and group) only."""
-    tls: TlsSettings | None = None
-    heartbeat_s: Seconds = 10.0
-    connect_timeout_s: Seconds = 5.0
-    receipt_timeout_s: Seconds = 30.0
-    prefetch: int = Field(default=1, ge=1)
-    """Messages that the broker hands out before it has an acknowledgement."""
-    reconnect_longest_s: Seconds = 30.0
+    local_state: SitePath
+    """Where the local route keeps its jobs; ``.local-jobs`` below the runs root when left out."""
 
 
 class ResourceRequest(Model):
@@ -241,7 +201,7 @@ class Settings(Model):
     templates: SitePath
     python: SitePath = Path(sys.executable)
     """The interpreter that runs the kernel in the job; it must exist on the compute nodes."""
-    gateway: GatewaySettings = GatewaySettings()
+    gateway: GatewaySettings
     spool: SpoolSettings | None = None
     stomp: StompSettings | None = None
     defaults: Defaults = Defaults()
@@ -252,9 +212,17 @@ class Settings(Model):
     overridden: frozenset[str] = Field(default=frozenset(), exclude=True)
     """Dotted keys that were set from outside the file."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _local_state_below_runs_root(cls, content: dict[str, object]) -> dict[str, object]:
+        gateway, runs_root = content.get("gateway", {}), content.get("runs_root")
+        if isinstance(gateway, Mapping) and isinstance(runs_root, str):
+            return content | {"gateway": {"local_state": f"{runs_root}/.local-jobs"} | dict(gateway)}
+        return content
+
     @property
     def database(self) -> str:
-        """SQLAlchemy URL. A relative SQLite file is taken from the site file's folder, ``${NAME}`` from the environment.
+        """SQLAlchemy URL; a relative SQLite file counts from the site file's folder, ``${NAME}`` is filled in.
 
         Passwords don't belong into site files. They are looked up here and not when the file is read, so that those
         who have no access to the database can still check a site file or plan with it.
