@@ -3,6 +3,7 @@
 from orchestrator.provenance.documents import (
     end_from_json,
     end_to_json,
+    input_from_json,
     plan_from_json,
     plan_to_json,
     start_from_json,
@@ -50,6 +51,7 @@ __all__ = [
     "WaitingStart",
     "end_from_json",
     "end_to_json",
+    "input_from_json",
     "plan_from_json",
     "plan_to_json",
     "start_from_json",

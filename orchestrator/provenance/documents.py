@@ -6,13 +6,15 @@ documents of earlier releases stay readable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from orchestrator.errors import InvalidInput
+from orchestrator.provenance.rows import InputIdentity, InputMoment
 from orchestrator.records import (
     CollectionEnd,
     CollectionOutcome,
@@ -24,7 +26,6 @@ from orchestrator.records import (
     Resources,
 )
 
-Record = TypeVar("Record")
 PLAN_VERSION = 1
 
 
@@ -41,19 +42,19 @@ def plan_from_json(document: Json) -> JobPlan:
     InvalidInput
         When the document isn't a plan, or one that a newer release wrote.
     """
-    values = _object(document, "a plan")
-    version = values.pop("plan_version", None)
-    if version != PLAN_VERSION:
-        raise InvalidInput(
-            f"plan_version is {version!r}, this release reads {PLAN_VERSION}",
-            remedy="use the release that wrote the plan, or a newer one",
-        )
-    values["collection"] = start_from_json(values.get("collection"))
-    values["parameters"] = tuple(_parameter(parameter) for parameter in values.get("parameters", ()))
-    values["resources"] = _built(Resources, values.get("resources"))
-    for name in ("run_directory", "python"):
-        values[name] = Path(values.get(name) or "")
-    return _built(JobPlan, values)
+    with _reading("plan"):
+        values = _members(document)
+        version = values.pop("plan_version", None)
+        if version != PLAN_VERSION:
+            raise InvalidInput(
+                f"plan_version is {version!r}, this release reads {PLAN_VERSION}",
+                remedy="use the release that wrote the plan, or a newer one",
+            )
+        values["collection"] = start_from_json(values["collection"])
+        values["parameters"] = tuple(_parameter(parameter) for parameter in values["parameters"])
+        values["resources"] = Resources(**_members(values["resources"]))
+        values |= {name: Path(values[name]) for name in ("run_directory", "python")}
+        return JobPlan(**values)
 
 
 def start_to_json(start: CollectionStart) -> dict[str, Json]:
@@ -62,11 +63,10 @@ def start_to_json(start: CollectionStart) -> dict[str, Json]:
 
 
 def start_from_json(document: Json) -> CollectionStart:
-    """Rebuild a collection-start."""
-    values = _object(document, "a collection-start")
-    values["file"] = Path(values.get("file") or "")
-    values["started_at"] = _time(values.get("started_at"))
-    return _built(CollectionStart, values)
+    """Rebuild a collection-start; `InvalidInput` when the document isn't one."""
+    with _reading("collection-start"):
+        values = _members(document)
+        return CollectionStart(**values | {"file": Path(values["file"]), "started_at": _time(values.get("started_at"))})
 
 
 def end_to_json(end: CollectionEnd) -> dict[str, Json]:
@@ -75,11 +75,19 @@ def end_to_json(end: CollectionEnd) -> dict[str, Json]:
 
 
 def end_from_json(document: Json) -> CollectionEnd:
-    """Rebuild a collection-end."""
-    values = _object(document, "a collection-end")
-    values["outcome"] = CollectionOutcome(values.get("outcome", ""))
-    values["ended_at"] = _time(values.get("ended_at"))
-    return _built(CollectionEnd, values)
+    """Rebuild a collection-end; `InvalidInput` when the document isn't one."""
+    with _reading("collection-end"):
+        values = _members(document)
+        return CollectionEnd(
+            **values | {"outcome": CollectionOutcome(values["outcome"]), "ended_at": _time(values.get("ended_at"))}
+        )
+
+
+def input_from_json(document: Json, at: InputMoment) -> InputIdentity:
+    """Rebuild an input's identity from what a kernel tells in its progress file; `InvalidInput` when it isn't one."""
+    with _reading("input's identity"):
+        values = _members(document)
+        return InputIdentity(**values | {name: Path(values[name]) for name in ("path", "real_path")} | {"at": at})
 
 
 def encoded(value: object) -> Json:
@@ -103,25 +111,28 @@ def _encoded_fields(record: Any) -> dict[str, Json]:
     return {item.name: encoded(getattr(record, item.name)) for item in fields(record)}
 
 
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise InvalidInput(f"not a {what}: {error.args[0]} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"not a {what}: {error}") from error
+
+
 def _parameter(document: Json) -> Parameter:
-    values: dict[str, Any] = dict(document) if isinstance(document, dict) else {}
-    values["origin"] = Origin(values.get("origin", ""))
-    return _built(Parameter, values)
+    values = _members(document)
+    value = document["value"] if isinstance(document, dict) else None  # may hold lists
+    return Parameter(**values | {"origin": Origin(values["origin"]), "value": value})
 
 
-def _object(document: Json, what: str) -> dict[str, Any]:
+def _members(document: Json) -> dict[str, Any]:
+    """Return an object's members, with tuples where JSON has lists, as records hold them."""
     if not isinstance(document, dict):
-        raise InvalidInput(f"{what} must be a JSON object, not {type(document).__name__}")
-    # Records hold tuples where JSON has lists.
+        raise TypeError(f"it must be a JSON object, not {type(document).__name__}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
 
 
 def _time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
-
-
-def _built(kind: type[Record], values: Any) -> Record:
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InvalidInput(f"not a {kind.__name__}: {error}") from error

@@ -1,0 +1,68 @@
+"""``orchestrator db``: upgrading and looking."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli.common import ExitCode
+from orchestrator.cli.db import app
+from orchestrator.provenance import Store
+from orchestrator.settings import load_settings
+
+SITE = Path(__file__).parents[2] / "site-configs" / "embedded.toml"
+
+
+def run(*words: str, code: ExitCode = ExitCode.OK, **environment: str) -> str:
+    result = CliRunner(env=environment).invoke(app, list(words), terminal_width=200)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/provenance.sqlite"
+
+
+def test_status_tells_what_to_do_before_and_that_all_is_well_after(url: str) -> None:
+    assert "orchestrator db upgrade" in run("status", "--url", url, code=ExitCode.INCOMPLETE)
+    assert "upgraded from empty to 0001" in run("upgrade", "--url", url)
+    assert "has schema 0001 already" in run("upgrade", "--url", url)
+    assert "up to date" in run("status", "--url", url)
+
+
+def test_status_is_json_for_scripts(url: str) -> None:
+    before = json.loads(run("status", "--json", "--url", url, code=ExitCode.INCOMPLETE))
+    assert (before["revision"], before["newest"], before["pending"], before["current"]) == (
+        None,
+        "0001",
+        ["0001"],
+        False,
+    )
+    run("upgrade", "--url", url)
+    assert json.loads(run("status", "--json", "--url", url))["current"] is True
+
+
+def test_the_database_of_a_site_file_is_upgraded(tmp_path: Path) -> None:
+    for folder in ("site-configs", "jobtemplates"):
+        (tmp_path / folder).mkdir()
+    site = tmp_path / "site-configs" / SITE.name
+    site.write_text(SITE.read_text())
+    run("upgrade", "--site", str(site))
+    assert "up to date" in run("status", ORCHESTRATOR_SITE=str(site))
+    with Store.open(load_settings(site).database) as store:
+        assert store.messages() == []
+    assert list(tmp_path.rglob("*.sqlite"))
+
+
+def test_one_of_site_and_url_is_needed() -> None:
+    assert "--site" in run("upgrade", code=ExitCode.USAGE)
+
+
+def test_a_wrong_address_or_a_lost_server_is_told_apart() -> None:
+    assert "not supported" in run("status", "--url", "oracle://host/name", code=ExitCode.INVALID_INPUT)
+    lost = run("upgrade", "--url", "postgresql://nobody@127.0.0.1:1/name", code=ExitCode.UNAVAILABLE)
+    assert "remedy:" in lost
