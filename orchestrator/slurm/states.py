@@ -61,7 +61,7 @@ COMPACT: dict[str, str] = {
     "RD": "RESV_DEL_HOLD", "SI": "SIGNALING",
 }  # fmt: skip
 
-_BY_SOMEONE = re.compile(r"\s+by\s+\S+$")
+_BY_SOMEONE = re.compile(r"\s+by\s+\S+$", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[|,+\s]+")
 
 
