@@ -107,6 +107,12 @@ def simulate(
     rate: Annotated[float, typer.Option(help="Frames per second; `inf`: as fast as the disk allows.")] = 20.0,
     layout: Annotated[Layout, typer.Option(help="One file, or a master over several data files.")] = Layout.SINGLE,
     frames_per_file: Annotated[int, typer.Option(help="Frames per data file of the layout `master`.")] = 100,
+    preallocate: Annotated[
+        bool | None,
+        typer.Option(
+            "--preallocate/--grow", help="Frame datasets have their size at once (default of `master`), or grow."
+        ),
+    ] = None,
     compression: Annotated[Compression, typer.Option(help="Filter of each chunk.")] = Compression.BITSHUFFLE_LZ4,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older file and its data files.")] = False,
     replayed: Annotated[
@@ -189,6 +195,7 @@ def simulate(
         rate_hz=rate,
         layout=layout,
         frames_per_file=frames_per_file,
+        preallocate=preallocate,
         compression=compression,
         overwrite=overwrite,
         misbehaviour=Misbehaviour(

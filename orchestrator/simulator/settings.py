@@ -141,6 +141,12 @@ class SimulationSettings:
     """Infinity: as fast as the disk allows."""
     layout: Layout = Layout.SINGLE
     frames_per_file: int = 100
+    preallocate: bool | None = None
+    """Whether frame datasets have their full size from the start; None: in the layout `master` only.
+
+    HDF5 can't read a virtual dataset at all where a source that exists is shorter than its mapping; where the source
+    has its size but no chunk, readers get zeros.
+    """
     compression: Compression = Compression.BITSHUFFLE_LZ4
     overwrite: bool = False
     misbehaviour: Misbehaviour = field(default_factory=Misbehaviour)
@@ -149,6 +155,11 @@ class SimulationSettings:
         _need(self.number is None or self.number >= 1, "--number", self.number, "at least 1")
         _need(self.rate_hz > 0, "--rate", self.rate_hz, "above 0 Hz (inf: as fast as the disk allows)")
         _need(self.frames_per_file >= 1, "--frames-per-file", self.frames_per_file, "at least 1")
+
+    @property
+    def preallocates(self) -> bool:
+        """Whether frame datasets have their full size from the start."""
+        return self.layout is Layout.MASTER if self.preallocate is None else self.preallocate
 
     def check_against(self, number: int) -> None:
         """Refuse misbehaviour that `number` frames have no room for, so that a typo can't pass for a good run."""

@@ -19,7 +19,7 @@ import h5py
 from orchestrator.errors import InvalidInput
 from orchestrator.simulator.encoding import FILTERS
 from orchestrator.simulator.nexus import FINISHED, FRAMES, KEYS, LIBVER, WRITTEN_TIME, Scan, new_entry, write_skeleton
-from orchestrator.simulator.settings import Compression, Layout, SimulationSettings
+from orchestrator.simulator.settings import Layout, SimulationSettings
 
 
 def create_file(path: Path) -> h5py.File:
@@ -32,15 +32,15 @@ def create_file(path: Path) -> h5py.File:
         ) from error
 
 
-def _create_frames(parent: h5py.Group, scan: Scan, compression: Compression) -> h5py.Dataset:
+def _create_frames(parent: h5py.Group, scan: Scan, settings: SimulationSettings, count: int) -> h5py.Dataset:
     shape = scan.source.shape
     frames: h5py.Dataset = parent.create_dataset(
         "data",
-        shape=(0, *shape),
+        shape=(count if settings.preallocates else 0, *shape),
         maxshape=(None, *shape),
         chunks=(1, *shape),
         dtype=scan.source.dtype,
-        **FILTERS[compression],
+        **FILTERS[settings.compression],
     )
     frames.attrs["interpretation"] = "image"
     return frames
@@ -56,10 +56,11 @@ def _append(frames: h5py.Dataset, index: int, chunk: bytes) -> None:
 class DetectorWriter(ABC):
     """A detector's files while they are written. Closing without `finish` leaves the finished flag at 0."""
 
-    def __init__(self, path: Path, scan: Scan) -> None:
-        self.path = path
+    def __init__(self, settings: SimulationSettings, scan: Scan) -> None:
+        self.path = settings.output
+        self._settings = settings
         self._scan = scan
-        self._file = create_file(path)
+        self._file = create_file(self.path)
         write_skeleton(self._file, scan)
 
     def _begin(self) -> None:
@@ -104,9 +105,9 @@ class DetectorWriter(ABC):
 class SingleFileWriter(DetectorWriter):
     """Everything in one file."""
 
-    def __init__(self, path: Path, scan: Scan, compression: Compression) -> None:
-        super().__init__(path, scan)
-        self._frames = _create_frames(self._file["entry/data"], scan, compression)
+    def __init__(self, settings: SimulationSettings, scan: Scan) -> None:
+        super().__init__(settings, scan)
+        self._frames = _create_frames(self._file["entry/data"], scan, settings, scan.number)
         self._begin()
 
     @property
@@ -131,15 +132,12 @@ class MasterWriter(DetectorWriter):
         The frames that will be written: a data file is closed after its last one.
     """
 
-    def __init__(
-        self, path: Path, scan: Scan, compression: Compression, *, frames_per_file: int, indices: Iterable[int]
-    ) -> None:
-        super().__init__(path, scan)
-        self._compression = compression
-        self._per_file = frames_per_file
-        self._outstanding = Counter(index // frames_per_file for index in indices)
+    def __init__(self, settings: SimulationSettings, scan: Scan, indices: Iterable[int]) -> None:
+        super().__init__(settings, scan)
+        self._per_file = settings.frames_per_file
+        self._outstanding = Counter(index // self._per_file for index in indices)
         self._open: dict[int, h5py.Dataset] = {}
-        self._files = [path]
+        self._files = [self.path]
         self._link_data_files()
         self._begin()
 
@@ -157,13 +155,17 @@ class MasterWriter(DetectorWriter):
         data, scan = self._file["entry/data"], self._scan
         layout = h5py.VirtualLayout(shape=(scan.number, *scan.source.shape), dtype=scan.source.dtype)
         for number, start in enumerate(range(0, scan.number, self._per_file)):
-            count = min(self._per_file, scan.number - start)
+            count = self._count(number)
             name = data_file(self.path, number).name
             data[f"data_{number + 1:06d}"] = h5py.ExternalLink(name, FRAMES)
             layout[start : start + count] = h5py.VirtualSource(
                 name, FRAMES, shape=(count, *scan.source.shape), dtype=scan.source.dtype
             )
         data.create_virtual_dataset("data", layout).attrs["interpretation"] = "image"
+
+    def _count(self, number: int) -> int:
+        """Return how many frames data file `number` is meant for."""
+        return min(self._per_file, self._scan.number - number * self._per_file)
 
     def _write_chunk(self, index: int, chunk: bytes) -> None:
         number, row = divmod(index, self._per_file)
@@ -178,10 +180,10 @@ class MasterWriter(DetectorWriter):
         path = data_file(self.path, number)
         file = create_file(path)
         self._files.append(path)
-        frames = _create_frames(new_entry(file)["data"], self._scan, self._compression)
+        frames = _create_frames(new_entry(file)["data"], self._scan, self._settings, self._count(number))
         # Eiger's names; it counts images from 1.
         frames.attrs["image_nr_low"] = number * self._per_file + 1
-        frames.attrs["image_nr_high"] = min((number + 1) * self._per_file, self._scan.number)
+        frames.attrs["image_nr_high"] = number * self._per_file + self._count(number)
         file.swmr_mode = True
         return frames
 
@@ -205,7 +207,5 @@ def make_room(settings: SimulationSettings) -> None:
 def open_writer(settings: SimulationSettings, scan: Scan, indices: Iterable[int]) -> DetectorWriter:
     """Create the files of the wanted layout, ready for frames."""
     if settings.layout is Layout.SINGLE:
-        return SingleFileWriter(settings.output, scan, settings.compression)
-    return MasterWriter(
-        settings.output, scan, settings.compression, frames_per_file=settings.frames_per_file, indices=indices
-    )
+        return SingleFileWriter(settings, scan)
+    return MasterWriter(settings, scan, indices)

@@ -53,13 +53,14 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0
         time.sleep(0.002)
 
 
-def open_live(path: Path) -> h5py.File:
+def open_live(path: Path, writer: subprocess.Popen[bytes]) -> h5py.File:
     opened: list[h5py.File] = []
 
     def attempt() -> bool:
         try:
             opened.append(h5py.File(path, "r", swmr=True))
         except OSError:  # not there yet, or SWMR hasn't begun
+            assert not writer.poll(), writer.communicate()[0].decode()
             return False
         return True
 
@@ -73,11 +74,11 @@ def refreshed(dataset: h5py.Dataset) -> npt.NDArray[np.generic]:
     return values
 
 
-def follow(path: Path) -> tuple[dict[int, npt.NDArray[np.generic]], int]:
+def follow(path: Path, writer: subprocess.Popen[bytes]) -> tuple[dict[int, npt.NDArray[np.generic]], int]:
     """Read each frame once its key is there; return them, and how many had been read before the scan was finished."""
     seen: dict[int, npt.NDArray[np.generic]] = {}
     seen_live = 0
-    with open_live(path) as file:
+    with open_live(path, writer) as file:
         frames, keys, finished = file[FRAMES], file[KEYS], file[FINISHED]
 
         def take() -> bool:
@@ -103,7 +104,7 @@ def truth(index: int) -> npt.NDArray[np.generic]:
 def test_reader_in_another_process_sees_every_frame_as_it_was_made(tmp_path: Path, layout: list[str]) -> None:
     output = tmp_path / "scan_master.h5"
     with detector(output, "--layout", *layout, "--number", "40", "--rate", "50") as process:
-        seen, seen_live = follow(output)
+        seen, seen_live = follow(output, process)
         assert process.wait(30) == 0
     assert sorted(seen) == list(range(40))
     assert seen_live >= 20, "the reader must have followed the scan, not read a finished file"
@@ -116,17 +117,30 @@ def test_reader_that_trusts_keys_is_right_with_gaps_and_frames_out_of_order(tmp_
     output = tmp_path / "scan_master.h5"
     options = ["--gaps", "0,3,14,15,16,17,18,19,20", "--shuffle-within", "10", "--number", "40", "--rate", "80"]
     with detector(output, "--layout", *layout, *options) as process:
-        seen, _ = follow(output)
+        seen, _ = follow(output, process)
         assert process.wait(30) == 0
     assert sorted(seen) == sorted(set(range(40)) - {0, 3, *range(14, 21)})
     for index, frame in seen.items():
         np.testing.assert_array_equal(frame, truth(index))
 
 
+def test_virtual_frames_ahead_of_the_scan_read_as_zeros_and_later_as_they_are(tmp_path: Path) -> None:
+    output = tmp_path / "scan_master.h5"
+    options = ["--layout", "master", "--frames-per-file", "5", "--number", "20", "--rate", "20"]
+    with detector(output, *options) as process, open_live(output, process) as file:
+        frames = file[FRAMES]
+        assert not frames[19].any()
+        assert not frames[4].any()
+        assert process.wait(30) == 0
+        frames.refresh()
+        for index in (4, 19):
+            np.testing.assert_array_equal(frames[index], truth(index))
+
+
 def test_data_files_appear_as_the_scan_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "scan_master.h5"
     options = ["--layout", "master", "--frames-per-file", "4", "--number", "12", "--rate", "40"]
-    with detector(output, *options) as process, open_live(output) as file:
+    with detector(output, *options) as process, open_live(output, process) as file:
         keys = file[KEYS]
         wait_until(lambda: bool(refreshed(keys)[0]), "the first frame")
         assert (tmp_path / "scan_data_000001.h5").exists()
@@ -165,7 +179,7 @@ def test_killed_writer_leaves_its_frames_and_its_mark(tmp_path: Path, layout: li
 def test_terminated_writer_closes_its_files_without_calling_them_finished(tmp_path: Path, layout: list[str]) -> None:
     output = tmp_path / "scan_master.h5"
     with detector(output, "--layout", *layout, "--number", "1000", "--rate", "50") as process:
-        with open_live(output) as file:
+        with open_live(output, process) as file:
             keys = file[KEYS]
             wait_until(lambda: np.count_nonzero(refreshed(keys)) >= 3, "three frames")
         process.send_signal(signal.SIGTERM)

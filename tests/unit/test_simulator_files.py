@@ -136,6 +136,15 @@ def test_short_scan_ends_in_order(tmp_path: Path) -> None:
         assert file[FINISHED][0] == 1
 
 
+@pytest.mark.parametrize(("preallocate", "length"), [(True, 12), (False, 4)])
+def test_frame_dataset_has_its_size_at_once_or_grows(tmp_path: Path, preallocate: bool, length: int) -> None:
+    settings = settings_for(tmp_path, preallocate=preallocate, misbehaviour=Misbehaviour(write_only=4))
+    simulate(settings)
+    with h5py.File(settings.output) as file:
+        assert file[FRAMES].shape == (length, 70, 80)
+        assert file[FRAMES].id.get_num_chunks() == 4
+
+
 @pytest.mark.parametrize("layout", list(Layout))
 def test_older_file_is_only_replaced_when_told(tmp_path: Path, layout: Layout) -> None:
     settings = settings_for(tmp_path, layout=layout)
