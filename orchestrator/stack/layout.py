@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from orchestrator.stack import ports
 
 # Room for what SLURM adds: "/run/n12/n12_4294967295.4294967295" and the like.
 LONGEST_DIRECTORY = 60
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@~-]+")
 
 
 class Service(StrEnum):
@@ -99,7 +101,18 @@ def port_names(services: frozenset[Service], nodes: int) -> list[str]:
 
 
 def new_layout(directory: Path, services: frozenset[Service], nodes: int) -> Layout:
-    """Choose ports and folders for a stack that doesn't run yet, and make the folders."""
+    """Choose ports and folders for a stack that doesn't run yet, and make the folders.
+
+    Raises
+    ------
+    StackError
+        The directory's name has a character that SLURM's configuration can't hold.
+    """
+    if not PLAIN_PATH.fullmatch(str(directory)):
+        raise StackError(
+            f"SLURM can't use a directory named {str(directory)!r}",
+            remedy="choose a name of ASCII letters, digits and ._+@~- only",
+        )
     names = port_names(services, nodes)
     make_private(directory)
     layout = Layout(

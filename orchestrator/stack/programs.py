@@ -25,7 +25,7 @@ DEBIAN_PACKAGES = {
     "scancel": "slurm-client",
     "squeue": "slurm-client",
     "sacctmgr": "slurm-client",
-    "java": "openjdk-17-jre-headless",
+    "java": "default-jre-headless",
     "mariadbd": "mariadb-server-core",
     "mariadb-install-db": "mariadb-server-core",
     "postgres": "postgresql",

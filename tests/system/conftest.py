@@ -6,23 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.errors import StackError
-from orchestrator.stack import Service, Stack
-from orchestrator.stack.stack import require_programs
-
-
-def need(*services: Service) -> None:
-    """Skip where programs are missing, saying which package brings the first of them."""
-    try:
-        require_programs(services)
-    except StackError as missing:
-        pytest.skip(f"NOT TESTED: {missing.full_text}")
+from orchestrator.stack import Stack
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Return a running stack with SLURM (two nodes) and a broker."""
-    need(Service.SLURM, Service.BROKER)
+    """Return a running stack with SLURM (two nodes) and a broker; tests that use it are marked ``stack``."""
     private = Stack(tmp_path_factory.mktemp("stack"))
     try:
         private.up({"slurm", "broker"}, nodes=2)
@@ -34,7 +23,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def accounting_stack(stack: Stack) -> Stack:
     """Return the same stack, with accounting from here on."""
-    need(Service.ACCOUNTING)
     stack.up({"accounting"})
     return stack
 
@@ -42,6 +30,5 @@ def accounting_stack(stack: Stack) -> Stack:
 @pytest.fixture(scope="session")
 def rest_stack(stack: Stack) -> Stack:
     """Return the same stack, with slurmrestd from here on."""
-    need(Service.REST)
     stack.up({"rest"})
     return stack
