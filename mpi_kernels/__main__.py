@@ -1,0 +1,144 @@
+"""The kernels' command line: ``python -m mpi_kernels KERNEL …`` (``docs/reference/kernel-command-line.md``)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mpi4py import MPI
+
+from mpi_kernels.errors import ExitCode, KernelError, OutputUnwritable
+from mpi_kernels.parameters import AzimuthalParameters, read_parameters
+from mpi_kernels.request import Request
+from mpi_kernels.run import run
+
+_KERNELS = {"azimuthal": "azimuthal integration to one dimension: I(q) or I(2θ) of every frame, with errors"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line that begins with ``error:``, on rank 0 only."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message} ({self.prog} --help explains)")
+        sys.exit(ExitCode.WRONG_USE)
+
+
+def _complain(text: str) -> None:
+    if MPI.COMM_WORLD.rank == 0:
+        sys.stderr.write(f"error: {text}\n")
+        sys.stderr.flush()
+
+
+class _PrintSchema(argparse.Action):
+    """``--schema``: print the JSON Schema of the parameter file and leave."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        if MPI.COMM_WORLD.rank == 0:
+            print(json.dumps(AzimuthalParameters.model_json_schema(), indent=2, ensure_ascii=False))
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m mpi_kernels", description="Process detector frames while they are written.")
+    kernels = parser.add_subparsers(dest="kernel", metavar="KERNEL", required=True, parser_class=_Parser)
+    for name, summary in _KERNELS.items():
+        kernel = kernels.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=_parameters_help(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_options(kernel)
+    return parser
+
+
+def _parameters_help() -> str:
+    lines = ["parameters (JSON file; unknown names are refused):"]
+    for name, field in AzimuthalParameters.model_fields.items():
+        lines.append(f"  {name} (default {json.dumps(field.default)}): {field.description or 'an image, as for mask'}")
+    return "\n".join(lines)
+
+
+def _add_options(kernel: argparse.ArgumentParser) -> None:
+    kernel.add_argument("--schema", nargs=0, action=_PrintSchema, help="print the parameters' JSON Schema and leave")
+    kernel.add_argument("--input", type=Path, required=True, metavar="FILE", help="the detector's HDF5 file or master")
+    kernel.add_argument("--dataset", required=True, metavar="PATH", help="the frames in it, (…, y, x)")
+    kernel.add_argument("--output", type=Path, required=True, metavar="FILE", help="the result; replaced if it exists")
+    kernel.add_argument("--parameters", type=Path, required=True, metavar="FILE", help="JSON object of parameters")
+    kernel.add_argument("--mode", choices=["auto", "live", "finished"], default="auto", help="default: auto")
+    kernel.add_argument("--expected", type=_count, metavar="N", help="number of frames announced")
+    kernel.add_argument("--end-file", type=Path, metavar="FILE", help="the run's collection-end.json")
+    kernel.add_argument("--progress", type=Path, metavar="FILE", help="progress file, replaced atomically")
+    kernel.add_argument("--appear-timeout", type=_seconds, default=120.0, metavar="S", help="default: 120")
+    kernel.add_argument("--stall-timeout", type=_seconds, default=300.0, metavar="S", help="default: 300")
+    kernel.add_argument("--run-id", default="", metavar="ID", help="stands in the result")
+    kernel.add_argument("--keys-dataset", metavar="PATH", help="one whole number per frame, non-zero once written")
+    kernel.add_argument("--finished-dataset", metavar="PATH", help="one whole number, non-zero once all is written")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return value
+
+
+def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
+    return Request(
+        kernel=given.kernel,
+        input=given.input,
+        dataset=given.dataset,
+        output=given.output,
+        parameters=read_parameters(given.parameters),
+        parameters_path=given.parameters,
+        mode=given.mode,
+        expected=given.expected,
+        end_file=given.end_file,
+        progress=given.progress,
+        appear_timeout_s=given.appear_timeout,
+        stall_timeout_s=given.stall_timeout,
+        run_id=given.run_id,
+        keys_dataset=given.keys_dataset,
+        finished_dataset=given.finished_dataset,
+        command_line=shlex.join(["python", "-m", "mpi_kernels", *arguments]),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> ExitCode:
+    """Run the command line on this rank; rank 0 returns the run's exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given = _parser().parse_args(arguments)
+    try:
+        request = _request(given, arguments)
+    except KernelError as error:
+        _complain(error.one_line)
+        return error.exit_code
+    return run(MPI.COMM_WORLD, request)
+
+
+def _leave(code: ExitCode) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code is OutputUnwritable.exit_code:
+        # HDF5 would try again to write what the disk doesn't take, and crash on its way out
+        MPI.Finalize()
+        os._exit(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main())

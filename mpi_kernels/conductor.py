@@ -1,0 +1,267 @@
+"""Rank 0's part: wait for the input, decide which frames are ready, hand them out, collect and write."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import FrameType
+from typing import TypeVar
+
+import h5py
+import numpy as np
+from mpi4py import MPI
+
+from mpi_kernels import __version__
+from mpi_kernels.ending import CollectionEnd, EndRules, Situation
+from mpi_kernels.errors import ExitCode, KernelError, NotThereYet, OutputUnwritable
+from mpi_kernels.finished import FinishedFlag
+from mpi_kernels.hdf5_files import Library
+from mpi_kernels.messaging import send_to_all
+from mpi_kernels.preparation import Frames, Prepared, prepare
+from mpi_kernels.progress import ProgressFile, Tally
+from mpi_kernels.ranks import Batch, Start, Stop, answer
+from mpi_kernels.readiness import Readiness, Ready
+from mpi_kernels.request import Request
+from mpi_kernels.rows import Row
+from mpi_kernels.segments import Layout
+from mpi_kernels.sink import Making, ResultFile
+from mpi_kernels.source import FrameDataset, FrameSource
+
+_POLL_S, _IDLE_POLL_S = 0.005, 0.05
+_FULL_POLL_S = 1.0
+_BATCH_S = 0.1
+_FIRST_BATCH_PER_RANK = 8
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Clock:
+    """When things last happened, monotonic seconds."""
+
+    growth: float = field(default_factory=time.monotonic)
+    end_seen: float | None = None
+    full_poll: float = float("-inf")
+    full_poll_took: float = 0.0
+
+
+class Conductor:
+    """Rank 0: decides, hands out, collects, writes."""
+
+    def __init__(self, comm: MPI.Comm, request: Request) -> None:
+        self._comm, self._request = comm, request
+        self._library = Library(request.mode)
+        self._source = FrameSource(self._library)
+        self._tally = Tally(request.expected)
+        self._progress = ProgressFile(request.progress, kernel=request.kernel, ranks=comm.size)
+        self._clock = _Clock()
+        self._waiting: dict[int, Ready] = {}
+        self._seen_at: dict[int, float] = {}
+        self._batch_per_rank = _FIRST_BATCH_PER_RANK
+        self._terminated = False
+        self._started_at = datetime.now(UTC)
+
+    def run(self) -> ExitCode:
+        """Run from waiting for the input to the finished result."""
+        signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            ended_because = self._process()
+        except KernelError as error:
+            send_to_all(self._comm, Stop())
+            sys.stderr.write(f"error: {error.one_line}\n")
+            self._say_failed(error)
+            return error.exit_code
+        send_to_all(self._comm, Stop())
+        self._progress.write("finished", self._tally, ended_because=ended_because, now=True)
+        self._library.close()
+        return ExitCode.COMPLETE if self._complete() else ExitCode.PARTIAL
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  a signal handler's signature
+        self._terminated = True
+
+    def _say_failed(self, error: KernelError) -> None:
+        try:
+            self._progress.write("failed", self._tally, ended_because="error", message=error.one_line, now=True)
+        except OutputUnwritable as second:  # the first error is the one that counts
+            sys.stderr.write(f"the progress file can't be written either: {second.one_line}\n")
+
+    def _process(self) -> str:
+        self._progress.write("waiting", self._tally, now=True)
+        layout = self._when_there(lambda: Layout(self._library, self._request.input, self._request.dataset))
+        first = self._when_there(lambda: self._first_dataset(layout))
+        prepared = self._when_there(lambda: self._prepare(first))
+        send_to_all(self._comm, Start(prepared.integrator))
+        result = ResultFile(self._request.output, prepared, self._making(), expected=self._request.expected)
+        self._layout = layout
+        self._readiness = Readiness(self._library, layout, self._source, self._request.keys_dataset)
+        self._flag = FinishedFlag.find(self._library, self._request.input, self._request.finished_dataset)
+        self._prepared, self._result = prepared, result
+        result.write_reading_route(first.route)
+        self._clock.growth = time.monotonic()
+        try:
+            ended_because = self._follow()
+        except OutputUnwritable:
+            raise
+        except KernelError:
+            result.finish(finished=False, ended_because="error")
+            raise
+        result.finish(finished=ended_because != "terminated", ended_because=ended_because)
+        return ended_because
+
+    def _when_there(self, attempt: Callable[[], T]) -> T:
+        """Try until it works, the time is over, or waiting is of no use."""
+        give_up = time.monotonic() + self._request.appear_timeout_s
+        while True:
+            try:
+                return attempt()
+            except NotThereYet as error:
+                hopeless = error.settled or self._request.mode == "finished" or self._terminated
+                if hopeless or time.monotonic() >= give_up:
+                    raise
+            self._library.close()  # what was read of an unfinished file may have changed
+            self._source = FrameSource(self._library)
+            self._progress.write("waiting", self._tally)
+            time.sleep(_IDLE_POLL_S)
+
+    def _first_dataset(self, layout: Layout) -> FrameDataset:
+        """Return the first dataset whose file has appeared."""
+        layout.extend()
+        problem: NotThereYet | None = None
+        for segment in layout.segments:
+            try:
+                return self._source.dataset(segment)
+            except NotThereYet as error:
+                problem = problem or error
+        raise problem or NotThereYet(f"{self._request.input}::{self._request.dataset}: no data file yet")
+
+    def _prepare(self, first: FrameDataset) -> Prepared:
+        request = self._request
+        base = request.parameters_path.resolve().parent
+        frames = Frames(request.input, request.dataset, first.frame_shape, first.dtype, base)
+        return prepare(self._library, frames, request.parameters)
+
+    def _making(self) -> Making:
+        request = self._request
+        return Making(
+            program=f"mpi_kernels {request.kernel}",
+            version=__version__,
+            command_line=request.command_line,
+            run_id=request.run_id,
+            input=str(request.input.resolve()),
+            dataset=request.dataset,
+            ranks=self._comm.size,
+            host=socket.gethostname(),
+            software=f"Python {sys.version.split()[0]}, numpy {np.__version__}, h5py {h5py.__version__}, "
+            f"HDF5 {h5py.version.hdf5_version}, {MPI.Get_library_version().split(chr(10))[0].split(',')[0]}",
+            started_at=self._started_at,
+        )
+
+    # ------------------------------------------------------------------------------------------------------- the loop
+
+    def _follow(self) -> str:
+        """Process frames until the end; return why it ended."""
+        while True:
+            self._poll()
+            ended_because = "" if self._waiting else self._why_end()
+            if ended_because:
+                if ended_because != "terminated":
+                    self._poll(final=True)
+                    self._drain()
+                return ended_because
+            if self._waiting and self._terminated:
+                return "terminated"
+            if self._waiting:
+                self._process_batch()
+            else:
+                self._progress.write("running", self._tally)
+                time.sleep(_POLL_S if time.monotonic() - self._clock.growth < 2.0 else _IDLE_POLL_S)
+
+    def _drain(self) -> None:
+        while self._waiting and not self._terminated:
+            self._process_batch()
+
+    def _poll(self, *, final: bool = False) -> None:
+        now = time.monotonic()
+        full = final or now - self._clock.full_poll > max(_FULL_POLL_S, 20 * self._clock.full_poll_took)
+        found = self._readiness.poll(self._request.input, full=full, final=final)
+        seen_at = time.monotonic()
+        if full:
+            self._clock.full_poll, self._clock.full_poll_took = seen_at, seen_at - now
+        if found:
+            self._clock.growth = seen_at
+        for ready in found:
+            self._waiting[ready.frame] = ready
+            if self._tally.see(ready.frame) and ready.live:
+                self._seen_at[ready.frame] = seen_at
+
+    def _why_end(self) -> str:
+        now, request = time.monotonic(), self._request
+        end = CollectionEnd.read(request.end_file)
+        if end is not None and self._clock.end_seen is None:
+            self._clock.end_seen = now
+        situation = Situation(
+            written=self._tally.written,
+            idle_s=now - self._clock.growth,
+            end=end,
+            end_seen_for_s=0.0 if self._clock.end_seen is None else now - self._clock.end_seen,
+            writer_finished=self._writer_finished(),
+            terminated=self._terminated,
+        )
+        return EndRules(expected=request.expected, stall_timeout_s=request.stall_timeout_s).reason(situation)
+
+    def _writer_finished(self) -> bool:
+        if self._flag is not None and self._flag.is_set():
+            return True
+        return self._readiness.nothing_more_to_come(
+            self._request.input,
+            finished=self._request.mode == "finished",
+            short=self._request.expected is not None and self._tally.written < self._request.expected,
+            stall_timeout_s=self._request.stall_timeout_s,
+        )
+
+    def _process_batch(self) -> None:
+        started = time.monotonic()
+        numbers = sorted(self._waiting)[: self._batch_per_rank * self._comm.size]
+        batch = Batch(list(self._layout.segments), [self._waiting.pop(number) for number in numbers])
+        send_to_all(self._comm, batch)
+        answers = self._comm.gather(answer(self._comm, self._source, self._prepared.integrator, batch), root=0)
+        rows = _rows_of(answers)
+        self._result.write(rows)
+        tally = self._tally
+        for row in rows:
+            tally.settle(row.frame, row.status)
+        self._result.write_counts(written=tally.written, processed=tally.processed, failed=tally.failed)
+        done = time.monotonic()
+        tally.add_lags(done - self._seen_at.pop(number) for number in numbers if number in self._seen_at)
+        self._progress.write("running", tally)
+        self._adapt(len(rows), done - started)
+
+    def _adapt(self, frames: int, took_s: float) -> None:
+        """Make batches as long as keeps results coming about ten times a second."""
+        per_rank = frames / self._comm.size * _BATCH_S / max(took_s, 1e-6)
+        if frames >= self._comm.size:
+            self._batch_per_rank = int(np.clip(per_rank, self._batch_per_rank / 2, self._batch_per_rank * 2)) or 1
+
+    def _complete(self) -> bool:
+        """Whether every frame that was written or announced has its result."""
+        tally = self._tally
+        wanted = max(tally.highest + 1, tally.expected or 0, self._announced_at_end())
+        return tally.failed == 0 and tally.processed == tally.written >= wanted
+
+    def _announced_at_end(self) -> int:
+        end = CollectionEnd.read(self._request.end_file)
+        return 0 if end is None else end.frames_written or 0
+
+
+def _rows_of(answers: Sequence[list[Row] | KernelError] | None) -> list[Row]:
+    rows: list[Row] = []
+    for rank_answer in answers or ():
+        if isinstance(rank_answer, KernelError):
+            raise rank_answer
+        rows.extend(rank_answer)
+    return rows

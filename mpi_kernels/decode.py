@@ -1,0 +1,146 @@
+"""Raw chunks of an HDF5 dataset to arrays, outside the HDF5 library.
+
+HDF5's own filter pipeline runs under a global lock and through a chunk cache; where a chunk is exactly one frame, its
+stored bytes are read directly and decoded here. What this module can't decode goes through HDF5 instead: see
+`Pipeline.decodable`. The filter numbers are those of HDF5 (``H5Zpublic.h``) and of The HDF Group's registry of filters.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from dectris.compression import decompress
+from numpy.typing import NDArray
+
+from mpi_kernels.errors import FrameUnreadable, UnusableInput
+
+GZIP, SHUFFLE, FLETCHER32, BITSHUFFLE = 1, 2, 3, 32008
+_BITSHUFFLE_LZ4 = 2
+_BITSHUFFLE_ZSTD = 3
+_NAMES = {GZIP: "gzip", SHUFFLE: "shuffle", FLETCHER32: "fletcher32", BITSHUFFLE: "bitshuffle", 32004: "lz4"}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One filter of a dataset's pipeline: its registered number and its client values."""
+
+    number: int
+    values: tuple[int, ...]
+    name: str
+
+    @property
+    def label(self) -> str:
+        """Name for people, e.g. ``bitshuffle-lz4``."""
+        if self.number == BITSHUFFLE:
+            return {_BITSHUFFLE_LZ4: "bitshuffle-lz4", _BITSHUFFLE_ZSTD: "bitshuffle-zstd"}.get(
+                self._bitshuffle_codec, "bitshuffle"
+            )
+        return _NAMES.get(self.number, self.name or f"filter {self.number}")
+
+    @property
+    def decodable(self) -> bool:
+        """Whether `Pipeline.decode` undoes this filter itself."""
+        if self.number == BITSHUFFLE:
+            return self._bitshuffle_codec in {_BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD}
+        return self.number in {GZIP, SHUFFLE}
+
+    @property
+    def _bitshuffle_codec(self) -> int:
+        # cd_values: major, minor version, element size, block size, codec (bitshuffle's bshuf_h5filter.c)
+        return self.values[4] if len(self.values) > 4 else 0
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What stands between a stored chunk and its array.
+
+    Parameters
+    ----------
+    filters
+        In the order in which the writer applied them.
+    dtype
+        Type of the stored elements, byte order included.
+    shape
+        Shape of a chunk.
+    """
+
+    filters: tuple[Filter, ...]
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, dataset: h5py.Dataset) -> Pipeline:
+        """Read the pipeline of a chunked dataset."""
+        plist = dataset.id.get_create_plist()
+        entries = (plist.get_filter(index) for index in range(plist.get_nfilters()))
+        filters = tuple(Filter(number, tuple(values), name.decode()) for number, _flags, values, name in entries)
+        return cls(filters, dataset.dtype, dataset.chunks)
+
+    @property
+    def label(self) -> str:
+        """Compression for people, e.g. ``shuffle+gzip``; ``none`` without filters."""
+        return "+".join(item.label for item in self.filters) or "none"
+
+    @property
+    def decodable(self) -> bool:
+        """Whether `decode` can undo every filter."""
+        return self.dtype.kind in "uif" and all(item.decodable for item in self.filters)
+
+    def check_available(self, place: str) -> None:
+        """Make sure that HDF5 knows every filter.
+
+        Raises
+        ------
+        UnusableInput
+            Naming the first filter that neither HDF5 nor hdf5plugin has.
+        """
+        for item in self.filters:
+            if not item.decodable and not h5py.h5z.filter_avail(item.number):
+                raise UnusableInput(
+                    f"{place}: compressed with HDF5 filter {item.number} ({item.name or 'no name'}), unknown here",
+                    remedy="install the plug-in and set HDF5_PLUGIN_PATH, or have the detector write bitshuffle-LZ4",
+                )
+
+    def decode(self, raw: bytes, filter_mask: int) -> NDArray[Any]:
+        """Return the chunk's array, `shape`, possibly read-only.
+
+        Parameters
+        ----------
+        raw
+            Stored bytes.
+        filter_mask
+            Bit `i` set: filter `i` was skipped when this chunk was written.
+
+        Raises
+        ------
+        FrameUnreadable
+            When the bytes aren't what the pipeline says.
+        """
+        data = raw
+        try:
+            for index in reversed(range(len(self.filters))):
+                if not filter_mask & (1 << index):
+                    data = self._undo(self.filters[index], data)
+            return np.frombuffer(data, dtype=self.dtype).reshape(self.shape)
+        except (zlib.error, ValueError, RuntimeError, OSError) as error:
+            raise FrameUnreadable(f"chunk of {len(raw)} bytes is no {self.label} data: {error}") from error
+
+    def _undo(self, item: Filter, data: bytes) -> bytes:
+        size = self.dtype.itemsize
+        if item.number == GZIP:
+            return zlib.decompress(data)
+        if item.number == SHUFFLE:
+            return _unshuffle(np.frombuffer(data, np.uint8), size)
+        codec = "bszstd" if item.label == "bitshuffle-zstd" else "bslz4"
+        decoded: bytes = decompress(data, codec, elem_size=size)
+        return decoded
+
+
+def _unshuffle(data: NDArray[np.uint8], element_size: int) -> bytes:
+    """Undo HDF5's byte shuffle: all first bytes, all second bytes, …, then the rest that fills no element."""
+    whole = len(data) // element_size * element_size
+    return data[:whole].reshape(element_size, -1).T.tobytes() + data[whole:].tobytes()

@@ -1,0 +1,261 @@
+"""Detector geometry to the quantities that integration needs, per pixel centre. Pure: no files, no MPI.
+
+The laboratory frame has its origin at the sample, z along the beam; x and y span the plane across it, x in the
+horizontal plane (the plane of polarisation). A flat detector is an origin (the outer corner of the first pixel) and two
+vectors, one pixel along the fast and one along the slow axis. PONI files (pyFAI), NeXus beam centres and NeXus
+transformations all come down to that.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_kernels.errors import InvalidParameters, UnusableInput
+
+Vector: TypeAlias = NDArray[np.float64]
+Image: TypeAlias = NDArray[np.float64]
+Unit: TypeAlias = Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad"]
+
+HC_KEV_ANGSTROM = 12.398419843320026
+"""Planck's constant times the speed of light (exact in the SI of 2019)."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A flat detector before a beam.
+
+    Parameters
+    ----------
+    origin_m
+        Outer corner of the first pixel, laboratory frame, shape ``(3,)``.
+    fast_m, slow_m
+        From one pixel to the next along the last and the last but one dimension of a frame, shape ``(3,)``.
+    wavelength_m
+        None when nobody said; then only 2θ can be computed.
+    source
+        Where it was read, for the result's process note.
+    """
+
+    origin_m: Vector
+    fast_m: Vector
+    slow_m: Vector
+    wavelength_m: float | None
+    source: str
+
+    def positions(self, shape: tuple[int, int]) -> NDArray[np.float64]:
+        """Return the pixel centres in metres, shape ``(3, y, x)``."""
+        slow, fast = (np.arange(size, dtype=np.float64) + 0.5 for size in shape)
+        return (
+            self.origin_m[:, None, None]
+            + slow[None, :, None] * self.slow_m[:, None, None]
+            + fast[None, None, :] * self.fast_m[:, None, None]
+        )
+
+    def two_theta(self, shape: tuple[int, int]) -> Image:
+        """Return the scattering angle in radians, shape ``(y, x)``."""
+        x, y, z = self.positions(shape)
+        return np.asarray(np.arctan2(np.hypot(x, y), z))
+
+    def azimuth(self, shape: tuple[int, int]) -> Image:
+        """Return the azimuthal angle in radians from the x axis towards y, in (-π, π], shape ``(y, x)``."""
+        x, y, _ = self.positions(shape)
+        return np.asarray(np.arctan2(y, x))
+
+    def radial(self, shape: tuple[int, int], unit: Unit) -> Image:
+        """Return the radial coordinate, shape ``(y, x)``; q = 4π/λ sin θ.
+
+        Raises
+        ------
+        UnusableInput
+            When q is wanted and the wavelength isn't known.
+        """
+        two_theta = self.two_theta(shape)
+        if unit == "2th_rad":
+            return two_theta
+        if unit == "2th_deg":
+            return np.asarray(np.degrees(two_theta))
+        if self.wavelength_m is None:
+            raise UnusableInput(
+                f"{self.source}: no wavelength",
+                remedy="give the parameter wavelength_m, or a unit of 2th_deg or 2th_rad",
+            )
+        per_metre = 4 * np.pi / self.wavelength_m * np.sin(two_theta / 2)
+        return np.asarray(per_metre) * (1e-9 if unit == "q_nm^-1" else 1e-10)
+
+    def relative_solid_angle(self, shape: tuple[int, int]) -> Image:
+        """Return the solid angle of each pixel over that of one at the point of normal incidence, cos³ of incidence.
+
+        Bösecke & Diat, J. Appl. Cryst. 30 (1997) 867-871, as in pyFAI.
+        """
+        positions = self.positions(shape)
+        normal = np.cross(self.fast_m, self.slow_m)
+        normal /= np.linalg.norm(normal)
+        cosine = np.abs(np.tensordot(normal, positions, 1)) / np.sqrt((positions**2).sum(axis=0))
+        return np.asarray(cosine**3)
+
+    def polarisation(self, shape: tuple[int, int], factor: float) -> Image:
+        """Return the polarisation factor of scattering, 1 on the beam, shape ``(y, x)``.
+
+        ½ (1 + cos²2θ - f cos 2χ sin²2θ), Kahn et al., J. Appl. Cryst. 15 (1982) 330-337; `factor` is 1 for linear
+        horizontal, 0 for no and -1 for linear vertical polarisation.
+        """
+        square = np.cos(self.two_theta(shape)) ** 2
+        return np.asarray(0.5 * (1 + square - factor * np.cos(2 * self.azimuth(shape)) * (1 - square)))
+
+    def with_wavelength(self, wavelength_m: float) -> Geometry:
+        """Return the same detector with another wavelength."""
+        return replace(self, wavelength_m=wavelength_m)
+
+
+def from_beam_centre(
+    *,
+    distance_m: float,
+    pixel_m: tuple[float, float],
+    centre_px: tuple[float, float],
+    wavelength_m: float | None,
+    source: str,
+) -> Geometry:
+    """Return the geometry of a detector across the beam.
+
+    Parameters
+    ----------
+    pixel_m, centre_px
+        ``(y, x)``; the centre counts from the outer corner of the first pixel.
+    """
+    (pixel_y, pixel_x), (centre_y, centre_x) = pixel_m, centre_px
+    return Geometry(
+        origin_m=np.array([-centre_x * pixel_x, -centre_y * pixel_y, distance_m]),
+        fast_m=np.array([pixel_x, 0.0, 0.0]),
+        slow_m=np.array([0.0, pixel_y, 0.0]),
+        wavelength_m=wavelength_m,
+        source=source,
+    )
+
+
+def energy_to_wavelength_m(energy_kev: float) -> float:
+    """Return the wavelength of photons."""
+    return HC_KEV_ANGSTROM / energy_kev * 1e-10
+
+
+# ----------------------------------------------------------------------------------------------- PONI files (pyFAI)
+
+
+@dataclass(frozen=True)
+class Poni:
+    """A pyFAI calibration: Kieffer & Karkoulis, J. Phys. Conf. Ser. 425 (2013) 202012; lengths in metres, radians."""
+
+    distance: float
+    poni1: float
+    poni2: float
+    rot1: float
+    rot2: float
+    rot3: float
+    wavelength: float | None
+    pixel1: float | None
+    pixel2: float | None
+    orientation: int
+
+    def with_pixel_size(self, pixel_m: tuple[float, float]) -> Poni:
+        """Return the same calibration for pixels of another size ``(y, x)``."""
+        return replace(self, pixel1=pixel_m[0], pixel2=pixel_m[1])
+
+    def geometry(self, shape: tuple[int, int], source: str) -> Geometry:
+        """Return the geometry of a detector with frames of `shape` ``(y, x)``.
+
+        Raises
+        ------
+        InvalidParameters
+            When nobody said how large a pixel is.
+        """
+        if self.pixel1 is None or self.pixel2 is None:
+            raise InvalidParameters(f"{source}: no pixel size", remedy="give the parameter pixel_size_m: [y, x]")
+        # pyFAI's axes 1 (slow, up), 2 (fast), 3 (beam) are y, x, z here
+        turn = _rotation(self.rot1, self.rot2, self.rot3)
+        slow_sign, fast_sign = _directions(self.orientation, source)
+        origin = np.array([-self.poni1, -self.poni2, self.distance])
+        if slow_sign < 0:
+            origin[0] += shape[0] * self.pixel1
+        if fast_sign < 0:
+            origin[1] += shape[1] * self.pixel2
+        slow, fast = np.array([slow_sign * self.pixel1, 0, 0]), np.array([0, fast_sign * self.pixel2, 0])
+        swap = [1, 0, 2]
+        return Geometry((turn @ origin)[swap], (turn @ fast)[swap], (turn @ slow)[swap], self.wavelength, source)
+
+
+def _directions(orientation: int, source: str) -> tuple[int, int]:
+    # Exif orientations, as in pyFAI since 2024: 3 (also 0) counts up along both axes
+    table = {0: (1, 1), 1: (-1, -1), 2: (-1, 1), 3: (1, 1), 4: (1, -1)}
+    if orientation not in table:
+        raise InvalidParameters(f"{source}: detector orientation {orientation}", remedy="pyFAI knows 1, 2, 3 and 4")
+    return table[orientation]
+
+
+def _rotation(rot1: float, rot2: float, rot3: float) -> NDArray[np.float64]:
+    """Return pyFAI's rotation: about axis 1 and 2 left-handed, about axis 3 right-handed, in this order."""
+    (c1, c2, c3), (s1, s2, s3) = np.cos([rot1, rot2, rot3]), np.sin([rot1, rot2, rot3])
+    about1 = np.array([[1, 0, 0], [0, c1, s1], [0, -s1, c1]])
+    about2 = np.array([[c2, 0, -s2], [0, 1, 0], [s2, 0, c2]])
+    about3 = np.array([[c3, -s3, 0], [s3, c3, 0], [0, 0, 1]])
+    return np.asarray(about3 @ about2 @ about1)
+
+
+def parse_poni(text: str, source: str) -> Poni:
+    """Parse a PONI file, versions 1, 2 and 2.1; later lines win over earlier ones, as in pyFAI.
+
+    Raises
+    ------
+    InvalidParameters
+        Naming the missing field or the line that is no number.
+    """
+    lines = (line.partition(":") for line in text.splitlines() if ":" in line and not line.lstrip().startswith("#"))
+    fields = {name.strip().lower(): value.strip() for name, _, value in lines}
+    config = _detector_config(fields.get("detector_config", ""), source)
+
+    def number(name: str, *, required: bool = True) -> float | None:
+        value = fields.get(name)
+        if value in {None, "None", ""}:
+            if required:
+                raise InvalidParameters(f"{source}: no {name}", remedy="save the PONI file again from pyFAI-calib2")
+            return None
+        return _to_float(str(value), f"{source}: {name}")
+
+    def needed(name: str) -> float:
+        value = number(name)
+        assert value is not None  # noqa: S101  required
+        return value
+
+    return Poni(
+        distance=needed("distance"),
+        poni1=needed("poni1"),
+        poni2=needed("poni2"),
+        rot1=number("rot1", required=False) or 0.0,
+        rot2=number("rot2", required=False) or 0.0,
+        rot3=number("rot3", required=False) or 0.0,
+        wavelength=number("wavelength", required=False),
+        pixel1=config.get("pixel1", number("pixelsize1", required=False)),
+        pixel2=config.get("pixel2", number("pixelsize2", required=False)),
+        orientation=int(config.get("orientation", 0)),
+    )
+
+
+def _detector_config(text: str, source: str) -> dict[str, float]:
+    try:
+        config = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise InvalidParameters(
+            f"{source}: Detector_config is no JSON: {error}", remedy="save the file again"
+        ) from error
+    names = ("pixel1", "pixel2", "orientation")
+    return {name: _to_float(str(config[name]), f"{source}: {name}") for name in names if config.get(name) is not None}
+
+
+def _to_float(text: str, place: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InvalidParameters(f"{place}: {text!r} is no number", remedy="save the file again") from error

@@ -1,0 +1,107 @@
+"""The parameter file of azimuthal integration: JSON, checked, unknown names refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mpi_kernels.errors import InvalidParameters
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ImageSpec = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="An image of the frame's shape: FILE.npy, FILE.edf, FILE.h5::/path[INDEX] or FILE.h5::/path[mean] "
+        "(a stack without index means its mean). Relative paths count from the parameter file.",
+    ),
+]
+
+
+class AzimuthalParameters(BaseModel):
+    """Parameters of azimuthal integration to one dimension."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="azimuthal")
+
+    bins: int = Field(1000, ge=1, le=1_000_000, description="Number of radial bins.")
+    unit: Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad"] = Field(
+        "q_nm^-1", description="Radial axis: q = 4π/λ sin θ in nm⁻¹ or Å⁻¹, or the scattering angle 2θ."
+    )
+    radial_range: tuple[float, float] | None = Field(
+        None, description="Lower and upper edge of the radial axis, in `unit`. Without: all unmasked pixels."
+    )
+    azimuthal_range_deg: tuple[float, float] | None = Field(
+        None,
+        description="Use only pixels with this azimuthal angle, from the x axis (fast, right) towards y (slow); "
+        "the first may be larger than the second: then the sector goes through ±180°.",
+    )
+    error_model: Literal["poisson", "pyfai", "none"] = Field(
+        "poisson", description="Variance of a pixel: its counts (poisson), max(counts, 1) (pyfai), or no errors (none)."
+    )
+    solid_angle: bool = Field(True, description="Divide by the relative solid angle of each pixel, cos³ of incidence.")
+    polarization_factor: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        None, description="1 linear horizontal, 0 unpolarised, -1 linear vertical; without: no correction."
+    )
+    poni: str | None = Field(
+        None, min_length=1, description="PONI file (pyFAI) with the geometry. Without: the input file's NXdetector."
+    )
+    detector: str | None = Field(
+        None, min_length=1, description="Path of the NXdetector group, where the input file has several."
+    )
+    pixel_size_m: tuple[Positive, Positive] | None = Field(
+        None, description="Pixel size (y, x) in metres, where the geometry doesn't say; wins over what it says."
+    )
+    wavelength_m: Positive | None = Field(
+        None, description="Wavelength in metres, where the geometry doesn't say; wins over what it says."
+    )
+    mask: ImageSpec | None = Field(None, description="Pixels that aren't zero there are left out. As for `dark`.")
+    use_pixel_mask: bool = Field(True, description="Leave out the pixels that the NXdetector's pixel_mask marks.")
+    saturation_value: float | None = Field(
+        None, description="Pixels above it are left out; without: the NXdetector's saturation_value, if it has one."
+    )
+    dark: ImageSpec | None = None
+    flat: ImageSpec | None = None
+    background: ImageSpec | None = None
+    background_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0, description="The background is multiplied by this (ratio of exposures or transmissions)."
+    )
+
+    @model_validator(mode="after")
+    def _ranges_go_up(self) -> AzimuthalParameters:
+        if self.radial_range is not None and not self.radial_range[0] < self.radial_range[1]:
+            raise ValueError("radial_range: the lower edge must be below the upper one")
+        return self
+
+
+def read_parameters(path: Path) -> AzimuthalParameters:
+    """Read and check a parameter file.
+
+    Raises
+    ------
+    InvalidParameters
+        Naming the file and every parameter that is wrong.
+    """
+    try:
+        values = json.loads(path.read_text())
+        return AzimuthalParameters.model_validate(values)
+    except OSError as error:
+        raise InvalidParameters(f"{path}: {error.strerror}", remedy="check --parameters") from error
+    except ValueError as error:
+        if isinstance(error, ValidationError):
+            raise InvalidParameters(f"{path}: {_problems(error)}", remedy=_REMEDY) from error
+        raise InvalidParameters(f"{path}: no JSON: {error}", remedy=_REMEDY) from error
+
+
+_REMEDY = "python -m mpi_kernels azimuthal --schema prints what may stand there"
+
+
+def _problems(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        known = item["type"] != "extra_forbidden"
+        problems.append(f"{name}: {item['msg']}" if name and known else item["msg"] if known else f"{name}: unknown")
+    return "; ".join(problems)

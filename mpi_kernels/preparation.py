@@ -1,0 +1,172 @@
+"""Parameters and input file to an integrator that is ready for frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_kernels.azimuthal import Integrator, Limits, PixelImages
+from mpi_kernels.errors import InvalidParameters, UnusableInput
+from mpi_kernels.geometry import Geometry, parse_poni
+from mpi_kernels.hdf5_files import Library
+from mpi_kernels.images import LoadedImage, is_measurement, load_image
+from mpi_kernels.nexus_geometry import DetectorFacts, InstrumentNames, read_detector, read_names
+from mpi_kernels.parameters import AzimuthalParameters
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What the frames look like, and where parameters count relative paths from."""
+
+    file: Path
+    dataset: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    base: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is decided before the first frame."""
+
+    parameters: AzimuthalParameters
+    integrator: Integrator
+    geometry: Geometry
+    names: InstrumentNames
+    masked_pixels: int
+
+
+def prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) -> Prepared:
+    """Read geometry and images, and build the integrator.
+
+    Raises
+    ------
+    UnusableInput
+        When the input file lacks the geometry.
+    InvalidParameters
+        When a file named by the parameters can't be used, or no pixel is left.
+    """
+    facts = read_detector(
+        library, frames.file, frames.dataset, parameters.detector, pixel_size_m=parameters.pixel_size_m
+    )
+    geometry = _geometry(facts, frames, parameters)
+    images = _pixel_images(library, frames, parameters, facts, geometry)
+    integrator = Integrator(
+        images,
+        bins=parameters.bins,
+        radial_range=parameters.radial_range,
+        limits=Limits.of(
+            frames.dtype,
+            facts.saturation_value if parameters.saturation_value is None else parameters.saturation_value,
+            facts.underload_value,
+        ),
+        error_model=parameters.error_model,
+    )
+    if integrator.pixels == 0:
+        raise InvalidParameters(
+            "mask, ranges and flat together leave no pixel", remedy="check mask, radial_range and azimuthal_range_deg"
+        )
+    masked = int(images.valid.size - np.count_nonzero(images.valid))
+    return Prepared(parameters, integrator, geometry, read_names(library, frames.file), masked)
+
+
+def _geometry(facts: DetectorFacts, frames: Frames, parameters: AzimuthalParameters) -> Geometry:
+    if parameters.poni is not None:
+        geometry = _geometry_from_poni(facts, frames, parameters)
+    elif facts.geometry is None:
+        raise UnusableInput(
+            f"no detector geometry: {facts.geometry_problem}",
+            remedy="give the parameter poni, or complete the NXdetector",
+        )
+    else:
+        geometry = facts.geometry
+    wavelength = parameters.wavelength_m or geometry.wavelength_m or facts.wavelength_m
+    return geometry if wavelength is None else geometry.with_wavelength(wavelength)
+
+
+def _geometry_from_poni(facts: DetectorFacts, frames: Frames, parameters: AzimuthalParameters) -> Geometry:
+    path = frames.base / str(parameters.poni)
+    try:
+        poni = parse_poni(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameters(f"poni: {path}: {error}", remedy="give a PONI file") from error
+    if parameters.pixel_size_m is not None:
+        poni = poni.with_pixel_size(parameters.pixel_size_m)
+    elif poni.pixel1 is None and facts.pixel_size_m is not None:
+        poni = poni.with_pixel_size(facts.pixel_size_m)
+    return poni.geometry(frames.shape, str(path))
+
+
+def _pixel_images(
+    library: Library, frames: Frames, parameters: AzimuthalParameters, facts: DetectorFacts, geometry: Geometry
+) -> PixelImages:
+    def image(name: str) -> LoadedImage | None:
+        text = getattr(parameters, name)
+        return None if text is None else load_image(library, text, frames.base, frames.shape, name)
+
+    mask, dark, flat, background = (image(name) for name in ("mask", "dark", "flat", "background"))
+    valid = _valid_pixels(frames, parameters, facts, mask)
+    norm = np.ones(frames.shape)
+    if parameters.solid_angle:
+        norm *= geometry.relative_solid_angle(frames.shape)
+    if parameters.polarization_factor is not None:
+        norm *= geometry.polarisation(frames.shape, parameters.polarization_factor)
+    if flat is not None:
+        norm *= np.where(is_measurement(flat.values), flat.values, np.nan)
+    offset, variance = _offset(dark, background, parameters.background_scale)
+    valid &= np.isfinite(norm) & (norm > 0)
+    if offset is not None:
+        valid &= np.isfinite(offset)
+    if parameters.azimuthal_range_deg is not None:
+        valid &= _in_sector(np.degrees(geometry.azimuth(frames.shape)), *parameters.azimuthal_range_deg)
+    return PixelImages(
+        radial=geometry.radial(frames.shape, parameters.unit),
+        valid=valid,
+        norm=np.where(valid, norm, 0.0),
+        offset=None if offset is None else np.where(valid, offset, 0.0),
+        offset_variance=None if variance is None else np.where(valid, variance, 0.0),
+    )
+
+
+def _valid_pixels(
+    frames: Frames, parameters: AzimuthalParameters, facts: DetectorFacts, mask: LoadedImage | None
+) -> NDArray[np.bool_]:
+    valid = np.ones(frames.shape, bool)
+    if mask is not None:
+        valid &= mask.values == 0
+    if parameters.use_pixel_mask and facts.pixel_mask is not None:
+        if facts.pixel_mask.shape != frames.shape:
+            raise UnusableInput(
+                f"{facts.group}/pixel_mask has shape {facts.pixel_mask.shape}, the frames have {frames.shape}",
+                remedy="set use_pixel_mask to false",
+            )
+        valid &= facts.pixel_mask == 0
+    return valid
+
+
+def _offset(
+    dark: LoadedImage | None, background: LoadedImage | None, scale: float
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """Return what is subtracted from the counts, (1 - s) D + s B, and its variance."""
+    terms = [(image, weight) for image, weight in ((background, scale), (dark, 1.0)) if image is not None]
+    if not terms:
+        return None, None
+    if background is not None and dark is not None:
+        terms = [(background, scale), (dark, 1.0 - scale)]
+    offset = sum(weight * _measured(image) for image, weight in terms)
+    variance = sum(weight**2 * np.maximum(_measured(image), 0) / image.frames for image, weight in terms)
+    return np.asarray(offset), np.asarray(variance)
+
+
+def _measured(image: LoadedImage) -> NDArray[np.float64]:
+    return np.where(is_measurement(image.values), image.values, np.nan).astype(np.float64)
+
+
+def _in_sector(azimuth: NDArray[np.float64], start: float, stop: float) -> NDArray[np.bool_]:
+    if stop - start >= 360:
+        return np.ones(azimuth.shape, bool)
+    return np.asarray((azimuth - start) % 360 <= (stop - start) % 360)

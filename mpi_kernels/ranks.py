@@ -1,0 +1,75 @@
+"""What every rank does: read and integrate its block of each batch that rank 0 hands out."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mpi4py import MPI
+
+from mpi_kernels.azimuthal import Integrator
+from mpi_kernels.errors import FrameUnreadable, KernelError
+from mpi_kernels.hdf5_files import Library, Mode
+from mpi_kernels.messaging import receive
+from mpi_kernels.partition import block
+from mpi_kernels.readiness import Ready
+from mpi_kernels.rows import Row, Status
+from mpi_kernels.segments import Segment
+from mpi_kernels.source import FrameSource
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first message: what to integrate with."""
+
+    integrator: Integrator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames for all ranks, in frame order; each takes its block."""
+
+    segments: Sequence[Segment]
+    frames: Sequence[Ready]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The last message."""
+
+
+def work(comm: MPI.Comm, mode: Mode) -> None:
+    """Do rank 0's bidding until it says stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run in order
+    library = Library(mode)
+    source, integrator = FrameSource(library), None
+    while not isinstance(message := receive(comm), Stop):
+        if isinstance(message, Start):
+            integrator = message.integrator
+        else:
+            assert integrator is not None  # noqa: S101  the first message is a Start
+            comm.gather(answer(comm, source, integrator, message), root=0)
+    library.close()
+
+
+def answer(comm: MPI.Comm, source: FrameSource, integrator: Integrator, batch: Batch) -> list[Row] | KernelError:
+    """Return this rank's rows of a batch, or the error that ends the run."""
+    mine = block(batch.frames, ranks=comm.size, rank=comm.rank)
+    try:
+        for number in {ready.segment for ready in mine}:
+            source.look_again(batch.segments[number])
+        return [_row(source, integrator, batch.segments[ready.segment], ready) for ready in mine]
+    except KernelError as error:
+        return error
+
+
+def _row(source: FrameSource, integrator: Integrator, segment: Segment, ready: Ready) -> Row:
+    try:
+        frame = source.read(segment, ready.index)
+    except FrameUnreadable as error:
+        return Row(ready.frame, Status.FAILED, reason=error.one_line)
+    if frame is None:
+        return Row(ready.frame, Status.MISSING)
+    pattern = integrator.integrate(frame)
+    return Row(ready.frame, Status.PROCESSED, pattern.intensity, pattern.sigma)

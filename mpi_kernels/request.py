@@ -1,0 +1,31 @@
+"""What the command line asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi_kernels.hdf5_files import Mode
+from mpi_kernels.parameters import AzimuthalParameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asks for."""
+
+    kernel: str
+    input: Path
+    dataset: str
+    output: Path
+    parameters: AzimuthalParameters
+    parameters_path: Path
+    mode: Mode = "auto"
+    expected: int | None = None
+    end_file: Path | None = None
+    progress: Path | None = None
+    appear_timeout_s: float = 120.0
+    stall_timeout_s: float = 300.0
+    run_id: str = ""
+    keys_dataset: str | None = None
+    finished_dataset: str | None = None
+    command_line: str = ""

@@ -1,0 +1,247 @@
+"""HDF5 in: the frames of one real dataset, as this rank reads them.
+
+Where one chunk is exactly one frame and its compression is known, the stored bytes are read directly and decoded
+outside HDF5 (`decode`); everything else goes through HDF5's own pipeline. A frame is read only if its chunk is in the
+file, because HDF5 returns fill values for chunks that nobody has written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mpi_kernels.decode import Pipeline
+from mpi_kernels.errors import FrameUnreadable, KernelError, NotThereYet, UnusableInput
+from mpi_kernels.hdf5_files import Library
+from mpi_kernels.segments import Segment
+
+VISIBLE_WITHIN_S = 2.0
+"""A frame that rank 0 has seen must be visible to every rank within this time."""
+_RETRY_S = 0.005
+
+
+class FrameDataset:
+    """A dataset ``(…, y, x)`` of frames, counted in C order over its leading dimensions.
+
+    Parameters
+    ----------
+    dataset
+        The process's one handle of a real (not virtual) dataset.
+    live
+        Whether its file was opened in SWMR mode.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, file: Path, *, live: bool) -> None:
+        self.place = f"{file}::{dataset.name}"
+        self.live = live
+        self._id = dataset.id
+        self._dataset = dataset
+        self._file = file
+        if len(self._id.shape) < 2 or self._id.dtype.kind not in "uif":
+            raise UnusableInput(
+                f"{self.place}: shape {self._id.shape} of {self._id.dtype}, but frames need (…, y, x) of numbers",
+                remedy="give the dataset of the detector's frames",
+            )
+        self.frame_shape: tuple[int, int] = self._id.shape[-2:]
+        self.dtype: np.dtype[np.generic] = self._id.dtype
+        self.chunks: tuple[int, ...] | None = dataset.chunks
+        self._lead: tuple[int, ...] = self._id.shape[:-2]
+        self._pipeline = None if self.chunks is None else Pipeline.of(dataset)
+        if self._pipeline is not None:
+            self._pipeline.check_available(self.place)
+        self.direct = self._pipeline is not None and self._pipeline.decodable and self._one_frame_per_chunk()
+        self._any_chunk = False
+        self._last: tuple[int, bytes] | None = None
+
+    @property
+    def route(self) -> str:
+        """How frames are read, for the result's process note."""
+        if self._pipeline is None:
+            return "HDF5 pipeline (not chunked)"
+        if self.direct:
+            return f"direct chunk read ({self._pipeline.label})"
+        return f"HDF5 pipeline ({self._pipeline.label}, chunks {self.chunks})"
+
+    @property
+    def frames_per_chunk(self) -> int:
+        """Frames that share one chunk; 1 when not chunked."""
+        return 1 if self.chunks is None else math.prod(self.chunks[:-2])
+
+    @property
+    def allocated_as_written(self) -> bool:
+        """Whether the file gains storage frame by frame, so that storage tells which frames were written."""
+        return self.chunks is not None and self._id.get_create_plist().get_alloc_time() != h5py.h5d.ALLOC_TIME_EARLY
+
+    @property
+    def extent(self) -> int:
+        """Frames the present shape has room for; not all need to be written."""
+        return math.prod(self._lead)
+
+    @property
+    def scan_shape(self) -> tuple[int, ...]:
+        """The leading dimensions."""
+        return self._lead
+
+    def refresh(self) -> None:
+        """See what the writer has flushed. Nothing to do for finished files."""
+        if not self.live:
+            return
+        self._dataset.refresh()  # the handle's, so that h5py forgets the shape as well
+        lead = self._id.shape[:-2]
+        for axis in range(1, len(lead)):
+            if lead[axis] != self._lead[axis] and math.prod(self._lead[:axis]) > 1:
+                raise UnusableInput(
+                    f"{self.place}: scan shape changed from {self._lead} to {lead}, which renumbers frames",
+                    remedy="process the file again when it is finished",
+                )
+        self._lead = lead
+
+    def has(self, position: int) -> bool:
+        """Whether every chunk of a frame is in the file."""
+        if position >= self.extent:
+            return False
+        if not self.allocated_as_written:
+            return True
+        if not self._any_chunk:  # HDF5 answers nonsense about chunks before there is one
+            self._any_chunk = self._id.get_num_chunks() > 0
+        return self._any_chunk and all(self._has_chunk(offset) for offset in self._chunk_offsets(position))
+
+    def read(self, position: int) -> NDArray[Any] | None:
+        """Return one frame, shape ``(y, x)``, possibly read-only.
+
+        None for a frame of nothing but fill values that shares its chunk with others: nobody wrote it, as far as can
+        be told.
+
+        Raises
+        ------
+        FrameUnreadable
+            When it isn't in the file or can't be decoded.
+        """
+        self._wait_for(position)
+        if self.direct:
+            return self._read_direct(position)
+        try:
+            frame: NDArray[Any] = self._dataset[self._coordinates(position)]
+        except OSError as error:
+            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
+        if self.frames_per_chunk > 1 and np.all(frame == self._dataset.fillvalue):
+            return None
+        return frame
+
+    def _read_direct(self, position: int) -> NDArray[Any]:
+        assert self._pipeline is not None  # noqa: S101  direct says so
+        try:
+            mask, raw = self._id.read_direct_chunk((*self._coordinates(position), 0, 0))
+        except (OSError, RuntimeError, MemoryError) as error:
+            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
+        self._check_distinct(position, raw)
+        try:
+            return self._pipeline.decode(raw, mask).reshape(self.frame_shape)
+        except FrameUnreadable as error:
+            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
+
+    def _check_distinct(self, position: int, raw: bytes) -> None:
+        """Two frames with the same bytes are believed only when the file has them twice."""
+        last, self._last = self._last, (position, raw)
+        if last is None or last[0] == position or last[1] != raw:
+            return
+        places = [self._id.get_chunk_info_by_coord((*self._coordinates(item), 0, 0)) for item in (last[0], position)]
+        if places[0].byte_offset == places[1].byte_offset or _bytes_at(self._file, places[1]) != raw:
+            raise KernelError(
+                f"{self.place}: HDF5 returned frame {last[0]} for frame {position}",
+                remedy="no result of this run can be trusted; report this with the file (h5py issue 2803)",
+            )
+
+    def _wait_for(self, position: int) -> None:
+        give_up = time.monotonic() + VISIBLE_WITHIN_S
+        while not self.has(position):
+            if not self.live or time.monotonic() > give_up:
+                raise FrameUnreadable(f"{self.place}[{position}]: no data in the file")
+            time.sleep(_RETRY_S)
+            self.refresh()
+
+    def _coordinates(self, position: int) -> tuple[int, ...]:
+        return tuple(int(index) for index in np.unravel_index(position, self._lead)) if self._lead else ()
+
+    def _one_frame_per_chunk(self) -> bool:
+        return self.frames_per_chunk == 1 and self.chunks is not None and self.chunks[-2:] == self.frame_shape
+
+    def _chunk_offsets(self, position: int) -> itertools.product[tuple[int, ...]]:
+        assert self.chunks is not None  # noqa: S101
+        pairs = zip(self._coordinates(position), self.chunks, strict=False)
+        lead = [(index // length * length,) for index, length in pairs]
+        tiles = [range(0, size, length) for size, length in zip(self.frame_shape, self.chunks[-2:], strict=True)]
+        return itertools.product(*lead, *tiles)
+
+    def _has_chunk(self, offset: tuple[int, ...]) -> bool:
+        # Asking into a buffer of no bytes looks the chunk up and reads nothing: ValueError says how large it is.
+        try:
+            self._id.read_direct_chunk(offset, out=bytearray(0))
+        except ValueError:
+            return True
+        except RuntimeError:
+            return False
+        return True
+
+
+class FrameSource:
+    """The frames of all segments, as one rank reads them."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._opened: dict[tuple[Path, str], FrameDataset] = {}
+
+    def dataset(self, segment: Segment) -> FrameDataset:
+        """Return the segment's dataset; open it when this is the first time.
+
+        Raises
+        ------
+        NotThereYet
+            When its file hasn't appeared.
+        """
+        key = (segment.file, segment.dataset)
+        if key not in self._opened:
+            dataset = self._library.dataset(segment.file, segment.dataset)
+            place = self._library.locate(segment.file, segment.dataset)
+            frames = FrameDataset(dataset, place.file, live=self._library.is_live(place.file))
+            first = next(iter(self._opened.values()), frames)
+            if (frames.frame_shape, frames.dtype) != (first.frame_shape, first.dtype):
+                raise UnusableInput(
+                    f"{frames.place}: frames {frames.frame_shape} of {frames.dtype}, but {first.place} has "
+                    f"{first.frame_shape} of {first.dtype}",
+                    remedy="process them separately",
+                )
+            self._opened[key] = frames
+        return self._opened[key]
+
+    def look_again(self, segment: Segment) -> None:
+        """See what the writer of a segment has flushed, if its file is open already."""
+        if (segment.file, segment.dataset) in self._opened:
+            self._opened[segment.file, segment.dataset].refresh()
+
+    def read(self, segment: Segment, index: int) -> NDArray[Any] | None:
+        """Return the `index`-th frame of a segment; None when nobody wrote it, as far as can be told.
+
+        Raises
+        ------
+        FrameUnreadable
+            Also when the segment's file can't be opened on this rank.
+        """
+        try:
+            dataset = self.dataset(segment)
+        except NotThereYet as error:
+            raise FrameUnreadable(f"{segment}: {error}") from error
+        return dataset.read(segment.positions.at(index))
+
+
+def _bytes_at(file: Path, chunk: h5py.h5d.StoreInfo) -> bytes:
+    with file.open("rb") as stream:
+        return os.pread(stream.fileno(), chunk.size, chunk.byte_offset)

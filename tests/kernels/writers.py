@@ -1,0 +1,209 @@
+"""Writers of detector files, as facilities have them; also a program that writes in SWMR mode while others read.
+
+    python writers.py SPEC.json
+
+writes what the spec says, frame by frame, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+DISTANCE_M, PIXEL_M, WAVELENGTH_M = 0.2, 1e-4, 1e-10
+SATURATED = {"uint16": 2**16 - 1, "uint32": 2**32 - 1, "int32": -1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What to write and how."""
+
+    path: str
+    frames: int = 12
+    shape: tuple[int, int] = (60, 80)
+    dtype: str = "uint32"
+    compression: str = "bitshuffle-lz4"
+    chunks: tuple[int, ...] | None = None
+    """Chunk shape; None: one frame."""
+    lead: tuple[int, ...] | None = None
+    """Leading dimensions of a grid scan; None: one that grows."""
+    order: list[int] = field(default_factory=list)
+    """Frame numbers in the order of writing; empty: all, in order. Numbers left out are gaps."""
+    preallocate: bool = False
+    keys: bool = False
+    finished_flag: bool = False
+    files: int = 1
+    """More than one: data files with interleaved frames and a master with a virtual dataset and external links."""
+    files_late_s: float = 0.0
+    """How long after the master the data files appear."""
+    interval_s: float = 0.0
+    close: bool = True
+    """Whether to close the file at the end, instead of staying there until killed."""
+    geometry: bool = True
+    seed: int = 7
+
+
+def frame_of(spec: Spec, number: int) -> np.ndarray:
+    """Return a frame: a ring with Poisson noise, a gap of marker values, different for every number."""
+    ny, nx = spec.shape
+    y, x = np.mgrid[:ny, :nx]
+    radius = np.hypot(y - ny / 2 + 0.5, x - nx / 2 + 0.5)
+    expected = 20 + number + 50 * np.exp(-((radius - 20) ** 2) / 18)
+    frame = np.random.default_rng([spec.seed, number]).poisson(expected).astype(spec.dtype)
+    marker = SATURATED[spec.dtype]
+    frame[ny // 2, :] = marker
+    frame[number % ny, number % nx] = marker
+    return frame
+
+
+def filters(name: str) -> dict[str, Any]:
+    return {
+        "none": {},
+        "gzip": {"compression": "gzip", "compression_opts": 1},
+        "shuffle-gzip": {"compression": "gzip", "shuffle": True},
+        "bitshuffle-lz4": dict(hdf5plugin.Bitshuffle()),
+        "bitshuffle-zstd": dict(hdf5plugin.Bitshuffle(cname="zstd")),
+        "zstd": dict(hdf5plugin.Zstd()),
+        "lz4": dict(hdf5plugin.LZ4()),
+    }[name]
+
+
+def add_geometry(file: h5py.File, spec: Spec) -> h5py.Group:
+    """Add an entry with NXdetector and NXbeam; return the NXdetector."""
+    entry = file.require_group("entry")
+    entry.attrs["NX_class"] = "NXentry"
+    instrument = entry.require_group("instrument")
+    instrument.attrs["NX_class"] = "NXinstrument"
+    instrument["name"] = "test beamline"
+    detector = instrument.require_group("detector")
+    detector.attrs["NX_class"] = "NXdetector"
+    if not spec.geometry:
+        return detector
+    beam = instrument.require_group("beam")
+    beam.attrs["NX_class"] = "NXbeam"
+    for group, name, value, units in (
+        (detector, "distance", DISTANCE_M * 1e3, "mm"),
+        (detector, "x_pixel_size", PIXEL_M, "m"),
+        (detector, "y_pixel_size", PIXEL_M * 1e6, "um"),
+        (detector, "beam_center_x", spec.shape[1] / 2, "pixel"),
+        (detector, "beam_center_y", spec.shape[0] / 2, "pixel"),
+        (beam, "incident_wavelength", WAVELENGTH_M * 1e10, "angstrom"),
+    ):
+        group[name] = value
+        group[name].attrs["units"] = units
+    return detector
+
+
+class Stack:
+    """A dataset of frames that is being written, with its keys."""
+
+    def __init__(self, group: h5py.Group, spec: Spec, frames: int) -> None:
+        self.spec = spec
+        lead = spec.lead or (frames if spec.preallocate else 0,)
+        chunks = tuple(spec.chunks) if spec.chunks else (1,) * len(lead) + tuple(spec.shape)
+        self.data = group.create_dataset(
+            "data",
+            shape=(*lead, *spec.shape),
+            maxshape=(None, *lead[1:], *spec.shape),
+            chunks=chunks,
+            dtype=spec.dtype,
+            **filters(spec.compression),
+        )
+        self.keys = None
+        if spec.keys:
+            self.keys = group.create_dataset("uid", shape=lead, maxshape=(None, *lead[1:]), dtype="i8", chunks=True)
+
+    def write(self, position: int, number: int) -> None:
+        if not self.spec.lead and position >= self.data.shape[0]:
+            for dataset in filter(None, (self.data, self.keys)):
+                dataset.resize(position + 1, axis=0)
+        index = np.unravel_index(position, self.data.shape[:-2])
+        self.data[index] = frame_of(self.spec, number)
+        self.data.flush()
+        if self.keys is not None:
+            self.keys[index] = number + 1
+            self.keys.flush()
+
+
+def write(spec: Spec) -> None:
+    """Write the files of a spec, in SWMR mode."""
+    _write_one(spec) if spec.files == 1 else _write_many(spec)
+
+
+def _numbers(spec: Spec) -> list[int]:
+    return spec.order or list(range(spec.frames))
+
+
+def _write_one(spec: Spec) -> None:
+    file = h5py.File(spec.path, "w", libver=("v110", "v110"))
+    detector = add_geometry(file, spec)
+    stack = Stack(detector, spec, spec.frames)
+    data = file["entry"].create_group("data")
+    data.attrs["NX_class"] = "NXdata"
+    data["data"] = detector["data"]
+    flag = None
+    if spec.finished_flag:
+        flag = file["entry"].create_dataset("finished", data=[0], maxshape=(None,), chunks=(1,))
+    file.swmr_mode = True
+    for number in _numbers(spec):
+        stack.write(number, number)
+        time.sleep(spec.interval_s)
+    if flag is not None:
+        flag[0] = 1
+    file.flush()
+    _end(spec, [file])
+
+
+def _write_many(spec: Spec) -> None:
+    """Frame n lies in file n mod files, at n div files."""
+    paths = [Path(spec.path).with_name(f"{Path(spec.path).stem}_{index}.h5") for index in range(spec.files)]
+    _write_master(spec, paths)
+    time.sleep(spec.files_late_s)
+    opened, stacks = [], []
+    for path in paths:
+        file = h5py.File(path, "w", libver=("v110", "v110"))
+        stacks.append(Stack(file, spec, -(-spec.frames // spec.files)))
+        file.swmr_mode = True
+        opened.append(file)
+    for number in _numbers(spec):
+        stacks[number % spec.files].write(number // spec.files, number)
+        time.sleep(spec.interval_s)
+    _end(spec, opened)
+
+
+def _write_master(spec: Spec, paths: list[Path]) -> None:
+    temporary = Path(f"{spec.path}.tmp")
+    with h5py.File(temporary, "w", libver=("v110", "v110")) as master:
+        detector = add_geometry(master, spec)
+        layout = h5py.VirtualLayout(shape=(spec.frames, *spec.shape), dtype=spec.dtype)
+        for index, path in enumerate(paths):
+            count = len(range(index, spec.frames, spec.files))
+            source = h5py.VirtualSource(path.name, "data", shape=(count, *spec.shape))
+            layout[index :: spec.files] = source
+            detector[f"link_{index}"] = h5py.ExternalLink(path.name, "/data")
+        detector.create_virtual_dataset("data", layout)
+    temporary.rename(spec.path)
+
+
+def _end(spec: Spec, files: list[h5py.File]) -> None:
+    if not spec.close:
+        time.sleep(600)
+    for file in files:
+        file.close()
+
+
+def save_spec(spec: Spec, path: Path) -> Path:
+    path.write_text(json.dumps(asdict(spec)))
+    return path
+
+
+if __name__ == "__main__":
+    write(Spec(**json.loads(Path(sys.argv[1]).read_text())))
