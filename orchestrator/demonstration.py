@@ -7,6 +7,7 @@ them; it does nothing that a beamline wouldn't do by the same commands.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -32,7 +33,6 @@ from orchestrator.records import CollectionEnd, CollectionOutcome, CollectionSta
 from orchestrator.runs import RunDirectory
 from orchestrator.service import open_store
 from orchestrator.settings import Settings, load_settings
-from orchestrator.simulator import read_progress as read_detector_progress
 from orchestrator.stack import Stack
 
 BEAMLINE = "demo"
@@ -330,8 +330,12 @@ class _Collection:
             drop(self.settings.spool.folder, document, f"{self.uid}-{kind}.json")
 
     def _written(self) -> tuple[int, int | None]:
-        progress = read_detector_progress(self.demonstration.directory / "detector.json")
-        return (0, None) if progress is None else (progress.written, progress.expected)
+        """Return how many frames the detector has written, and how many it will; None before it knows."""
+        try:
+            progress = json.loads((self.demonstration.directory / "detector.json").read_bytes())
+        except FileNotFoundError:
+            return 0, None
+        return progress["written"], progress["expected"]
 
     def _run_id(self) -> str:
         return self.store.runs(uid=self.uid)[0].run_id

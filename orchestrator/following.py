@@ -101,7 +101,7 @@ class Follower:
         for moment, document in (progress.inputs if progress is not None else {}).items():
             known = (attempt.tag, moment)
             if known not in self._inputs_known:
-                self.store.record_input(attempt.tag.run_id, input_from_json(document, InputMoment(moment)))
+                self.store.record_input(attempt.tag.run_id, input_from_json(dict(document), InputMoment(moment)))
                 self._inputs_known.add(known)
 
     def _take_in_events(self, attempt: ActiveAttempt, directory: AttemptDirectory) -> None:

@@ -49,7 +49,7 @@ def open_gateway(settings: Settings) -> Gateway:
         When the chosen route can't be used now.
     """
     route = settings.gateway.route
-    local = LocalGateway(settings.gateway.local_state, jobs_max=settings.gateway.local_jobs_max)
+    local = LocalGateway(settings.gateway.local_state, parallel=settings.gateway.local_jobs_max)
     cli = CliGateway(submit_timeout_s=settings.gateway.submit_deadline_s)
     if route == "local":
         return local

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, out, print_json, says_errors
-from orchestrator.dispatching import Dispatcher, cancel as cancel_run
+from orchestrator.dispatching import Dispatcher
+from orchestrator.dispatching import cancel as cancel_run
 from orchestrator.errors import InvalidMessage
 from orchestrator.following import Follower
 from orchestrator.listening.door import Rejected
@@ -60,7 +62,7 @@ def submit(
         raise typer.Exit(ExitCode.INCOMPLETE)
 
 
-def _print(store: Store, raw: RawMessage, runs: list[RunSummary], *, duplicate: bool, as_json: bool) -> None:
+def _print(store: Store, raw: RawMessage, runs: Sequence[RunSummary], *, duplicate: bool, as_json: bool) -> None:
     if as_json:
         print_json({"duplicate": duplicate, "runs": runs})
         return

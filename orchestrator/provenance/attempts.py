@@ -46,6 +46,9 @@ class AttemptStore(Database):
     def record_intent(self, tag: RunTag, script: BatchScript, *, gateway: str) -> bool:
         """Commit that this attempt is about to be submitted; the run is SUBMITTING afterwards.
 
+        An attempt that surely made no job is intended again under its own number: should a job of it turn up after all,
+        the fence in the run's directory lets only one of the two work.
+
         Returns
         -------
         bool
@@ -58,7 +61,7 @@ class AttemptStore(Database):
                 return False
             _keep_text(session, script.sha256, script.text)
             _keep_text(session, script.template_sha256, script.template_text)
-            session.add(_intent_row(tag, script, gateway))
+            session.merge(_intent_row(tag, script, gateway))
             run.state, run.attempts = RunState.SUBMITTING, tag.attempt
         return True
 
@@ -81,7 +84,7 @@ class AttemptStore(Database):
             return not run.state.ended
 
     def record_submit_failed(self, tag: RunTag, reason: str, *, refused: bool) -> None:
-        """Say that no job was made: the run is REFUSED, or PLANNED again for another attempt.
+        """Say that no job was made: the run is REFUSED, or PLANNED again under the same number.
 
         Nothing happens when the attempt's outcome is known already.
         """
@@ -89,9 +92,13 @@ class AttemptStore(Database):
             run, row = _locked(session, tag)
             if row.stage is not AttemptStage.INTENDED:
                 return
+            if row.failure != reason:
+                add_event(session, tag, "not-submitted", {"reason": reason, "refused": refused}, utc_now())
             row.stage, row.failure = (AttemptStage.REFUSED if refused else AttemptStage.FAILED), reason
             if run.state is not RunState.SUBMITTING:
                 return
+            if not refused:
+                run.attempts = tag.attempt - 1
             run.reason = reason
             run.state = RunState.REFUSED if refused else RunState.PLANNED
             run.ended_at = utc_now() if refused else None
@@ -265,7 +272,6 @@ def _intent_row(tag: RunTag, script: BatchScript, gateway: str) -> AttemptRow:
         number=tag.attempt,
         gateway=gateway,
         stage=AttemptStage.INTENDED,
-        failure="",
         script_sha256=script.sha256,
         template_name=script.template_name,
         template_sha256=script.template_sha256,

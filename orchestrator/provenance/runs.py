@@ -78,6 +78,13 @@ class RunStore(Database):
         with self.reading() as session:
             return [_planned(run, message) for run, message in session.execute(wanted)]
 
+    def record_obstacle(self, run_id: str, reason: str) -> None:
+        """Say why a run that is still PLANNED waits; nothing happens to one that has gone on."""
+        with self.writing() as session:
+            row = lock_run(session, run_id)
+            if row.state is RunState.PLANNED:
+                row.reason = reason
+
     def record_progress(self, run_id: str, counts: FrameCounts) -> None:
         """Keep how the kernel stands; the newest call wins."""
         with self.writing() as session:

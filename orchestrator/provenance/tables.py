@@ -174,7 +174,7 @@ class AttemptRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     gateway: Mapped[str] = mapped_column(Name(64))
     stage: Mapped[AttemptStage]
-    failure: Mapped[str]
+    failure: Mapped[str] = mapped_column(default="")
     script_sha256: Mapped[str] = mapped_column(Name(64))
     template_name: Mapped[str]
     template_sha256: Mapped[str] = mapped_column(Name(64))

@@ -69,8 +69,8 @@ class GatewaySettings(Model):
     """How long one call may take before its outcome counts as unknown."""
     absence_grace_s: Seconds = 30.0
     """How long after a submission without an answer a job that can't be found counts as absent."""
-    attempts_max: int = Field(default=3, ge=1)
-    """How often a run is tried when its job is lost through no fault of its own."""
+    vanish_after_s: Seconds = 600.0
+    """How long nobody may know a job before its run is called unknown."""
     local_jobs_max: int = Field(default=1, ge=1)
     """How many jobs the local route runs at once; the others wait."""
     local_state: SitePath

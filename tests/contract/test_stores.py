@@ -508,21 +508,32 @@ class StoreContract:
         assert (detail.summary.state, detail.summary.job) == (RunState.CANCELLED, a_job().identity)
         assert detail.attempts[0].adopted
 
-    def test_a_failed_submission_is_kept_and_another_attempt_may_follow(self, store: Store) -> None:
+    def test_a_failed_submission_is_kept_and_tried_again_under_its_own_number(self, store: Store) -> None:
         tag = planned(store)
         store.record_intent(tag, SCRIPT, gateway="cli")
         store.record_submit_failed(tag, "slurmctld is down", refused=False)
         (again,) = store.planned_runs()
-        assert (again.tag, again.reason) == (replace(tag, attempt=2), "slurmctld is down")
+        assert (again.tag, again.reason) == (tag, "slurmctld is down")
+        assert store.run(tag.run_id).attempts[0].stage is AttemptStage.FAILED
         assert store.record_intent(again.tag, SCRIPT, gateway="cli")
+        assert not store.record_intent(again.tag, SCRIPT, gateway="cli")
         store.record_submitted(again.tag, a_job())
         assert [active.tag for active in store.active_attempts()] == [again.tag]
         detail = store.run(tag.run_id)
-        assert [(attempt.stage, attempt.failure) for attempt in detail.attempts] == [
-            (AttemptStage.FAILED, "slurmctld is down"),
-            (AttemptStage.SUBMITTED, ""),
+        assert [(attempt.stage, attempt.failure) for attempt in detail.attempts] == [(AttemptStage.SUBMITTED, "")]
+        assert [(event.kind, event.detail) for event in detail.events if event.kind == "not-submitted"] == [
+            ("not-submitted", {"reason": "slurmctld is down", "refused": False})
         ]
         assert (detail.summary.state, detail.summary.reason) == (RunState.PENDING, "")
+
+    def test_an_obstacle_is_said_while_a_run_waits_and_forgotten_once_it_goes_on(self, store: Store) -> None:
+        tag = planned(store)
+        store.record_obstacle(tag.run_id, "waiting: no space left")
+        assert store.run(tag.run_id).summary.reason == "waiting: no space left"
+        store.record_intent(tag, SCRIPT, gateway="cli")
+        store.record_submitted(tag, a_job())
+        store.record_obstacle(tag.run_id, "waiting: no space left")
+        assert store.run(tag.run_id).summary.reason == ""
 
     def test_a_refused_submission_ends_the_run(self, store: Store) -> None:
         tag = planned(store)
