@@ -21,7 +21,7 @@ FINISHED = "/entry/diamond_scan/scan_finished"
 WRITTEN_TIME = "/entry/diamond_scan/frame_written_time"
 FRAMES = "/entry/data/data"
 LIBVER = ("v110", "v110")
-"""Readable by HDF5 1.10 and later, which is what facilities have."""
+"""The format of HDF5 1.10, which is what facilities can read."""
 _CHUNK = 1024
 
 
