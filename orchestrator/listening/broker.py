@@ -22,7 +22,7 @@ from stomp.protocol import Protocol12
 from stomp.transport import Transport
 
 from orchestrator.errors import DoorUnavailable
-from orchestrator.listening.broker_settings import read_credentials, tls_context
+from orchestrator.listening.credentials import read_credentials, tls_context
 from orchestrator.settings import StompSettings, parse_address
 
 

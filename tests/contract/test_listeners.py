@@ -19,12 +19,13 @@ import pytest
 
 from orchestrator.errors import DoorUnavailable, InvalidInput, InvalidSettings, StackError, StoreUnavailable
 from orchestrator.listening.broker import BrokerSession
-from orchestrator.listening.broker_settings import read_credentials
+from orchestrator.listening.credentials import read_credentials
 from orchestrator.listening.door import Accepted, Door, Rejected, Verdict, backoff
-from orchestrator.listening.spool import SpoolDoor, SpoolSettings, drop
-from orchestrator.listening.stomp import StompDoor, StompSettings, TlsSettings, publish
+from orchestrator.listening.spool import SpoolDoor, drop
+from orchestrator.listening.stomp import StompDoor, publish
 from orchestrator.messages import MAX_BYTES
 from orchestrator.records import RawMessage, sha256_of
+from orchestrator.settings import SpoolSettings, StompSettings, TlsSettings
 from orchestrator.stack import Service, Stack
 from orchestrator.stack.stack import require_programs
 
@@ -647,16 +648,24 @@ class TestStompDoor(StompContract):
         assert "sending frame: [b'SEND'" in caplog.text
         assert place.stack.broker.password not in caplog.text
 
-    def test_two_doors_on_one_queue_share_the_messages(self, place: StompPlace) -> None:
-        stores = [Store(), Store()]
-        bodies = {b"message %d" % number for number in range(20)}
-        with running(place.door(), stores[0]), running(place.door(), stores[1]):
+    def test_a_service_that_hangs_keeps_one_message_and_another_service_takes_the_rest(self, place: StompPlace) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def hanging(raw: RawMessage) -> Verdict:
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+            return hung(raw)
+
+        hung, lively = Store(), Store()
+        bodies = [b"message %d" % number for number in range(20)]
+        with running(place.door(), hanging):
             for body in bodies:
                 place.put(body)
-            eventually(lambda: sum(len(store.bodies) for store in stores) == 20)
-        assert set(stores[0].bodies) | set(stores[1].bodies) == bodies
-        assert stores[0].bodies
-        assert stores[1].bodies
+            assert begun.wait(PATIENCE_S)
+            with running(place.door(), lively):
+                eventually(lambda: lively.bodies == bodies[1:])
+            go_on.set()
+            eventually(lambda: hung.bodies == bodies[:1])
 
 
 @pytest.mark.stack
