@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -330,3 +331,12 @@ def test_schema_demands_the_same_fields_as_the_reader() -> None:
     schemas: dict[str, Any] = json_schemas()
     assert set(schemas[START_SCHEMA]["required"]) == set(START)
     assert set(schemas[END_SCHEMA]["required"]) == set(END)
+
+
+def test_the_documents_in_the_reference_are_understood_completely() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "reference" / "messages.md").read_text()
+    start, end = (understand(raw(text.encode())) for text in re.findall(r"```json\n(.*?)```", reference, re.DOTALL))
+    assert isinstance(start, CollectionStart)
+    assert isinstance(end, CollectionEnd)
+    assert start.ignored == end.ignored == ()
+    assert start.frames_expected == end.frames_written == 200
