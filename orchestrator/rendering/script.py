@@ -32,7 +32,7 @@ MAX_SCRIPT_BYTES = 4 * 1024 * 1024
 """What slurmctld takes by default (SchedulerParameters=max_script_size)."""
 
 _SHEBANG = re.compile(r"#!(/usr)?/bin/(env )?bash\n")
-_DIRECTIVE = re.compile(r"^[ \t]*#(SBATCH|PBS|BSUB)\b", re.MULTILINE)
+_DIRECTIVE = re.compile(r"[ \t]*#(SBATCH|PBS|BSUB)")
 """What sbatch reads as options; it takes those of PBS and LSF too."""
 
 
@@ -141,12 +141,13 @@ class _Rendering:
 
     def script(self, template: str, variables: Mapping[str, object]) -> str:
         text = self._without_unset_directives(self._rendered(template, variables))
-        self._refuse_directives_outside_the_partial(text, template)
+        self._refuse_forged_placeholders(text, template)
         try:
             script = place_values(text, self._spots(text), lambda spot, context: self._written(spot, context, text))
         except Misplaced as error:
             raise self._invalid(error, template) from error
         _check_script(script, template)
+        self._check_directives(script, template)
         return script
 
     def compile(self, template: str) -> Template:
@@ -202,15 +203,19 @@ class _Rendering:
 
         return re.sub(f"^\x02{self._nonce}:(\\d+)\x03\n", kept, text, flags=re.MULTILINE)
 
-    def _refuse_directives_outside_the_partial(self, text: str, template: str) -> None:
+    def _refuse_forged_placeholders(self, text: str, template: str) -> None:
         if any("\x02" in chunk or "\x03" in chunk for chunk in re.split(f"\x02{self._nonce}:\\d+\x03", text)):
             raise InvalidTemplate(f"{self.folder.path / template}: contains the control characters \\x02 or \\x03")
-        match = _DIRECTIVE.search(text)
-        if match is not None:
-            raise InvalidTemplate(
-                f"{self.folder.path / template}: the script has a literal '{match[0].strip()}' line",
-                remedy=f"write {{{{ sbatch('option', value) }}}} in {PARTIAL}; no other place writes such lines",
-            )
+
+    def _check_directives(self, script: str, template: str) -> None:
+        """Refuse lines that sbatch would read and that don't come from ``sbatch()``, be they literal or a comment."""
+        ours = {str(value.value) for value in self._values if type(value.value) is Verbatim}
+        for number, line in enumerate(script.split("\n"), start=1):
+            if _DIRECTIVE.match(line) and line not in ours:
+                raise InvalidTemplate(
+                    f"{self.folder.path / template} (line {number} of the script): a literal {line.split()[0]} line",
+                    remedy=f"write {{{{ sbatch('option', value) }}}} in {PARTIAL}; no other place writes such lines",
+                )
 
     # ------------------------------------------------------------------------------------------------- values
 
@@ -221,7 +226,7 @@ class _Rendering:
             if type(value) is Verbatim:
                 return _directive_line(value, context, text[: spot.start], after)
             if isinstance(value, list | tuple):
-                return _words(value, context, alone=before.isspace() and after.isspace())
+                return _words(value, context, alone=before in " \t\n(" and after in " \t\n);")
             word = self._text(value)
             if context == "comment":
                 return _comment_text(word)

@@ -19,6 +19,7 @@ _RESERVED = frozenset(
 )
 _MAY_PRECEDE = re.compile(r"""[\sA-Za-z0-9_=:/.,@%+;|&()<>"'}-]""")
 _MAY_FOLLOW = re.compile(r"""[\sA-Za-z0-9_=:/.,@%+;|&)"'$-]""")
+_SUBSCRIPT = re.compile(r"[A-Za-z0-9_]\[[^\]\n]*\Z")
 _HEREDOC = re.compile(r"<<(?P<tabs>-?)[ \t]*(?P<word>(?:'[^'\n]*'|\"[^\"\n]*\"|\\.|[^\s'\"\\;&|()<>])+)")
 _NAMES = {
     "'": "single quotes",
@@ -129,10 +130,10 @@ class _Scanner:
         if self.stack:
             raise self._misplaced(spot, _NAMES[self.stack[-1]])
         before, after = self.text[spot.start - 1 : spot.start] or "\n", self.text[spot.end : spot.end + 1] or "\n"
+        if _SUBSCRIPT.search(self.text, 0, spot.start):
+            raise self._misplaced(spot, "an array's subscript, which is arithmetic")
         if not _MAY_PRECEDE.fullmatch(before) and self._previous(spot) is None:
             raise self._misplaced(spot, f"a word behind {before!r}")
-        if self.text[: spot.start].rstrip(" \t-").endswith("<<"):
-            raise self._misplaced(spot, "the name of a here-document")
         if not _MAY_FOLLOW.fullmatch(after) and spot.end not in self.spots:
             raise self._misplaced(spot, f"a word before {after!r}")
         self._put(spot, "plain")
@@ -182,6 +183,8 @@ class _Scanner:
             self._skip(2)
         elif self._at("}"):
             self._pop()
+        elif self._at("$'") and '"' not in self.stack:
+            self._push("$'", 2)
         elif self._at("'") and '"' in self.stack:
             raise self._fault("a single quote in ${…} inside double quotes can't be followed with certainty")
         elif self._at("'") or self._at('"'):
@@ -226,6 +229,8 @@ class _Scanner:
         self.word_start = ends_word
 
     def _expansion_begins(self) -> bool:
+        if self._at("$["):
+            raise self._fault("$[…] can't be followed with certainty", remedy="write $((…))")
         if self._at("$(("):
             self._push_arithmetic(3)
         elif self._at("$("):
@@ -254,7 +259,7 @@ class _Scanner:
     def _group(self, top: str) -> bool:
         if self._at("<(") or self._at(">("):
             self._push("$(", 2)
-        elif self.word_start and not top and self._at("(("):
+        elif top != "[[" and self._at("(("):
             self._push_arithmetic(2)
         elif self.word_start and re.compile(r"\[\[\s").match(self.text, self.position):
             self._push("[[", 2)
@@ -263,6 +268,8 @@ class _Scanner:
         elif top in {"$(", "("} and self._at("("):
             self._push("(", 1)
         elif top in {"$(", "("} and self._at(")"):
+            if self.heredocs:
+                raise self._fault("a here-document that begins in $(…) and goes on behind it can't be followed")
             self._pop()
         else:
             return False
@@ -276,7 +283,10 @@ class _Scanner:
             self.word_start = True
             return True
         found = _HEREDOC.match(self.text, self.position)
-        if found is None or any(found.start() <= start < found.end() for start in self.spots):
+        for start in () if found is None else range(found.start(), found.end()):
+            if start in self.spots:
+                raise self._misplaced(self.spots[start], "the name of a here-document")
+        if found is None:
             raise self._fault("the name of a here-document can't be read", remedy="write its name as a plain word")
         self.heredocs.append((re.sub(r"['\"\\]", "", found["word"]), bool(found["tabs"])))
         self.position = found.end()
@@ -300,6 +310,8 @@ class _Scanner:
                 if self.position <= start < end:
                     raise self._misplaced(spot, f"the here-document {name}")
             line = self.text[self.position : end]
+            if line.endswith("\\"):
+                raise self._fault("a line of a here-document that ends in a backslash can't be followed with certainty")
             self.position = min(end + 1, len(self.text))
             if (line.lstrip("\t") if tabs else line) == name:
                 return True
