@@ -34,6 +34,7 @@ from mpi_kernels.source import FrameDataset, FrameSource
 
 _POLL_S, _IDLE_POLL_S = 0.005, 0.05
 _FULL_POLL_S = 1.0
+_END_CHECK_S = 0.02
 _BATCH_S = 0.1
 _FIRST_BATCH_PER_RANK = 8
 
@@ -46,6 +47,7 @@ class _Clock:
 
     growth: float = field(default_factory=time.monotonic)
     end_seen: float | None = None
+    end_check: float = float("-inf")
     full_poll: float = float("-inf")
     full_poll_took: float = 0.0
 
@@ -167,7 +169,7 @@ class Conductor:
         """Process frames until the end; return why it ended."""
         while True:
             self._poll()
-            ended_because = "" if self._waiting else self._why_end()
+            ended_because = "" if self._waiting else self._why_end()  # what is there is processed first
             if ended_because:
                 if ended_because != "terminated":
                     self._poll(final=True)
@@ -201,6 +203,9 @@ class Conductor:
 
     def _why_end(self) -> str:
         now, request = time.monotonic(), self._request
+        if now - self._clock.end_check < _END_CHECK_S and not self._terminated:
+            return ""
+        self._clock.end_check = now
         end = CollectionEnd.read(request.end_file)
         if end is not None and self._clock.end_seen is None:
             self._clock.end_seen = now

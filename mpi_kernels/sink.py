@@ -72,8 +72,10 @@ class ResultFile:
             temporary.unlink(missing_ok=True)
             self._file = h5py.File(temporary, "x", libver=("v110", "v110"))
             entry = _entry(self._file, prepared, making)
-            self._data = _data_group(entry, prepared)
-            self._frames = _frames_group(entry, expected)
+            # handles are kept: looking datasets up by name for every batch takes longer than writing them
+            self._data = _datasets(_data_group(entry, prepared))
+            self._frames = _datasets(_frames_group(entry, expected))
+            self._growing = [item for item in (*self._data.values(), *self._frames.values()) if "per_frame" in item.attrs]
             self._file.swmr_mode = True
             self._file.flush()
             temporary.replace(path)
@@ -122,9 +124,8 @@ class ResultFile:
         held = self._frames["status"].shape[0]
         if rows <= held:
             return
-        for dataset in (*self._data.values(), *self._frames.values()):
-            if dataset.attrs.get("per_frame", 0):
-                dataset.resize(rows, axis=0)
+        for dataset in self._growing:
+            dataset.resize(rows, axis=0)
         self._frames["frame_index"][held:rows] = np.arange(held, rows)
 
     @contextmanager
@@ -135,6 +136,10 @@ class ResultFile:
             raise OutputUnwritable(
                 f"{self._path}: {error}", remedy="check the folder, its permissions and the disk's space"
             ) from error
+
+
+def _datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    return dict(group.items())
 
 
 def _clipped(text: str) -> bytes:
