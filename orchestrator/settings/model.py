@@ -7,6 +7,7 @@ come out absolute: relative ones are taken from the site file's folder.
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import sys
@@ -38,6 +39,14 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | bool | int | float) else value
 
 
+def _json_value(value: JsonValue) -> JsonValue:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("has no JSON form: not a finite number") from error
+    return value
+
+
 def _environment_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"{name!r} is no name of an environment variable")
@@ -48,6 +57,7 @@ Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", m
 TemplateName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.j2$")]
 EnvironmentName: TypeAlias = Annotated[str, AfterValidator(_environment_name)]
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+ParameterValue: TypeAlias = Annotated[JsonValue, AfterValidator(_json_value)]
 Launcher: TypeAlias = Literal["mpirun", "srun", "none"]
 
 
@@ -165,7 +175,7 @@ class Recipe(Model):
     template: TemplateName
     launcher: Launcher | None = None
     launcher_options: tuple[str, ...] | None = None
-    parameters: Mapping[str, JsonValue] = Field(default_factory=dict)
+    parameters: Mapping[str, ParameterValue] = Field(default_factory=dict)
     from_metadata: Mapping[str, str] = Field(default_factory=dict)
     """Parameter -> the message's metadata field that sets it, where the message has that field."""
     resources: ResourceRequest = ResourceRequest()
@@ -180,7 +190,7 @@ class Defaults(Model):
 
     launcher: Launcher = "mpirun"
     launcher_options: tuple[str, ...] = ()
-    parameters: Mapping[Name, Mapping[str, JsonValue]] = Field(default_factory=dict)
+    parameters: Mapping[Name, Mapping[str, ParameterValue]] = Field(default_factory=dict)
     """Kernel -> its parameters at this site."""
     resources: ResourceRequest = ResourceRequest()
     modules: tuple[str, ...] = ()

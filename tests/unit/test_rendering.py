@@ -109,8 +109,8 @@ def assert_shown_in_every_place(rendered: Callable[..., str], cwd: Path, a: str,
 
 FRAGMENTS = [
     "'", '"', "$'", "$(", ")", "`", "${x:-", "}", "$((", "((", "))", "<<E", "<<-'E'", "\n", "\nE\n", " ", "#", " #",
-    "\\", "echo ", "[[ ", " ]]", "case x in ", " x) ", ";;", " esac", "a[", "]=1", "=", "; ", "| cat", "(", "$", "1", "{",
-    "if ", "then ", "fi\n",
+    "\\", "echo ", "[[ ", " ]]", "case x in ", " x) ", ";;", " esac", "a[", "]=1", "=", "; ", "| cat", "(", "$", "1",
+    "{", "if ", "then ", "fi\n",
 ]  # fmt: skip
 HARMFUL = [
     "$(touch hacked)", "`touch hacked`", "'$(touch hacked)'", "a[$(touch hacked)]", '"$(touch hacked)',
