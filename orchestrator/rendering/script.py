@@ -77,7 +77,7 @@ def compile_template(name: str, templates: Path) -> None:
 
 
 def template_variables(plan: JobPlan, attempt: int) -> dict[str, object]:
-    """Return what a template may use; ``docs/reference/job-template-variables.md`` lists it."""
+    """Return what a template may use; ``docs/how-to/write-a-job-template.md`` lists it."""
     tag = RunTag(run_id=plan.run_id, attempt=attempt)
     run = RunDirectory(plan.run_directory)
     here = run.attempt(attempt)
