@@ -25,6 +25,8 @@ from orchestrator.errors import DoorUnavailable
 from orchestrator.listening.credentials import read_credentials, tls_context
 from orchestrator.settings import StompSettings, parse_address
 
+_CLOSED = "the connection was closed"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
@@ -75,9 +77,13 @@ class BrokerSession:
         try:
             self._transport.start()
             self._protocol.connect(username, password)
+            self._wait(lambda: self._connected, self._settings.connect_timeout_s, "to the login")
         except (StompException, OSError) as error:
-            raise self._unavailable(_obstacle(self.address, self._settings, context) or str(error)) from error
-        self._wait(lambda: self._connected, self._settings.connect_timeout_s, "to the login")
+            raise self._unavailable(_obstacle(self.address, self._settings, context)) from error
+        except DoorUnavailable as error:
+            if self._ended != _CLOSED:
+                raise  # the broker has said why
+            raise self._unavailable(_obstacle(self.address, self._settings, context)) from error
 
     def subscribe(self) -> None:
         """Begin to receive from the queue; each message has to be acknowledged by itself."""
@@ -202,7 +208,7 @@ class _Ears:
         self._session.heard_end(f"it reports an error: {' '.join(said.split())[:300]}")
 
     def on_disconnected(self) -> None:
-        self._session.heard_end("the connection was closed")
+        self._session.heard_end(_CLOSED)
 
     def on_heartbeat_timeout(self) -> None:
         self._session.heard_end("no heart-beat came")
@@ -237,10 +243,14 @@ def _obstacle(address: str, settings: StompSettings, context: ssl.SSLContext | N
     try:
         with socket.create_connection((host, port), settings.connect_timeout_s) as plain:
             if context is not None:
-                context.wrap_socket(plain, server_hostname=host).close()
+                with context.wrap_socket(plain, server_hostname=host) as secured:
+                    # In TLS 1.3 a server refuses our certificate after the handshake; one that is content is silent.
+                    secured.settimeout(1.0)
+                    with suppress(TimeoutError):
+                        secured.recv(1)
     except OSError as error:
         return error.strerror or str(error)
-    return ""
+    return "the connection broke off"
 
 
 class _Discreet(logging.Filter):

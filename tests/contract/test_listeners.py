@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import ssl
 import tempfile
 import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -691,6 +693,18 @@ class TestStompDoorOverTls(StompContract):
             eventually(lambda: door.status().connected)
             assert "localhost" in door.status().detail
 
+    def test_a_broker_that_demands_a_certificate_we_dont_have_is_named_with_that_reason(
+        self, place: StompPlace
+    ) -> None:
+        here = place.stack.broker
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=here.certificate)
+        context.load_cert_chain(here.certificate, here.certificate.with_name("key.pem"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        with _tls_server(context) as port:
+            settings = replace(place.settings, brokers=(f"127.0.0.1:{port}",))
+            with pytest.raises(DoorUnavailable, match=rf"127\.0\.0\.1:{port}: .*certificate required"):
+                publish(settings, b"a")
+
     def test_a_missing_authority_file_is_named_and_waited_for(self, place: StompPlace, tmp_path: Path) -> None:
         there = place.settings.tls
         assert there is not None
@@ -701,6 +715,30 @@ class TestStompDoorOverTls(StompContract):
             eventually(lambda: str(link) in door.status().detail)
             link.symlink_to(there.ca_file)
             eventually(lambda: door.status().connected)
+
+
+@contextmanager
+def _tls_server(context: ssl.SSLContext) -> Iterator[int]:
+    """Accept connections and shake hands, no more."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                plain, _address = listener.accept()
+            except OSError:
+                return  # closed below
+            with suppress(OSError), context.wrap_socket(plain, server_side=True) as secured:
+                secured.recv(1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
 
 
 class TestStompSettings:
