@@ -36,7 +36,10 @@ _DRIVERS = {
     "mariadb": "mariadb+pymysql",
 }
 _FAULTS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
-"""What only a fault in this program can cause."""
+"""What only a fault in this program can cause, with one exception:"""
+
+_NO_PERMISSION = "42501"
+"""PostgreSQL's code for a user without the rights, which its driver takes for a programming error."""
 
 _EXAMPLES = "sqlite:////var/lib/orchestrator/provenance.sqlite, postgresql://user@host/name, mariadb://user@host/name"
 
@@ -97,8 +100,10 @@ class Database:
         """Turn what the database or the network did wrong into `StoreUnavailable`; faults pass as they are."""
         try:
             yield
-        except _FAULTS:
-            raise
+        except _FAULTS as error:
+            if getattr(error.orig, "sqlstate", None) != _NO_PERMISSION:
+                raise
+            raise self._unavailable(error) from error
         except (DatabaseError, DBAPIError, PoolTimeout) as error:
             raise self._unavailable(error) from error
         except StatementError as error:

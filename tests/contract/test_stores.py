@@ -10,7 +10,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -23,7 +23,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
-from orchestrator.errors import InvalidSettings, NotFound, StackError, StoreUnavailable
+from orchestrator.errors import InvalidSettings, NotFound, StoreUnavailable
 from orchestrator.provenance import (
     AttemptStage,
     InputIdentity,
@@ -183,23 +183,45 @@ def _server_place(url: str) -> Place:
     return Place(new=new)
 
 
-def _started(server: Callable[[Path], AbstractContextManager[str]], program: str, directory: Path) -> Iterator[str]:
-    try:
-        find_program(program)
-    except StackError as missing:
-        pytest.skip(f"NOT TESTED: {missing.full_text}")
-    with server(directory) as url:
-        yield url
+@dataclass(frozen=True)
+class Doomed:
+    """A server that may be killed."""
+
+    url: str
+    directory: Path
+    prefix: tuple[str, ...]
+    """Words before its command that give it its user."""
+
+    def kill(self) -> list[str]:
+        """Kill it with all its children; returns its command."""
+        named = os.fsencode(self.directory)
+        (server,) = processes.processes_where(lambda folder: named in (folder / "cmdline").read_bytes())
+        command = (processes.PROC / str(server.pid) / "cmdline").read_text().rstrip("\0").split("\0")
+        children = processes.with_descendants([server]) - {server}
+        processes.kill(server)
+        assert processes.wait_until(lambda: not any(processes.is_alive(child) for child in children), timeout_s=30)
+        return command
+
+    @contextmanager
+    def started_again(self, command: list[str]) -> Iterator[None]:
+        again = processes.launch([*self.prefix, *command], log=self.directory / "again.log", directory=self.directory)
+        try:
+            assert processes.wait_until(lambda: accepts_connections(self.url), timeout_s=60)
+            yield
+        finally:
+            processes.end([again])
 
 
 @pytest.fixture(scope="module")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from _started(private_postgresql, "postgres", tmp_path_factory.mktemp("postgresql"))
+    with private_postgresql(tmp_path_factory.mktemp("postgresql")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from _started(private_mariadb, "mariadbd", tmp_path_factory.mktemp("mariadb"))
+    with private_mariadb(tmp_path_factory.mktemp("mariadb")) as url:
+        yield url
 
 
 # ------------------------------------------------------------------------------------------------------- contract
@@ -746,57 +768,51 @@ class ServerContract(StoreContract):
         assert url.password not in raised.value.full_text
         assert "***" in raised.value.full_text
 
-    def test_a_store_survives_the_death_of_its_server(self, doomed: tuple[str, Path, list[str]]) -> None:
-        url, directory, prefix = doomed
-        with Store.open(url, create=True) as store:
+    def test_a_store_survives_the_death_of_its_server(self, doomed: Doomed) -> None:
+        with Store.open(doomed.url, create=True) as store:
             tag = submitted(store)
-            command = _kill_server(directory)
+            command = doomed.kill()
             with pytest.raises(StoreUnavailable):
                 store.finish_run(tag.run_id, RunState.COMPLETE, "", NOON)
             with pytest.raises(StoreUnavailable):
                 store.runs()
-            again = processes.launch([*prefix, *command], log=directory / "again.log", directory=directory)
-            try:
-                assert processes.wait_until(lambda: accepts_connections(url), timeout_s=60)
+            with doomed.started_again(command):
                 assert store.active_attempts()[0].tag == tag
                 assert store.finish_run(tag.run_id, RunState.COMPLETE, "", NOON)
-            finally:
-                processes.end([again])
+
+    def test_a_restart_between_two_calls_goes_unnoticed(self, doomed: Doomed) -> None:
+        with Store.open(doomed.url, create=True) as store:
+            tag = submitted(store)
+            with doomed.started_again(doomed.kill()):
+                assert store.finish_run(tag.run_id, RunState.COMPLETE, "", NOON)
 
 
-def _servers(directory: Path) -> list[tuple[processes.ProcessIdentity, list[str]]]:
-    """Return the processes whose command line names this directory, and their words."""
-    found = processes.processes_where(lambda folder: os.fsencode(directory) in (folder / "cmdline").read_bytes())
-    words = [(process, (processes.PROC / str(process.pid) / "cmdline").read_text()) for process in found]
-    return [(process, line.rstrip("\0").split("\0")) for process, line in words]
-
-
-def _kill_server(directory: Path) -> list[str]:
-    ((server, command),) = _servers(directory)
-    children = processes.with_descendants([server]) - {server}
-    processes.kill(server)
-    assert processes.wait_until(lambda: not any(processes.is_alive(child) for child in children), timeout_s=30)
-    return command
-
-
-@pytest.mark.stack
+@pytest.mark.stack("initdb", "postgres")
 class TestPostgresql(ServerContract):
     @pytest.fixture(scope="class")
     @classmethod
     def place(cls, postgresql: str) -> Place:
         return _server_place(postgresql)
 
+    def test_a_user_without_rights_is_told_so(self, place: Place) -> None:
+        url = sqlalchemy.make_url(place.new())
+        with Store.connect(url.render_as_string(hide_password=False)) as owner, owner.connected() as connection:
+            connection.execute(text("CREATE ROLE weak LOGIN PASSWORD 'weak'"))
+        with pytest.raises(StoreUnavailable, match="permission denied for schema public") as raised:
+            Store.open(url.set(username="weak", password="weak").render_as_string(hide_password=False), create=True)
+        assert "permissions" in raised.value.remedy
+
     @pytest.fixture
-    def doomed(self, tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
-        prefix = []
+    def doomed(self, tmp_path: Path) -> Iterator[Doomed]:
+        prefix: tuple[str, ...] = ()
         if os.geteuid() == 0:  # as private_postgresql starts it
             rights = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"]
-            prefix = [str(find_program("setpriv")), "--reuid=postgres", "--regid=postgres", "--clear-groups", *rights]
-        for url in _started(private_postgresql, "postgres", tmp_path / "doomed"):
-            yield url, tmp_path / "doomed", prefix
+            prefix = (str(find_program("setpriv")), "--reuid=postgres", "--regid=postgres", "--clear-groups", *rights)
+        with private_postgresql(tmp_path / "doomed") as url:
+            yield Doomed(url, tmp_path / "doomed", prefix)
 
 
-@pytest.mark.stack
+@pytest.mark.stack("mariadbd", "mariadb-install-db")
 class TestMariadb(ServerContract):
     @pytest.fixture(scope="class")
     @classmethod
@@ -804,6 +820,6 @@ class TestMariadb(ServerContract):
         return _server_place(mariadb)
 
     @pytest.fixture
-    def doomed(self, tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
-        for url in _started(private_mariadb, "mariadbd", tmp_path / "doomed"):
-            yield url, tmp_path / "doomed", []
+    def doomed(self, tmp_path: Path) -> Iterator[Doomed]:
+        with private_mariadb(tmp_path / "doomed") as url:
+            yield Doomed(url, tmp_path / "doomed", ())
