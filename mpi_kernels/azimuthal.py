@@ -68,6 +68,23 @@ class Pattern:
     sigma: Values | None
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the valid pixels of each bin, each of shape ``(bins,)``; `norm` is 0 in bins without any."""
+
+    signal: Values
+    norm: Values
+    variance: Values | None
+
+    def pattern(self) -> Pattern:
+        """Return the quotients."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            intensity = np.where(self.norm > 0, self.signal / self.norm, np.nan)
+            if self.variance is None:
+                return Pattern(intensity, None)
+            return Pattern(intensity, np.where(self.norm > 0, np.sqrt(self.variance) / self.norm, np.nan))
+
+
 class Integrator:
     """Integrates frames of one detector, one after the other.
 
@@ -119,22 +136,23 @@ class Integrator:
 
     def integrate(self, frame: NDArray[Any]) -> Pattern:
         """Integrate one frame, shape ``(y, x)``."""
+        return self.sums(frame).pattern()
+
+    def sums(self, frame: NDArray[Any]) -> Sums:
+        """Return the sums over each bin's valid pixels of one frame, shape ``(y, x)``."""
         bad = self._bad_pixels(frame.reshape(-1))
         measured = self._as_float(frame)
         measured[bad] = 0
         counts = self._binned(slice(None), measured)
-        norm = self._norm_without(bad)
         signal = counts - self._without(self._offset_sum, self._offset, bad)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            intensity = np.where(norm > 0, signal / norm, np.nan)
-            if self._error_model == "none":
-                return Pattern(intensity, None)
-            if self._error_model == "pyfai":
-                np.maximum(measured, 1, out=measured)
-                measured[bad] = 0
-                counts = self._binned(slice(None), measured)
-            variance = counts + self._without(self._variance_sum, self._variance, bad)
-            return Pattern(intensity, np.where(norm > 0, np.sqrt(variance) / norm, np.nan))
+        norm = self._norm_without(bad)
+        if self._error_model == "none":
+            return Sums(signal, norm, None)
+        if self._error_model == "pyfai":
+            np.maximum(measured, 1, out=measured)
+            measured[bad] = 0
+            counts = self._binned(slice(None), measured)
+        return Sums(signal, norm, counts + self._without(self._variance_sum, self._variance, bad))
 
     def _as_float(self, frame: NDArray[Any]) -> Values:
         if self._measured is None:
