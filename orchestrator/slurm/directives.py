@@ -25,7 +25,7 @@ _WITH_VALUE = (
     "account", "chdir", "comment", "constraint", "cpus-per-task", "error", "exclude", "export", "gpus", "gpus-per-node",
     "gpus-per-task", "gres", "hint", "job-name", "licenses", "mail-type", "mail-user", "mem", "mem-per-cpu", "nice",
     "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "reservation",
-    "threads-per-core", "time", "time-min", "wckey",
+    "signal", "threads-per-core", "time", "time-min", "wckey",
 )  # fmt: skip
 _FLAGS = ("exclusive", "no-requeue", "requeue")
 _KEPT_WITHOUT_EXPORT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ")

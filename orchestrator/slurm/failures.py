@@ -39,7 +39,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"Invalid qos", "--qos: choose one that `sacctmgr show qos` lists"),
     (r"Invalid feature", "--constraint: choose features that `sinfo -o '%f'` lists"),
     (r"reservation", "--reservation: choose one that `scontrol show reservation` lists"),
-    (r"Memory (specification|required)", "--mem: ask for less; `sinfo -o '%P %m'` shows what nodes have"),
+    (r"Memory (specification|required)", "--mem, --mem-per-cpu: ask for less; `sinfo -o '%P %m'` shows what nodes have"),
     (r"Requested node configuration is not available",
      "--ntasks, --cpus-per-task, --mem, --nodes, --constraint: no node has all of it; `sinfo -o '%P %c %m %f'`"),
     (r"Requested partition configuration not available", "--partition: it is closed, or its limits are lower"),
@@ -89,8 +89,9 @@ def submit_failure(stderr: str) -> GatewayError:
         return GatewayUnavailable(said, remedy="wait until fewer jobs are submitted, or have the limit raised")
     if remedy := _look_up(_NO_EFFECT, text):
         return GatewayUnavailable(said, remedy=remedy)
-    if remedy := _look_up(_REFUSED, text):
-        return SubmitRefused(said, remedy=remedy)
+    if _look_up(_REFUSED, text):
+        # The remarks before a refusal are often more precise than the refusal.
+        return SubmitRefused(said, remedy=_look_up(_REFUSED, stderr) or "")
     return OutcomeUnknown(said, remedy="look for the job by its tag before submitting it again")
 
 

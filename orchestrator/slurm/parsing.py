@@ -95,7 +95,8 @@ def _queued(fields: dict[str, str], cluster: str) -> JobReport:
         signal=signal,
         restarts=int(fields["RestartCnt"] or 0),
         nodes=_text(fields["NodeList"]),
-        started_at=parse_time(fields["StartTime"]),
+        # Of a job without nodes it is an estimate, or the time at which it was cancelled.
+        started_at=parse_time(fields["StartTime"]) if fields["NodeList"] else None,
         # Of a running job it is the time at which it must end.
         ended_at=parse_time(fields["EndTime"]) if state.ended else None,
         comment=_text(fields["Comment"]),
@@ -115,7 +116,7 @@ def _accounted(fields: dict[str, str], cluster: str) -> JobReport:
         exit_code=code,
         signal=signal,
         nodes=_text(fields["NodeList"]),
-        started_at=parse_time(fields["Start"]),
+        started_at=parse_time(fields["Start"]) if _text(fields["NodeList"]) else None,
         ended_at=parse_time(fields["End"]),
         comment=_text(fields["Comment"]),
         usage=_usage(fields),

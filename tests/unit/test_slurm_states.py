@@ -1,0 +1,105 @@
+"""SLURM's words for states and reasons."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.records import JobState
+from orchestrator.slurm.states import COMPACT, FLAGS, STATES, job_state, pending_reason
+
+
+@pytest.mark.parametrize(
+    ("words", "state"),
+    [
+        ("PENDING", JobState.PENDING),
+        ("RUNNING", JobState.RUNNING),
+        ("SUSPENDED", JobState.SUSPENDED),
+        ("COMPLETED", JobState.COMPLETED),
+        ("CANCELLED", JobState.CANCELLED),
+        ("CANCELLED by 1000", JobState.CANCELLED),
+        ("CANCELLED+", JobState.CANCELLED),
+        ("FAILED", JobState.FAILED),
+        ("TIMEOUT", JobState.TIMEOUT),
+        ("NODE_FAIL", JobState.NODE_FAIL),
+        ("PREEMPTED", JobState.PREEMPTED),
+        ("BOOT_FAIL", JobState.BOOT_FAIL),
+        ("DEADLINE", JobState.DEADLINE),
+        ("OUT_OF_MEMORY", JobState.OUT_OF_MEMORY),
+        ("COMPLETING", JobState.COMPLETING),
+        ("CONFIGURING", JobState.PENDING),
+        ("REQUEUED", JobState.PENDING),
+        ("REQUEUE_HOLD", JobState.PENDING),
+        ("REQUEUE_FED", JobState.PENDING),
+        ("SPECIAL_EXIT", JobState.PENDING),
+        ("RESV_DEL_HOLD", JobState.PENDING),
+        ("EXPEDITING", JobState.PENDING),
+        ("RESIZING", JobState.RUNNING),
+        ("SIGNALING", JobState.RUNNING),
+        ("STAGE_OUT", JobState.COMPLETING),
+        ("STOPPED", JobState.SUSPENDED),
+        ("REVOKED", JobState.UNKNOWN),
+        ("COMPLETED|COMPLETING", JobState.COMPLETING),
+        ("RUNNING,CONFIGURING,POWER_UP_NODE", JobState.PENDING),
+        ("RUNNING,SIGNALING", JobState.RUNNING),
+        ("SUSPENDED,SIGNALING", JobState.SUSPENDED),
+        ("RUNNING,STOPPED", JobState.SUSPENDED),
+        ("FAILED,LAUNCH_FAILED", JobState.FAILED),
+        ("FAILED,LAUNCH_FAILED,REQUEUED", JobState.PENDING),
+        ("PENDING,REQUEUED,COMPLETING", JobState.COMPLETING),
+        ("completed", JobState.COMPLETED),
+    ],
+)
+def test_every_word_of_slurm_has_its_state(words: str, state: JobState) -> None:
+    assert job_state(words) is state
+
+
+@pytest.mark.parametrize("words", ["", "?", "UNINITIALISED", "NEW", "COMPLETED,NEWFLAG", "COMPLETED FAILED"])
+def test_what_is_not_in_the_table_is_unknown_and_never_a_success(words: str) -> None:
+    assert job_state(words) is JobState.UNKNOWN
+    assert not job_state(words).ended
+
+
+def test_lists_of_words_are_read_as_the_newer_interfaces_give_them() -> None:
+    assert job_state(["RUNNING", "SIGNALING"]) is JobState.RUNNING
+    assert job_state(["COMPLETED"]) is JobState.COMPLETED
+    assert job_state([]) is JobState.UNKNOWN
+
+
+def test_every_compact_code_stands_for_a_word_of_the_tables() -> None:
+    for code, word in COMPACT.items():
+        assert word in STATES or word in FLAGS
+        assert job_state(code) is job_state(word)
+
+
+@pytest.mark.parametrize(
+    ("word", "hopeless"),
+    [
+        ("Priority", False),
+        ("Resources", False),
+        ("(Resources)", False),
+        ("ReqNodeNotAvail", False),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", False),
+        ("JobHeldUser", False),
+        ("DependencyNeverSatisfied", True),
+        ("PartitionTimeLimit", True),
+        ("PartitionConfig", True),
+        ("BadConstraints", True),
+        ("AssocMaxWallDurationPerJobLimit", True),
+        ("QOSMaxCpuPerJobLimit", True),
+        ("QOSMaxCpuPerUserLimit", False),
+        ("AssocGrpCPUMinutesLimit", False),
+        ("AssocMaxJobsLimit", False),
+        ("QOSMaxSubmitJobPerUserLimit", False),
+        ("QOSMinGRES", True),
+        ("MaxCpuPerAccount", False),
+    ],
+)
+def test_reasons_are_told_in_plain_words_and_the_hopeless_ones_are_marked(word: str, hopeless: bool) -> None:
+    reason = pending_reason(word)
+    assert reason.hopeless is hopeless
+    assert " " in reason.text
+
+
+def test_reason_that_is_not_in_the_table_keeps_its_own_word() -> None:
+    reason = pending_reason("SomethingNew")
+    assert (reason.word, reason.text, reason.hopeless) == ("SomethingNew", "SomethingNew", False)
