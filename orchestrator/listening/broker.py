@@ -23,7 +23,7 @@ from stomp.transport import Transport
 
 from orchestrator.errors import DoorUnavailable
 from orchestrator.listening.credentials import read_credentials, tls_context
-from orchestrator.settings import StompSettings, parse_address
+from orchestrator.settings import StompSettings
 
 _CLOSED = "the connection was closed"
 
@@ -40,7 +40,9 @@ class BrokerSession:
     """One connection from its beginning to its end; use it from one thread."""
 
     def __init__(self, settings: StompSettings, address: tuple[str, int]) -> None:
-        self.address = f"{address[0]}:{address[1]}"
+        host, port = address
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._host_and_port = address
         self._settings = settings
         self._transport = _Transport(
             [address],
@@ -79,11 +81,11 @@ class BrokerSession:
             self._protocol.connect(username, password)
             self._wait(lambda: self._connected, self._settings.connect_timeout_s, "to the login")
         except (StompException, OSError) as error:
-            raise self._unavailable(_obstacle(self.address, self._settings, context)) from error
+            raise self._unavailable(_obstacle(self._host_and_port, self._settings, context)) from error
         except DoorUnavailable as error:
             if self._ended != _CLOSED:
                 raise  # the broker has said why
-            raise self._unavailable(_obstacle(self.address, self._settings, context)) from error
+            raise self._unavailable(_obstacle(self._host_and_port, self._settings, context)) from error
 
     def subscribe(self) -> None:
         """Begin to receive from the queue; each message has to be acknowledged by itself."""
@@ -132,7 +134,7 @@ class BrokerSession:
             return None
         context = tls_context(tls)  # stomp.py tries for ever when a file is missing
         self._transport.set_ssl(
-            for_hosts=[parse_address(self.address)],
+            for_hosts=[self._host_and_port],
             ca_certs=str(tls.ca_file) if tls.ca_file else None,
             cert_file=str(tls.certificate_file) if tls.certificate_file else None,
             key_file=str(tls.key_file) if tls.key_file else None,
@@ -237,13 +239,12 @@ class _Transport(Transport):  # type: ignore[misc]  # stomp.py has no types
                 socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
-def _obstacle(address: str, settings: StompSettings, context: ssl.SSLContext | None) -> str:
+def _obstacle(address: tuple[str, int], settings: StompSettings, context: ssl.SSLContext | None) -> str:
     """Try the connection once more by hand to learn why it failed, which stomp.py only logs."""
-    host, port = parse_address(address)
     try:
-        with socket.create_connection((host, port), settings.connect_timeout_s) as plain:
+        with socket.create_connection(address, settings.connect_timeout_s) as plain:
             if context is not None:
-                with context.wrap_socket(plain, server_hostname=host) as secured:
+                with context.wrap_socket(plain, server_hostname=address[0]) as secured:
                     # In TLS 1.3 a server refuses our certificate after the handshake; one that is content is silent.
                     secured.settimeout(1.0)
                     with suppress(TimeoutError):

@@ -628,6 +628,10 @@ class TestStompDoor(StompContract):
         with pytest.raises(DoorUnavailable, match=r"127\.0\.0\.1:1: Connection refused; broker 127\.0\.0\.1:2: "):
             publish(StompSettings(brokers=("127.0.0.1:1", "127.0.0.1:2"), queue="q"), b"a")
 
+    def test_an_ipv6_broker_is_named_as_it_is_written(self) -> None:
+        with pytest.raises(DoorUnavailable, match=r"broker \[::1\]:1: "):
+            publish(StompSettings(brokers=("[::1]:1",), queue="q"), b"a")
+
     def test_a_wrong_password_is_said_and_never_shown(
         self, place: StompPlace, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
