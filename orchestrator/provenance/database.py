@@ -128,6 +128,8 @@ def _remedy(words: str) -> str:
         return "make room on the database's disk"
     if "readonly" in words or "unable to open" in words or "denied" in words or "authentication" in words:
         return "check the address, the user and the permissions"
+    if "malformed" in words or "not a database" in words:
+        return "correct the address, or restore the file from a backup"
     if "lock" in words:
         return "another program is writing: try again; on SQLite end the other one"
     return "check that the database is running and can be reached from here"

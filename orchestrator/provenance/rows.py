@@ -92,7 +92,7 @@ class PlannedRun:
     message: RawMessage | None
     created_at: datetime
     reason: str
-    """Why the attempt before failed; empty before the first."""
+    """Why it waits: its last submission failed, or its directory can't be written; empty when nothing was tried."""
 
 
 class InputMoment(StrEnum):

@@ -60,6 +60,7 @@ from orchestrator.stack import processes
 from orchestrator.stack.databases import accepts_connections, private_mariadb, private_postgresql
 from orchestrator.stack.programs import find_program
 
+CHECKOUT = Path(__file__).parents[2]
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 SCRIPT = BatchScript(text="#!/bin/bash\nexit 0\n", template_name="azimuthal.sbatch.j2", template_text="{{ plan }}")
 
@@ -682,6 +683,24 @@ class StoreContract:
         for nothing in ("b", "zz", "", "a%", "aaaa_"):
             with pytest.raises(NotFound, match="no run"):
                 store.run(nothing)
+
+    def test_the_questions_of_the_reference_page_can_be_asked(self, store: Store) -> None:
+        other_mask = Parameter(name="mask", value="/calib/old.h5", origin=Origin.SITE, place="")
+        run_id = submitted(store, a_plan(a_start(visit="cm37235-1"), parameters=(other_mask,))).run_id
+        looking_inside = {
+            "postgresql": "SELECT run_id FROM runs WHERE plan::jsonb ->> 'kernel' = 'azimuthal'",
+            "mariadb": "SELECT run_id FROM runs WHERE JSON_VALUE(plan, '$.kernel') = 'azimuthal'",
+            "sqlite": "SELECT run_id FROM runs WHERE JSON_EXTRACT(plan, '$.kernel') = 'azimuthal'",
+        }
+        page = (CHECKOUT / "docs/reference/database.md").read_text()
+        _, _, questions = page.partition("## Questions in SQL")
+        statements = [
+            part.strip() for part in questions.replace("…", SCRIPT.template_sha256).split(";") if part.strip()
+        ]
+        assert len(statements) == 3
+        for statement in (*statements, looking_inside[store.url.get_backend_name()]):
+            with store.reading() as session:
+                assert session.execute(text(statement)).scalars().all() == [run_id]
 
     # -------------------------------------------------------------------------------------------------- trouble
 

@@ -96,8 +96,9 @@ def test_a_full_disk_is_named_and_nothing_is_half_written(url: str) -> None:
 
 def test_a_file_that_is_no_database_is_named(file: Path, url: str) -> None:
     file.write_bytes(b"neither SQLite nor empty" * 1000)
-    with pytest.raises(StoreUnavailable, match=f"{file}.*not a database"):
+    with pytest.raises(StoreUnavailable, match=f"{file}.*not a database") as raised:
         Store.open(url)
+    assert "backup" in raised.value.remedy
 
 
 def test_a_place_that_can_not_be_made_is_named(tmp_path: Path) -> None:
