@@ -41,7 +41,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"reservation", "--reservation: choose one that `scontrol show reservation` lists"),
     (r"Memory (specification|required)", "--mem, --mem-per-cpu: ask for less; `sinfo -o '%P %m'` shows what nodes have"),
     (r"Requested node configuration is not available",
-     "--ntasks, --cpus-per-task, --mem, --nodes, --constraint: no node has all of it; `sinfo -o '%P %c %m %f'`"),
+     "--ntasks, --cpus-per-task, --mem, --nodes, --constraint: no node has all; see `sinfo -o '%P %c %m'`"),
     (r"Requested partition configuration not available", "--partition: it is closed, or its limits are lower"),
     (r"[Nn]ode count specification", "--nodes: the partition allows another number; `sinfo -s`"),
     (r"node name|nodes not in this partition", "--nodelist, --exclude: name nodes that `sinfo -N` lists"),

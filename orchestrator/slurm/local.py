@@ -34,7 +34,7 @@ from orchestrator.slurm.gateway import Gateway, GatewayInfo
 from orchestrator.slurm.local_queue import JobFolder, LocalJob, LocalQueue, Status
 from orchestrator.slurm.states import job_state
 
-_ABSENT = Status(words="PENDING", reason="Resources")
+_WAITING = Status(words="PENDING", reason="Resources")
 
 
 class LocalGateway(Gateway):
@@ -169,7 +169,7 @@ def _identity(job: LocalJob) -> JobIdentity:
 
 
 def _report(folder: JobFolder, job: LocalJob, evidence: Evidence) -> JobReport:
-    status = folder.status() or _ABSENT
+    status = folder.status() or _WAITING
     state = job_state(status.words)
     return JobReport(
         identity=_identity(job),

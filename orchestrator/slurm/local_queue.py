@@ -42,6 +42,9 @@ from orchestrator.slurm.environment import for_jobs
 MARKER = "ORCHESTRATOR_LOCAL_JOB_FOLDER"
 """Every process of a job carries this variable with the job's folder; that is how stragglers are found and ended."""
 
+_HALF = ".new-"
+"""What the folder's name begins with until the job exists; one that is left was cut off by a crash."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalJob:
@@ -191,6 +194,9 @@ class LocalQueue:
         for folder in (self.root / "jobs", self.root / "active"):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.root / "parallel", str(parallel))
+        with self._locked():
+            for half in (self.root / "jobs").glob(f"{_HALF}*"):
+                shutil.rmtree(half)
 
     def folder(self, job_id: int) -> JobFolder:
         return JobFolder(self.root / "jobs" / str(job_id))
@@ -204,7 +210,7 @@ class LocalQueue:
         """Add a job with the next id; it exists when this returns, and not at all when it raises."""
         with self._locked():
             numbered = replace(job, job_id=self._next_id())
-            new = JobFolder(self.root / "jobs" / f".new-{numbered.job_id}")
+            new = JobFolder(self.root / "jobs" / f"{_HALF}{numbered.job_id}")
             try:
                 new.path.mkdir(mode=0o700)
                 write_atomically(new.script, script, mode=0o700)

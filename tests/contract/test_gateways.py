@@ -6,6 +6,7 @@ time: everything that takes its time is polled, with a deadline.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 
 import pytest
 
@@ -497,6 +498,29 @@ os.killpg(os.getpgid(0), signal.SIGKILL)
         reaches(gateway, job, JobState.CANCELLED)
         eventually(lambda: True if not processes_with(mark) else None)
 
+    def test_submission_cut_off_half_way_is_no_job_and_disturbs_none(
+        self, make_gateway: Callable[..., LocalGateway], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before, tag = utc_now(), some_tag()
+        gateway = make_gateway()
+        gateway.check()
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", lambda *_: _raise(full))
+            with pytest.raises(GatewayUnavailable, match="No space left") as error:
+                self.submit(gateway, tmp_path, SUCCEEDS, tag)
+        assert error.value.remedy
+        # A crash in the same place can't tidy up.
+        (tmp_path / "local" / "jobs" / ".new-2").mkdir()
+        (tmp_path / "local" / "active" / "2").touch()
+        (tmp_path / "local" / "counter").write_text("2")
+        later = make_gateway()
+        assert later.find(tag, since=before) == ()
+        job = self.submit(later, tmp_path, SUCCEEDS, tag).identity
+        assert job.job_id == 3
+        reaches(later, job, JobState.COMPLETED)
+        assert [path.name for path in (tmp_path / "local" / "jobs").iterdir()] == ["3"]
+
     def test_waiting_job_that_is_cancelled_never_runs(
         self, make_gateway: Callable[..., LocalGateway], tmp_path: Path
     ) -> None:
@@ -533,6 +557,10 @@ os.killpg(os.getpgid(0), signal.SIGKILL)
         usage = gateway.account([job])[job].usage
         assert float(usage["elapsed_s"]) >= 0.3
         assert int(usage["max_rss_bytes"]) > 50_000_000
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 @contextmanager
