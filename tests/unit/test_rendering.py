@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import InvalidTemplate
 from orchestrator.records import CollectionStart, JobPlan, Resources, RunTag
-from orchestrator.rendering import MAX_SCRIPT_BYTES, render
+from orchestrator.rendering import MAX_SCRIPT_BYTES, render, template_variables
 from orchestrator.runs import RunDirectory
 from orchestrator.sbatch_options import OPTIONS, PathText, directive
 
@@ -302,6 +304,23 @@ def test_the_template_text_holds_all_that_was_read(folder: Path) -> None:
     for name in ("azimuthal.sbatch.j2", "_sbatch.j2", "_begin.j2", "_kernel.j2", "_launch.j2"):
         assert f"---- {name} ----" in script.template_text
         assert (folder / name).read_text() in script.template_text
+
+
+GUIDE = SHIPPED.parent / "docs" / "how-to" / "write-a-job-template.md"
+
+
+def test_the_guides_template_renders(rendered: Callable[..., str], tmp_path: Path) -> None:
+    example = GUIDE.read_text().partition("    #!/bin/bash\n")[2].partition("\nSee what comes out")[0]
+    script = rendered(textwrap.dedent(example))
+    assert "export TMPDIR=/scratch/$SLURM_JOB_ID\n" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_every_variable_stands_in_the_guide() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` +\| (.*) \|$", GUIDE.read_text(), re.MULTILINE))
+    for name, value in template_variables(plan_of(), 1).items():
+        fields = value if isinstance(value, dict) else {}
+        assert {field for field in fields if f"`{field}`" not in rows[name]} <= {"template", "run_directory", "ignored"}
 
 
 # ------------------------------------------------------------------------------------------------------ sbatch

@@ -13,7 +13,19 @@ from orchestrator.errors import InvalidSettings
 from orchestrator.planning import plan_recipe
 from orchestrator.records import CollectionStart
 from orchestrator.rendering import render
-from orchestrator.settings import Condition, load_settings
+from orchestrator.settings import (
+    Condition,
+    Defaults,
+    GatewaySettings,
+    Match,
+    Recipe,
+    ResourceRequest,
+    Settings,
+    SpoolSettings,
+    StompSettings,
+    TlsSettings,
+    load_settings,
+)
 
 SHIPPED = Path(__file__).parents[2] / "site-configs"
 
@@ -128,6 +140,14 @@ def test_an_override_doesnt_change_what_the_caller_handed_over(site: Path) -> No
 def test_an_override_below_a_value_is_refused(site: Path) -> None:
     with pytest.raises(InvalidSettings, match="'name' is a value, not a table"):
         load_settings(site, {"name.first": 1})
+
+
+def test_every_key_stands_in_the_reference_page() -> None:
+    page = (SHIPPED.parent / "docs" / "reference" / "site-file.md").read_text()
+    models = (Settings, GatewaySettings, SpoolSettings, StompSettings, TlsSettings, Defaults, Recipe, Match,
+              ResourceRequest)  # fmt: skip
+    keys = {field.alias or name for model in models for name, field in vars(model)["__pydantic_fields__"].items()}
+    assert {key for key in keys - {"source", "overridden"} if f"`{key}`" not in page and f"[{key}" not in page} == set()
 
 
 # ------------------------------------------------------------------------------------------------------- mistakes
