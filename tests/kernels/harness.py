@@ -34,13 +34,17 @@ _ENVIRONMENT = {
 def kernel_command(
     input_file: Path, output: Path, *, ranks: int | None, dataset: str = NEXUS_DATASET, **options: object
 ) -> list[str]:
-    """Return the command line; `ranks` None runs without a launcher. Options are the command's, with underscores."""
+    """Return the command line; `ranks` None runs without a launcher.
+
+    Options are the command's, with underscores; parameter and progress file stand beside `output`, as does the result
+    unless the option `result` names it.
+    """
     parameters = output.with_suffix(".json")
     given = options.pop("parameters", {})
     parameters.write_text(given if isinstance(given, str) else json.dumps({"bins": BINS, **given}))
     launcher = [] if ranks is None else [launcher_path(), "--oversubscribe", "-n", str(ranks)]
     command = [*launcher, sys.executable, "-m", "mpi_kernels", "azimuthal"]
-    required = {"input": input_file, "dataset": dataset, "output": output, "parameters": parameters}
+    required = {"input": input_file, "dataset": dataset, "output": options.pop("result", output), "parameters": parameters}
     for name, value in {**required, "progress": output.with_suffix(".progress"), **options}.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     return command

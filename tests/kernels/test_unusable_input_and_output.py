@@ -1,0 +1,224 @@
+"""What can't be processed gets one line with place and remedy, and the exit code of the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from .harness import NEXUS_DATASET, progress_of, run_kernel, running_kernel, running_writer, wait_until
+from .writers import Spec, write
+
+LONG_AGO_S = 3600
+
+
+def aged(path: Path) -> Path:
+    """Make a file look as if nobody had touched it for an hour."""
+    then = time.time() - LONG_AGO_S
+    os.utime(path, (then, then))
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / "scan.h5"
+    write(Spec(path=str(path), frames=4))
+    return aged(path)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    lines = done.stderr.splitlines()
+    assert done.returncode == code, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_input_that_never_appears(tmp_path: Path) -> None:
+    done = run_kernel(tmp_path / "none.h5", tmp_path / "r.nxs", appear_timeout=0.5)
+    assert_refused(done, 3, "none.h5: no such file", "check --input")
+    progress = progress_of(tmp_path / "r.nxs")
+    assert progress["state"] == "failed"
+    assert progress["ended_because"] == "error"
+    assert "none.h5" in str(progress["message"])
+
+
+def test_dataset_that_is_not_there(scan: Path, tmp_path: Path) -> None:
+    done = run_kernel(scan, tmp_path / "r.nxs", dataset="/entry/instrument/detector/dada")
+    assert_refused(done, 3, "scan.h5: no /entry/instrument/detector/dada", "has: beam_center_x", "h5ls -r")
+
+
+@pytest.mark.parametrize(("path", "word"), [("/entry/instrument", "a group"), ("/entry/instrument/name", "shape ()")])
+def test_dataset_that_holds_no_frames(scan: Path, tmp_path: Path, path: str, word: str) -> None:
+    assert_refused(run_kernel(scan, tmp_path / "r.nxs", dataset=path), 3, path, word)
+
+
+def test_one_dimensional_dataset(scan: Path, tmp_path: Path) -> None:
+    with h5py.File(scan, "a") as file:
+        file["entry/line"] = np.arange(5)
+    done = run_kernel(scan, tmp_path / "r.nxs", dataset="/entry/line")
+    assert_refused(done, 3, "/entry/line: shape (5,)", "(…, y, x)")
+
+
+def test_file_that_is_not_hdf5(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    path.write_text("hello")
+    assert_refused(run_kernel(aged(path), tmp_path / "r.nxs"), 3, "scan.h5: not an HDF5 file")
+
+
+@pytest.mark.parametrize("ranks", [None, pytest.param(2, marks=pytest.mark.mpi)])
+def test_truncated_file(scan: Path, tmp_path: Path, ranks: int | None) -> None:
+    with scan.open("r+b") as stream:
+        stream.truncate(scan.stat().st_size - 3000)
+    done = run_kernel(aged(scan), tmp_path / "r.nxs", ranks=ranks)
+    assert done.returncode == 3
+    assert done.stderr.count("error: ") == 1
+    assert "scan.h5: truncated" in done.stderr
+
+
+def test_unknown_compression_filter(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    write(Spec(path=str(path), frames=2))
+    with h5py.File(path, "r+") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((1, 60, 80))
+        plist.set_filter(499, h5py.h5z.FLAG_OPTIONAL, ())
+        space = h5py.h5s.create_simple((2, 60, 80))
+        h5py.h5d.create(file["entry"].id, b"odd", h5py.h5t.NATIVE_UINT32, space, plist)
+    done = run_kernel(aged(path), tmp_path / "r.nxs", dataset="/entry/odd")
+    assert_refused(done, 3, "/entry/odd", "HDF5 filter 499", "HDF5_PLUGIN_PATH")
+
+
+def test_geometry_missing(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    write(Spec(path=str(path), frames=2, geometry=False))
+    done = run_kernel(aged(path), tmp_path / "r.nxs")
+    assert_refused(done, 3, "no detector geometry", "/entry/instrument/detector: no x_pixel_size", "poni")
+
+
+def test_wavelength_missing_matters_only_for_q(scan: Path, tmp_path: Path) -> None:
+    with h5py.File(scan, "r+") as file:
+        del file["entry/instrument/beam"]
+    assert_refused(run_kernel(scan, tmp_path / "r.nxs"), 3, "no wavelength", "wavelength_m")
+    assert run_kernel(scan, tmp_path / "r.nxs", parameters={"unit": "2th_deg"}).returncode == 0
+
+
+def test_file_left_open_by_a_writer_without_swmr(scan: Path, tmp_path: Path) -> None:
+    with scan.open("r+b") as stream:  # the flag that a killed writer leaves behind
+        stream.seek(11)
+        stream.write(b"\x01")
+    done = run_kernel(scan, tmp_path / "r.nxs", appear_timeout=0.5)
+    assert_refused(done, 3, "scan.h5: open for writing, not in SWMR mode", "h5clear")
+
+
+def test_mode_finished_refuses_a_live_file(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), close=False)
+    with running_writer(spec):
+        assert run_kernel(Path(spec.path), tmp_path / "a.nxs", expected=12).returncode == 0
+        assert_refused(run_kernel(Path(spec.path), tmp_path / "r.nxs", mode="finished"), 3, "--mode finished was given")
+
+
+def test_links_in_a_circle(scan: Path, tmp_path: Path) -> None:
+    with h5py.File(scan, "r+") as file:
+        file["entry/a"], file["entry/b"] = h5py.SoftLink("/entry/b"), h5py.SoftLink("/entry/a")
+    assert_refused(run_kernel(scan, tmp_path / "r.nxs", dataset="/entry/a"), 3, "links", "circle")
+
+
+def test_virtual_dataset_of_detector_modules_is_refused(scan: Path, tmp_path: Path) -> None:
+    layout = h5py.VirtualLayout(shape=(4, 120, 80), dtype="u4")
+    layout[:, :60] = layout[:, 60:] = h5py.VirtualSource(str(scan), NEXUS_DATASET, shape=(4, 60, 80))
+    path = tmp_path / "master.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_virtual_dataset("data", layout)
+    assert_refused(run_kernel(aged(path), tmp_path / "r.nxs", dataset="/data"), 3, "parts of frames", "modules")
+
+
+PARAMETERS = {
+    "unknown name": ({"bin": 10}, ["bin: unknown", "--schema"]),
+    "wrong type": ({"bins": "many"}, ["bins: "]),
+    "out of range": ({"polarization_factor": 2}, ["polarization_factor: "]),
+    "unknown unit": ({"unit": "q"}, ["unit: ", "q_nm^-1"]),
+    "range upside down": ({"radial_range": [2, 1]}, ["radial_range", "below"]),
+    "no JSON": ("{bins: 3}", ["no JSON"]),
+    "missing mask": ({"mask": "mask.npy"}, ["mask: ", "mask.npy: no such file"]),
+    "mask of another shape": ({"mask": "wrong.npy"}, ["mask: wrong.npy has shape (3, 3)", "(60, 80)"]),
+    "mask of another kind": ({"mask": "image.tiff"}, ["mask: image.tiff", "FILE.npy"]),
+    "background frame out of range": ({"background": f"scan.h5::{NEXUS_DATASET}[9]"}, ["background: [9]", "4 frames"]),
+    "no pixel left": ({"radial_range": [500, 501]}, ["no pixel", "radial_range"]),
+    "missing PONI file": ({"poni": "a.poni"}, ["poni: ", "a.poni"]),
+    "PONI file without distance": ({"poni": "empty.poni"}, ["empty.poni: no distance"]),
+    "no such detector": ({"detector": "/entry/nope"}, ["detector: no group /entry/nope"]),
+}
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_wrong_parameter_is_named(scan: Path, tmp_path: Path, case: str) -> None:
+    parameters, words = PARAMETERS[case]
+    np.save(tmp_path / "wrong.npy", np.zeros((3, 3)))
+    (tmp_path / "image.tiff").write_bytes(b"II")
+    (tmp_path / "empty.poni").write_text("# nothing\n")
+    assert_refused(run_kernel(scan, tmp_path / "r.nxs", parameters=parameters), 2, *words)
+
+
+@pytest.mark.parametrize("ranks", [None, pytest.param(2, marks=pytest.mark.mpi)])
+def test_wrong_command_line_is_said_once(tmp_path: Path, ranks: int | None) -> None:
+    done = run_kernel(tmp_path / "a.h5", tmp_path / "r.nxs", ranks=ranks, expected="many")
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "--expected" in done.stderr
+
+
+def test_folder_of_the_output_is_missing(scan: Path, tmp_path: Path) -> None:
+    progress = tmp_path / "progress.json"
+    done = run_kernel(scan, tmp_path / "r.nxs", result=tmp_path / "none" / "r.nxs", progress=progress)
+    assert_refused(done, 5, "none/r.nxs", "folder")
+    assert json.loads(progress.read_text())["state"] == "failed"
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root can mount a small file system to fill")
+@pytest.mark.parametrize("ranks", [None, 2])
+def test_full_disk_ends_the_run_with_code_5(tmp_path: Path, ranks: int | None) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), frames=300, interval_s=0.01)
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
+    try:
+        (small / "ballast").write_bytes(bytes(500_000))
+        with running_writer(spec):
+            options = {"result": small / "r.nxs", "parameters": {"bins": 1000}}
+            done = run_kernel(Path(spec.path), tmp_path / "r.nxs", ranks=ranks, expected=300, **options)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.returncode == 5, done.stderr
+        assert len(errors) == 1
+        assert "small/r.nxs" in errors[0]
+        assert "disk's space" in errors[0]
+        assert "Traceback" not in done.stderr
+        assert progress_of(tmp_path / "r.nxs")["state"] == "failed"
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+def test_older_result_is_replaced(scan: Path, tmp_path: Path) -> None:
+    result = tmp_path / "r.nxs"
+    result.write_text("something older")
+    assert run_kernel(scan, result).returncode == 0
+    with h5py.File(result) as file:
+        assert file["entry/frames/processed"][0] == 4
+
+
+def test_file_that_appears_later_is_waited_for(tmp_path: Path) -> None:
+    result = tmp_path / "r.nxs"
+    spec = Spec(path=str(tmp_path / "scan.h5"), frames=4)
+    with running_kernel(Path(spec.path), result, appear_timeout=30) as process:
+        wait_until(lambda: progress_of(result).get("state") == "waiting")
+        with running_writer(spec):
+            process.communicate(timeout=60)
+    assert process.returncode == 0
