@@ -35,8 +35,14 @@ class Service(StrEnum):
     REST = "rest"
 
 
-NEEDS = {Service.ACCOUNTING: Service.SLURM, Service.REST: Service.SLURM}
-"""Services that make no sense without another one."""
+NEEDS = {
+    Service.SLURM: frozenset[Service](),
+    Service.BROKER: frozenset[Service](),
+    Service.ACCOUNTING: frozenset({Service.SLURM}),
+    # slurmrestd ends at once where its accounting plugins are installed but there is no slurmdbd.
+    Service.REST: frozenset({Service.SLURM, Service.ACCOUNTING}),
+}
+"""Services that don't work without others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,6 +199,24 @@ def wait_until(check: Callable[[], bool], *, timeout_s: float, interval_s: float
     return True
 
 
+def listens(process: ProcessIdentity, port: int) -> bool:
+    """Return whether this very process accepts connections on a TCP port."""
+    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    try:
+        return any(str(descriptor.readlink()) in sockets for descriptor in (PROC / str(process.pid) / "fd").iterdir())
+    except FileNotFoundError:  # it closed something, or ended, while we looked
+        return False
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets that listen on a port; the columns are explained in proc(5)."""
+    for table in ("tcp", "tcp6"):
+        for line in (PROC / "net" / table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                yield inode
+
+
 def processes_where(matches: Callable[[Path], bool]) -> Iterator[ProcessIdentity]:
     """Yield the processes whose folder in /proc satisfies `matches`; those that can't be looked into are left out."""
     for folder in PROC.glob("[0-9]*"):

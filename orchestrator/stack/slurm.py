@@ -169,7 +169,7 @@ def _node(layout: Layout, node: str) -> Daemon:
 
     def ready() -> bool:
         state = processes.run([find_program("sinfo"), "-h", "-N", "-n", node, "-o", "%t"], environment=environment)
-        # A trailing mark (idle*, idle#) means that the node hasn't answered yet.
+        # A trailing mark (idle*, idle#) means that the node hasn't answered the controller yet.
         return set(state.split()) <= {"idle", "mix", "alloc", "comp"} and bool(state)
 
     return Daemon(

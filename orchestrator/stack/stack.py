@@ -245,7 +245,7 @@ def _with_needed(services: Collection[str]) -> frozenset[Service]:
         wanted = {Service(name) for name in services}
     except ValueError as unknown:
         raise StackError(str(unknown), remedy=f"services are: {', '.join(Service)}") from unknown
-    return frozenset(wanted | {NEEDS[service] for service in wanted if service in NEEDS})
+    return frozenset(wanted).union(*(NEEDS[service] for service in wanted))
 
 
 PROGRAMS = {
@@ -311,6 +311,10 @@ def _wait_ready(daemon: Daemon, process: processes.ProcessIdentity) -> None:
 
     def ready() -> bool:
         nonlocal reason
+        if daemon.port is not None and not processes.listens(process, daemon.port):
+            # Another one may: then asking would say nothing about ours.
+            reason = f"it doesn't listen on port {daemon.port}"
+            return False
         try:
             return daemon.ready()
         except StackError as not_yet:
