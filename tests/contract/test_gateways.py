@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -451,7 +452,7 @@ LocalGateway(Path({str(tmp_path / "local")!r})).submit(Submission(
     working_directory=Path({str(tmp_path)!r})))
 os.killpg(os.getpgid(0), signal.SIGKILL)
 """
-        done = subprocess.run([os.sys.executable, "-c", service], start_new_session=True, check=False)
+        done = subprocess.run([sys.executable, "-c", service], start_new_session=True, check=False)
         assert done.returncode == -signal.SIGKILL
         (found,) = make_gateway().find(tag, since=before)
         reaches(make_gateway(), found.identity, JobState.COMPLETED)
@@ -551,7 +552,7 @@ os.killpg(os.getpgid(0), signal.SIGKILL)
         assert "absent" in report.reason
 
     def test_usage_is_measured(self, gateway: LocalGateway, tmp_path: Path) -> None:
-        body = f"{os.sys.executable} -c 'b = bytearray(50_000_000); import time; time.sleep(0.3)'"
+        body = f"{sys.executable} -c 'b = bytearray(50_000_000); import time; time.sleep(0.3)'"
         job = self.submit(gateway, tmp_path, replace(SUCCEEDS, body=body)).identity
         reaches(gateway, job, JobState.COMPLETED)
         usage = gateway.account([job])[job].usage
@@ -603,7 +604,7 @@ class TestCli(ScriptsRun):
         gateway._ask("scancel", *(str(job.job_id) for job in jobs))
 
     def test_memory_kill_is_not_a_success(self, gateway: CliGateway, tmp_path: Path) -> None:
-        hog = f"{os.sys.executable} -c 'import time; b = bytearray(400_000_000); time.sleep(60)'"
+        hog = f"{sys.executable} -c 'import time; b = bytearray(400_000_000); time.sleep(60)'"
         job = self.submit(gateway, tmp_path, replace(FAILS, body=hog, lines="#SBATCH --mem=100M")).identity
         report = reaches(gateway, job, JobState.OUT_OF_MEMORY, JobState.FAILED, JobState.CANCELLED)
         assert report.signal or report.exit_code
