@@ -1,11 +1,15 @@
-"""What all commands share: exit codes, output for people and for scripts, and the translation of errors."""
+"""What all commands share: exit codes, output for people and for scripts, and the translation of errors.
+
+Every command imports this module, so it imports nothing heavy: the store is opened by those who need it.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -13,7 +17,10 @@ from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator.errors import InvalidInput, NotFound, OrchestratorError
 
@@ -51,6 +58,8 @@ def _jsonable(value: object) -> object:
         return str(value)
     if isinstance(value, set | frozenset | tuple):
         return list(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
@@ -62,6 +71,48 @@ def to_json(value: object) -> str:
 def print_json(value: object) -> None:
     """Write `value` to standard output as JSON, for scripts."""
     sys.stdout.write(to_json(value) + "\n")
+
+
+def print_fields(fields: Iterable[tuple[str, str]], *, label_width: int = 12, indent: int = 2) -> None:
+    """Write labelled values below each other.
+
+    On a terminal long sentences are wrapped beside their label; paths and ids are never broken, so that they can be
+    copied. Elsewhere each value is one line.
+    """
+    start = indent + label_width + 2
+    for label, value in fields:
+        lines = value.splitlines() or [""]
+        if out.is_terminal:
+            width = max(out.width - start, 30)
+            lines = [part for line in lines for part in _wrapped(line, width)]
+        head = Text.assemble(" " * indent, (label.ljust(label_width), "bold"), "  ", lines[0])
+        out.print(head)
+        for line in lines[1:]:
+            out.print(Text(" " * start + line))
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write rows in columns.
+
+    On a terminal the last column is folded where it doesn't fit; elsewhere every value is whole, however wide.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+    if not out.is_terminal:
+        for row in (headings, *rows):
+            padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+            typer.echo("  ".join(padded).rstrip())
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading, width in zip(headings[:-1], widths[:-1], strict=True):
+        table.add_column(heading, no_wrap=True, min_width=width)
+    table.add_column(headings[-1], overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out.print(table)
 
 
 def exit_code_of(error: OrchestratorError) -> ExitCode:
@@ -102,8 +153,13 @@ def says_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 SiteOption = Annotated[
     Path,
-    typer.Option("--site", envvar="ORCHESTRATOR_SITE", help="The site file.", exists=True, dir_okay=False),
+    typer.Option(
+        "--site", metavar="FILE", envvar="ORCHESTRATOR_SITE", help="The site file.", exists=True, dir_okay=False
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text for people.")]
 
-__all__ = ["ExitCode", "JsonOption", "err", "exit_code_of", "fail", "out", "print_json", "says_errors", "to_json"]
+__all__ = [
+    "ExitCode", "JsonOption", "SiteOption", "err", "exit_code_of", "fail", "out", "print_fields",
+    "print_json", "print_table", "says_errors", "to_json",
+]  # fmt: skip

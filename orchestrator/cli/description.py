@@ -1,0 +1,277 @@
+"""A run in plain words, in the order in which a person asks: `describe` makes the sections of ``orchestrator show``.
+
+Pure: a run's record and what its files say come in, labelled sentences come out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.cli.job_description import Field, describe_history, describe_job, member
+from orchestrator.cli.result_note import ResultNote
+from orchestrator.cli.wording import seconds, size, when
+from orchestrator.provenance import AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
+from orchestrator.records import FrameCounts, Json, Resources, RunState
+from orchestrator.runs import RunDirectory
+
+_UNITS = {"memory_mb": "MB per node", "time_limit_min": "minutes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What `show` saw beside the database at the moment it was asked."""
+
+    sizes: Mapping[Path, int | None]
+    """Bytes of files that the run made, None for those that are gone."""
+    note: ResultNote | None
+    """What the result says itself; None when there is no result."""
+    reruns: Sequence[str] = ()
+    """Ids of runs that have this one as their parent."""
+    options: str = ""
+    """What the proposed commands need to find the site, with a leading space."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Labelled sentences under a title."""
+
+    title: str
+    fields: tuple[Field, ...]
+
+
+def describe(run: RunDetail, findings: Findings) -> tuple[Section, ...]:
+    """Return everything about a run, the most wanted first."""
+    sections = {
+        "State": _state(run),
+        "Frames": _frames(run),
+        "Result": _result(run, findings),
+        "What was processed": _input(run),
+        "Parameters": _parameters(run, findings.note),
+        "Code": _code(run, findings.note),
+        "Script": _script(run),
+        "Asked for": _request(run, findings),
+        **{f"Job of attempt {attempt.tag.attempt}": describe_job(attempt, run) for attempt in run.attempts},
+        "History": describe_history(run),
+        "Next": _next(run, findings),
+    }
+    return tuple(Section(title=title, fields=found) for title, lines in sections.items() if (found := tuple(lines)))
+
+
+# ------------------------------------------------------------------------------------------------ how it ended
+
+
+def _state(run: RunDetail) -> Iterator[Field]:
+    summary = run.summary
+    yield "state", summary.state
+    if summary.reason:
+        yield "because", summary.reason
+    if summary.ended_at is not None:
+        took_s = (summary.ended_at - summary.created_at).total_seconds()
+        yield "ended", f"{when(summary.ended_at)}, {seconds(took_s)} after it was recorded"
+
+
+def _frames(run: RunDetail) -> Iterator[Field]:
+    counts = run.summary.counts
+    if counts is None:
+        announced = run.plan.collection.frames_expected
+        yield "announced", "no number" if announced is None else str(announced)
+        yield "processed", "the kernel has not reported yet" if not run.summary.state.ended else "no kernel reported"
+        return
+    yield "announced", "no number" if counts.expected is None else str(counts.expected)
+    yield "written", f"{counts.written} by the detector, as the kernel saw them"
+    yield "processed", f"{counts.processed}{_missing(counts, ended=run.summary.state.ended)}"
+    yield "failed", f"{counts.failed}{'; the result says which and why' if counts.failed else ''}"
+    if counts.ended_because:
+        yield "ended", counts.ended_because
+    if counts.lag_median_s is not None:
+        lag = f"median {seconds(counts.lag_median_s)}, worst {seconds(counts.lag_max_s)}"
+        yield "lag", f"{lag}, from a frame being readable to its result being readable"
+
+
+def _missing(counts: FrameCounts, *, ended: bool) -> str:
+    announced = counts.written if counts.expected is None else max(counts.expected, counts.written)
+    missing = announced - counts.processed - counts.failed
+    if not missing:
+        return "" if counts.failed else ": all"
+    return f", {missing} missing" if ended else f", {missing} to come"
+
+
+# ------------------------------------------------------------------------------------------ where the result is
+
+
+def _result(run: RunDetail, findings: Findings) -> Iterator[Field]:
+    expected = RunDirectory(run.summary.run_directory).result
+    for output in run.outputs:
+        yield output.kind, str(output.path)
+        yield "size", f"{size(output.size)}; {_as_recorded(output, findings.sizes.get(output.path))}"
+        yield "sha256", output.sha256
+    if all(output.path != expected for output in run.outputs):
+        there = findings.sizes.get(expected)
+        if there is None:
+            yield "result", f"none; it would be {expected}"
+            return
+        yield "result", str(expected)
+        growing = "it grows while the job runs" if not run.summary.state.ended else "the job left no record of it"
+        yield "size", f"{size(there)}; {growing}"
+    yield "look at it", "any viewer of NeXus or HDF5 files, also while it grows: silx view, nexpy, h5web"
+
+
+def _as_recorded(output: OutputIdentity, there: int | None) -> str:
+    if there is None:
+        return "the file is gone"
+    return "the file is there" if there == output.size else f"CHANGED since: the file there has {there} bytes"
+
+
+# --------------------------------------------------------------------------------------- what was processed, how
+
+
+def _input(run: RunDetail) -> Iterator[Field]:
+    collection = run.plan.collection
+    yield "collection", collection.uid
+    yield "beamline", collection.beamline
+    yield "visit", collection.visit or "none"
+    yield "detector", collection.detector
+    if collection.scan_type:
+        yield "scan type", collection.scan_type
+    if collection.started_at is not None:
+        yield "started", when(collection.started_at)
+    if collection.metadata:
+        yield "metadata", ", ".join(f"{name} = {value}" for name, value in collection.metadata.items())
+    yield "file", str(collection.file)
+    yield "dataset", collection.dataset
+    for identity in run.inputs:
+        moment = "at open" if identity.at is InputMoment.OPEN else "at end"
+        yield moment, "\n".join(_identity(identity))
+    if not run.inputs:
+        yield "identity", "the kernel has not told what the file was"
+
+
+def _identity(identity: InputIdentity) -> Iterator[str]:
+    shape = "shape unknown" if identity.shape is None else " x ".join(map(str, identity.shape))
+    chunks = "not chunked" if identity.chunks is None else f"chunks of {' x '.join(map(str, identity.chunks))}"
+    yield f"{shape} of {identity.dtype or 'unknown type'}, {chunks}"
+    yield f"{size(identity.size)}, modified {_nanoseconds(identity.mtime_ns)}, inode {identity.inode}"
+    if identity.real_path != identity.path:
+        yield f"links resolved: {identity.real_path}"
+    for source in identity.sources:
+        told = source.get("size"), source.get("mtime_ns")
+        bytes_, mtime_ns = (value if isinstance(value, int) else None for value in told)
+        yield f"source {source.get('path')}, {size(bytes_)}, modified {_nanoseconds(mtime_ns)}"
+
+
+def _nanoseconds(mtime_ns: int | None) -> str:
+    return when(None if mtime_ns is None else datetime.fromtimestamp(mtime_ns / 1e9, UTC))
+
+
+def _parameters(run: RunDetail, note: ResultNote | None) -> Iterator[Field]:
+    chosen = {parameter.name: parameter for parameter in run.parameters}
+    lines = [(name, value.value, f"{value.origin}, {value.place}") for name, value in chosen.items()]
+    if note is not None:
+        defaults = (item for item in note.parameters.items() if item[0] not in chosen)
+        lines += [(name, value, "the kernel's default, as the result says") for name, value in defaults]
+    values = ["none" if value is None else json.dumps(value, ensure_ascii=False) for _, value, _ in lines]
+    width = min(max(map(len, values), default=0), 24)
+    for (name, _, decided), value in zip(lines, values, strict=True):
+        yield name, f"{value:<{width}}  {decided}"
+    if note is None:
+        yield "others", f"the defaults of kernel {run.plan.kernel}"
+    elif not note.parameters:
+        yield "others", note.unreadable_because or "the result doesn't say"
+
+
+def _code(run: RunDetail, note: ResultNote | None) -> Iterator[Field]:
+    yield "kernel", f"{run.plan.kernel}, started by {' '.join((run.plan.launcher, *run.plan.launcher_options))}"
+    software = run.attempts[-1].software if run.attempts else None
+    if isinstance(software, dict):
+        yield from _software(software)
+    else:
+        yield "software", "no job has begun, so none is recorded"
+    if note is not None and note.software:
+        yield "loaded", f"{note.software}, says the result"
+    if run.plan.environment:
+        yield "variables", ", ".join(f"{name}={value}" for name, value in run.plan.environment.items())
+
+
+def _software(software: Mapping[str, Json]) -> Iterator[Field]:
+    packages = software.get("packages")
+    versions = dict(packages) if isinstance(packages, dict) else {}
+    yield "program", f"orchestrator {versions.pop('orchestrator', 'of unknown version')}{_commit(software)}"
+    yield "python", f"{software.get('python')} ({software.get('interpreter')})"
+    yield "packages", ", ".join(f"{name} {version}" for name, version in versions.items())
+    modules = software.get("modules")
+    yield "modules", ", ".join(map(str, modules)) if isinstance(modules, list) and modules else "none"
+
+
+def _commit(software: Mapping[str, Json]) -> str:
+    if software.get("commit") is None:
+        reason = software.get("commit_unknown_because")
+        return f", commit unknown: {reason}" if reason else ", installed, not a checkout"
+    changed = "WITH CHANGES that aren't committed" if software.get("dirty") else "unchanged"
+    return f", commit {software['commit']}, {changed}"
+
+
+def _script(run: RunDetail) -> Iterator[Field]:
+    directory = RunDirectory(run.summary.run_directory)
+    yield "directory", str(directory.path)
+    if not run.attempts:
+        yield "script", "none was made"
+        return
+    newest = run.attempts[-1]
+    yield "script", f"{directory.script.name}, sha256 {newest.script_sha256}{_ran(newest)}"
+    yield "template", f"{newest.template_name}, in {directory.template.name}, sha256 {newest.template_sha256}"
+    yield "also there", f"{directory.message.name}, {directory.plan.name}, {directory.parameters.name}"
+
+
+def _ran(attempt: AttemptRecord) -> str:
+    for event in attempt.events:
+        if event.kind == "begin":
+            ran = member(event, "script_sha256")
+            return "; it is what ran" if ran == attempt.script_sha256 else f"; CHANGED before it ran, to sha256 {ran}"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------- who, where, when
+
+
+def _request(run: RunDetail, findings: Findings) -> Iterator[Field]:
+    summary, message = run.summary, run.message
+    yield "by", summary.requester
+    yield "recipe", summary.recipe
+    if message is None:
+        yield "message", "none"
+    else:
+        repeats = f", came {message.repeats + 1} times" if message.repeats else ""
+        yield "message", f"number {message.message_id}, {when(message.raw.received_at)}, {message.raw.source}{repeats}"
+        yield "its sha256", message.raw.sha256
+    yield "recorded", when(summary.created_at)
+    if summary.parent_run:
+        yield "parent run", summary.parent_run
+    for rerun in findings.reruns:
+        yield "rerun", rerun
+    yield "resources", ", ".join(_resources(run.plan.resources))
+
+
+def _resources(resources: Resources) -> Iterator[str]:
+    for item in fields(resources):
+        value = getattr(resources, item.name)
+        if value is not None and value is not False:
+            name, unit = item.name.removesuffix("_mb").removesuffix("_min"), _UNITS.get(item.name, "")
+            yield f"{name} {'yes' if value is True else value} {unit}".strip()
+
+
+def _next(run: RunDetail, findings: Findings) -> Iterator[Field]:
+    name = f"{run.summary.run_id[:8]}{findings.options}"
+    if not run.summary.state.ended:
+        yield "follow it", f"orchestrator watch {name}"
+        yield "end it", f"orchestrator cancel {name}"
+    elif run.summary.state is not RunState.COMPLETE and run.attempts:
+        yield "why", f"orchestrator log {name}"
+    if run.attempts:
+        yield "its log", f"orchestrator log {name}"
+        yield "its script", f"orchestrator show {name} --script"
+    yield "message", f"orchestrator show {name} --message"
+    yield "everything", f"orchestrator show {name} --json"

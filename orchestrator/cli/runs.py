@@ -1,0 +1,95 @@
+"""``orchestrator runs``: which runs there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.common import JsonOption, SiteOption, err, out, print_json, print_table, says_errors
+from orchestrator.cli.wording import parse_moment
+from orchestrator.provenance import RunSummary
+from orchestrator.records import RunState
+from orchestrator.service import open_store
+from orchestrator.settings import load_settings
+
+ACTIVE = tuple(state for state in RunState if not state.ended)
+
+
+@says_errors
+def runs(
+    *,
+    site: SiteOption,
+    states: Annotated[
+        list[RunState] | None,
+        typer.Option(
+            "--state", metavar="STATE", help=f"Only in this state: {', '.join(RunState)}. May be given again."
+        ),
+    ] = None,
+    active: Annotated[bool, typer.Option("--active", help="Only runs that haven't ended.")] = False,
+    beamline: Annotated[str | None, typer.Option(help="Only of this beamline.")] = None,
+    visit: Annotated[str | None, typer.Option(help="Only of this visit.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Only of this recipe.")] = None,
+    uid: Annotated[str | None, typer.Option(help="Only of the collection with this uid.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Only recorded since then: 2026-11-22, 2026-11-22T14:30, today, 3h, 2d, 1w."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Only with this text in id, recipe, uid, visit, file or reason.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, newest first.
+
+    `frames` says processed / announced (or written, where no number was announced). On a terminal ids and files are
+    shortened; the beginning of an id is enough for the other commands.
+
+    - what is under way: `orchestrator runs --active`
+    - what failed today: `orchestrator runs --state failed --since today`
+    - all of a visit, for a script: `orchestrator runs --visit cm12345-6 --limit 10000 --json`
+    """
+    wanted = [*(states or ()), *(ACTIVE if active else ())]
+    moment = None if since is None else parse_moment(since)
+    with open_store(load_settings(site)) as store:
+        found = store.runs(
+            states=wanted,
+            beamline=beamline,
+            visit=visit,
+            recipe=recipe,
+            uid=uid,
+            since=moment,
+            text=text,
+            limit=limit,
+        )
+    if as_json:
+        print_json(found)
+    elif not found:
+        out.print("No runs.")
+    else:
+        headings = ("run", "recorded", "state", "frames", "recipe", "visit", "job", "file")
+        print_table(headings, [_row(run, short=out.is_terminal) for run in found])
+    if len(found) == limit:
+        err.print(f"These are the newest {limit}; --limit gives more.")
+
+
+def _row(run: RunSummary, *, short: bool) -> tuple[str, ...]:
+    return (
+        run.run_id[:8] if short else run.run_id,
+        run.created_at.astimezone().strftime("%m-%d %H:%M" if short else "%Y-%m-%dT%H:%M:%S%z"),
+        run.state,
+        frames_done(run),
+        run.recipe,
+        run.visit or "-",
+        str(run.job or "-"),
+        run.file.name if short else str(run.file),
+    )
+
+
+def frames_done(run: RunSummary) -> str:
+    """Word how far a run's frames are: processed / announced."""
+    if run.counts is None:
+        return "-"
+    total = run.counts.written if run.counts.expected is None else run.counts.expected
+    return f"{run.counts.processed}/{total}"

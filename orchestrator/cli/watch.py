@@ -1,0 +1,211 @@
+"""``orchestrator watch``: active runs as they go on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, Protocol
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli.common import ExitCode, SiteOption, err, out, says_errors
+from orchestrator.cli.run_argument import complete_run
+from orchestrator.cli.runs import ACTIVE
+from orchestrator.cli.wording import seconds
+from orchestrator.evidence import read_progress
+from orchestrator.provenance import RunSummary, Store
+from orchestrator.records import RunState
+from orchestrator.runs import RunDirectory
+from orchestrator.service import open_store
+from orchestrator.settings import load_settings
+
+MOST = 100
+"""Most runs that are watched at once."""
+
+
+class Display(Protocol):
+    """Where runs are shown again and again."""
+
+    def __call__(self, runs: Sequence[RunSummary]) -> None:
+        """Show how runs stand now."""
+
+
+@says_errors
+def watch(
+    *,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run's id, the beginning of one, or `latest`. Without: all active runs.",
+            autocompletion=complete_run,
+        ),
+    ] = None,
+    site: SiteOption,
+    interval: Annotated[float, typer.Option(min=0.05, metavar="SECONDS", help="Time between two looks.")] = 0.5,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line and change, for scripts.")
+    ] = False,
+) -> None:
+    """Follow active runs: frames written and processed, how far processing lags, state, job and nodes.
+
+    With a RUN it ends when that run has ended, with exit code 6 unless the run is complete. Without one it goes on
+    until Ctrl-C, also while nothing is active. Where the output isn't a terminal each change is one line.
+
+    - what is going on at the beamline: `orchestrator watch`
+    - wait for a run in a script: `orchestrator watch 3f2a > /dev/null && echo complete`
+    """
+    with open_store(load_settings(site)) as store, _display(as_json=as_json) as show:
+        if run is None:
+            _watch_all(store, show, interval)
+        elif _watch_one(store, store.find_run(run), show, interval) is not RunState.COMPLETE:
+            raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _watch_one(store: Store, run_id: str, show: Display, interval_s: float) -> RunState:
+    while True:
+        summary = current(store.run(run_id).summary)
+        show([summary])
+        if summary.state.ended:
+            return summary.state
+        time.sleep(interval_s)
+
+
+def _watch_all(store: Store, show: Display, interval_s: float) -> None:
+    """Show all active runs until somebody presses Ctrl-C; a run that ends is shown once more."""
+    shown: set[str] = set()
+    try:
+        while True:
+            active = store.runs(states=ACTIVE, limit=MOST)
+            ended = shown - {run.run_id for run in active}
+            runs = [*map(current, active), *(store.run(run_id).summary for run_id in sorted(ended))]
+            show(runs)
+            shown = {run.run_id for run in active}
+            time.sleep(interval_s)
+    except KeyboardInterrupt:
+        err.print("Runs go on.")
+
+
+def current(run: RunSummary) -> RunSummary:
+    """Return a run with what its kernel said a moment ago, where the store doesn't know yet."""
+    if run.state.ended or not run.attempts:
+        return run
+    path = RunDirectory(run.run_directory).attempt(run.attempts).progress
+    try:
+        progress = read_progress(path)
+    except (OSError, ValueError):
+        return run  # the service says what is wrong with the file; the store's numbers are older, not wrong
+    return run if progress is None else replace(run, counts=progress.counts)
+
+
+# ----------------------------------------------------------------------------------------------------- displays
+
+
+@contextmanager
+def _display(*, as_json: bool) -> Iterator[Display]:
+    if as_json or not out.is_terminal:
+        yield Lines(as_json=as_json)
+        return
+    with Live(console=out, auto_refresh=False, vertical_overflow="ellipsis") as live:
+
+        def show(runs: Sequence[RunSummary]) -> None:
+            for run in runs:
+                if run.state.ended:  # it stays above those that go on
+                    live.console.print(bars([run]))
+            active = [run for run in runs if not run.state.ended]
+            live.update(bars(active) if active or not runs else Group(), refresh=True)
+
+        yield show
+
+
+@dataclass(kw_only=True)
+class Lines:
+    """Writes one line for each run that has changed."""
+
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        self._before: dict[str, RunSummary] = {}
+
+    def __call__(self, runs: Sequence[RunSummary]) -> None:
+        for run in runs:
+            if self._before.get(run.run_id) != run:
+                typer.echo(json.dumps(_facts(run)) if self.as_json else _line(run))
+        self._before = {run.run_id: run for run in runs}
+
+
+def _line(run: RunSummary) -> str:
+    parts = [time.strftime("%H:%M:%S"), run.run_id, run.state, run.recipe, str(run.job or "no job")]
+    if run.nodes:
+        parts.append(f"on {run.nodes}")
+    if run.counts is not None:
+        expected = "?" if run.counts.expected is None else run.counts.expected
+        parts.append(f"written {run.counts.written}/{expected} processed {run.counts.processed}")
+        if run.counts.failed:
+            parts.append(f"failed {run.counts.failed}")
+    parts.extend(part for part in (_lag(run), run.reason) if part)
+    return "  ".join(parts)
+
+
+def _facts(run: RunSummary) -> dict[str, object]:
+    counts = run.counts
+    return {
+        "run": run.run_id,
+        "state": run.state,
+        "reason": run.reason,
+        "recipe": run.recipe,
+        "job": None if run.job is None else str(run.job),
+        "nodes": run.nodes,
+        "frames_expected": None if counts is None else counts.expected,
+        "frames_written": None if counts is None else counts.written,
+        "frames_processed": None if counts is None else counts.processed,
+        "frames_failed": None if counts is None else counts.failed,
+        "lag_median_s": None if counts is None else counts.lag_median_s,
+        "lag_max_s": None if counts is None else counts.lag_max_s,
+    }
+
+
+def _lag(run: RunSummary) -> str:
+    if run.counts is None:
+        return ""
+    behind = run.counts.written - run.counts.processed - run.counts.failed
+    lag = "" if run.counts.lag_median_s is None else f"lag {seconds(run.counts.lag_median_s)}"
+    return ", ".join(part for part in (lag, f"{behind} behind" if behind else "") if part)
+
+
+def bars(runs: Sequence[RunSummary]) -> Group:
+    """Return runs as a heading and two bars each, to be drawn on a terminal."""
+    if not runs:
+        return Group(Text("No run is active. Waiting; Ctrl-C ends.", style="dim"))
+    return Group(*(part for run in runs for part in _block(run)))
+
+
+def _block(run: RunSummary) -> Iterable[Text | Table]:
+    style = "red" if run.state in {RunState.FAILED, RunState.REFUSED, RunState.UNKNOWN} else "cyan"
+    where = "" if run.job is None else f"job {run.job}{f' on {run.nodes}' if run.nodes else ''}"
+    heading = Text.assemble((run.run_id[:8], "bold"), "  ", (run.state, style), f"  {run.recipe}  {where}")
+    yield heading
+    if run.reason:
+        yield Text(f"  {run.reason}")
+    if run.counts is None:
+        return
+    total = run.counts.written if run.counts.expected is None else run.counts.expected
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(width=9)
+    grid.add_column(ratio=1)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(no_wrap=True, min_width=24)
+    announced = "" if run.counts.expected is None else f"/{run.counts.expected}"
+    rows = (("written", run.counts.written, ""), ("processed", run.counts.processed, _lag(run)))
+    for name, count, remark in rows:
+        # A total of 0 would be drawn as a full bar.
+        grid.add_row(name, ProgressBar(total=max(total, 1), completed=count), f"{count}{announced}", remark)
+    yield grid

@@ -1,0 +1,51 @@
+"""Times, sizes and numbers as people read them, with units."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import typer
+from rich.filesize import decimal
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?) ?(min|h|d|w)")
+_UNITS = {"min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def when(moment: datetime | None) -> str:
+    """Word a moment in local time, with the zone."""
+    return "unknown" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def seconds(duration_s: float | None) -> str:
+    """Word a duration with a unit that fits: milliseconds, seconds, minutes, hours."""
+    if duration_s is None:
+        return "unknown"
+    if duration_s < 1:
+        return f"{duration_s * 1e3:.0f} ms"
+    if duration_s < 60:
+        return f"{duration_s:.2f} s"
+    minutes, rest_s = divmod(round(duration_s), 60)
+    return f"{minutes} min {rest_s} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(size_bytes: int | None) -> str:
+    """Word a file's size, with the exact number of bytes."""
+    return "size unknown" if size_bytes is None else f"{decimal(size_bytes)} ({size_bytes} bytes)"
+
+
+def counted(number: int, noun: str) -> str:
+    """Word a number of things: ``1 frame``, ``2 frames``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def parse_moment(text: str) -> datetime:
+    """Read a moment: ``2026-11-22``, ``2026-11-22T14:30`` (local unless it says a zone), ``today``, or ``3h`` ago."""
+    if (ago := _AGO.fullmatch(text)) is not None:
+        return datetime.now(UTC) - float(ago[1]) * _UNITS[ago[2]]
+    if text == "today":
+        return datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no moment; e.g. 2026-11-22, 2026-11-22T14:30, today, 3h") from error
