@@ -475,7 +475,7 @@ def job(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
         (templates := tmp_path / "jobtemplates").exists() or shutil.copytree(SHIPPED, templates)
         (templates / "_sbatch.j2").write_text("")
         run.script.write_text(render(plan, 1, templates).text)
-        return subprocess.Popen(["bash", str(run.script)], cwd=run.path)
+        return subprocess.Popen(["/bin/bash", str(run.script)], cwd=run.path)
 
     return start
 
@@ -548,3 +548,14 @@ def test_a_module_that_cant_be_loaded_ends_the_job_before_it_claims_the_attempt(
 ) -> None:
     assert job(modules=("no such module",)).wait(20) == 69
     assert not RunDirectory(tmp_path / "it's a run").attempt(1).events.exists()
+
+
+def test_an_mpirun_beside_the_interpreter_serves_where_the_path_has_none(
+    job: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text(f'#!/bin/bash\n: > {tmp_path}/called\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
+    mpirun.chmod(0o755)
+    monkeypatch.setenv("PATH", "/none/such")
+    assert job(4, launcher="mpirun").wait(20) == 4
+    assert (tmp_path / "called").exists()
