@@ -75,7 +75,8 @@ class ResultFile:
             # handles are kept: looking datasets up by name for every batch takes longer than writing them
             self._data = _datasets(_data_group(entry, prepared))
             self._frames = _datasets(_frames_group(entry, expected))
-            self._growing = [item for item in (*self._data.values(), *self._frames.values()) if "per_frame" in item.attrs]
+            datasets = (*self._data.values(), *self._frames.values())
+            self._growing = [item for item in datasets if "per_frame" in item.attrs]
             self._file.swmr_mode = True
             self._file.flush()
             temporary.replace(path)

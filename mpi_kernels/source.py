@@ -59,7 +59,8 @@ class FrameDataset:
             self._pipeline.check_available(self.place)
         self.direct = self._pipeline is not None and self._pipeline.decodable and self._one_frame_per_chunk()
         self._any_chunk = False
-        self._last: tuple[int, bytes] | None = None
+        self._first: bytes | None = None
+        self._last: tuple[int, bytes | None] = (-1, None)
 
     @property
     def route(self) -> str:
@@ -126,39 +127,69 @@ class FrameDataset:
             When it isn't in the file or can't be decoded.
         """
         self._wait_for(position)
-        if self.direct:
-            return self._read_direct(position)
-        try:
-            frame: NDArray[Any] = self._dataset[self._coordinates(position)]
-        except OSError as error:
-            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
+        frame = self._read_direct(position) if self.direct else self._read_sliced(position)
         if self.frames_per_chunk > 1 and np.all(frame == self._dataset.fillvalue):
             return None
         return frame
 
     def _read_direct(self, position: int) -> NDArray[Any]:
         assert self._pipeline is not None  # noqa: S101  direct says so
-        try:
-            mask, raw = self._id.read_direct_chunk((*self._coordinates(position), 0, 0))
-        except (OSError, RuntimeError, MemoryError) as error:
-            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
-        self._check_distinct(position, raw)
+        mask, raw = self._stored(position)
+        self._check_is_own(position, raw)
         try:
             return self._pipeline.decode(raw, mask).reshape(self.frame_shape)
         except FrameUnreadable as error:
             raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
 
-    def _check_distinct(self, position: int, raw: bytes) -> None:
-        """Two frames with the same bytes are believed only when the file has them twice."""
-        last, self._last = self._last, (position, raw)
-        if last is None or last[0] == position or last[1] != raw:
+    def _read_sliced(self, position: int) -> NDArray[Any]:
+        frame = self._sliced(position)
+        self._check_is_own(position, frame.tobytes())
+        return frame
+
+    def _stored(self, position: int) -> tuple[int, bytes]:
+        try:
+            mask, raw = self._id.read_direct_chunk((*self._coordinates(position), 0, 0))
+        except (OSError, RuntimeError, MemoryError) as error:
+            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
+        return mask, raw
+
+    def _sliced(self, position: int) -> NDArray[Any]:
+        try:
+            return np.asarray(self._dataset[self._coordinates(position)])
+        except (OSError, RuntimeError) as error:
+            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
+
+    def _check_is_own(self, position: int, content: bytes) -> None:
+        """Make sure that HDF5 hasn't returned another frame: the first one, or the one read before.
+
+        `hdf5_files` keeps HDF5 from doing that; here it is noticed if it happens all the same.
+
+        Raises
+        ------
+        KernelError
+            When two frames are equal and the file doesn't have them twice; it ends the run.
+        """
+        if self.chunks is None:
             return
-        places = [self._id.get_chunk_info_by_coord((*self._coordinates(item), 0, 0)) for item in (last[0], position)]
-        if places[0].byte_offset == places[1].byte_offset or _bytes_at(self._file, places[1]) != raw:
-            raise KernelError(
-                f"{self.place}: HDF5 returned frame {last[0]} for frame {position}",
-                remedy="no result of this run can be trusted; report this with the file (h5py issue 2803)",
-            )
+        if self._first is None and self.has(0):
+            self._first = self._stored(0)[1] if self.direct else self._sliced(0).tobytes()
+        for other, known in ((0, self._first), self._last):
+            if other != position and known == content and not self._has_both(position, other, content):
+                raise KernelError(
+                    f"{self.place}: HDF5 returned frame {other} for frame {position}",
+                    remedy="no result of this run can be trusted; report it with the file (h5py issue 2803)",
+                )
+        self._last = (position, content)
+
+    def _has_both(self, position: int, other: int, content: bytes) -> bool:
+        """Whether the file holds two equal frames in different places."""
+        own, its = (next(iter(self._chunk_offsets(item))) for item in (position, other))
+        if own == its:
+            return True
+        place, its_place = (self._id.get_chunk_info_by_coord(offset) for offset in (own, its))
+        if place.byte_offset is None or place.byte_offset == its_place.byte_offset:
+            return False
+        return not self.direct or _bytes_at(self._file, place) == content
 
     def _wait_for(self, position: int) -> None:
         give_up = time.monotonic() + VISIBLE_WITHIN_S

@@ -44,7 +44,12 @@ def kernel_command(
     parameters.write_text(given if isinstance(given, str) else json.dumps({"bins": BINS, **given}))
     launcher = [] if ranks is None else [launcher_path(), "--oversubscribe", "-n", str(ranks)]
     command = [*launcher, sys.executable, "-m", "mpi_kernels", "azimuthal"]
-    required = {"input": input_file, "dataset": dataset, "output": options.pop("result", output), "parameters": parameters}
+    required = {
+        "input": input_file,
+        "dataset": dataset,
+        "output": options.pop("result", output),
+        "parameters": parameters,
+    }
     for name, value in {**required, "progress": output.with_suffix(".progress"), **options}.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     return command

@@ -35,7 +35,9 @@ def write_poni(path: Path, values: dict[str, float], orientation: int = 3) -> Pa
     return path
 
 
-def prepared_for(folder: Path, parameters: dict[str, object], shape: tuple[int, int], dtype: str, file: Path) -> Prepared:
+def prepared_for(
+    folder: Path, parameters: dict[str, object], shape: tuple[int, int], dtype: str, file: Path
+) -> Prepared:
     (folder / "parameters.json").write_text(json.dumps(parameters))
     library = Library()
     try:

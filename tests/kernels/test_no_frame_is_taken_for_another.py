@@ -1,0 +1,134 @@
+"""HDF5 reads other frames than asked for when one process opens a dataset twice (h5py issue 2803).
+
+The kernels make that impossible, and would notice.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mpi_kernels.errors import FrameUnreadable, KernelError
+from mpi_kernels.hdf5_files import Library
+from mpi_kernels.segments import Layout
+from mpi_kernels.source import FrameDataset, FrameSource
+
+from .harness import NEXUS_DATASET, assert_same_results, run_kernel
+from .writers import Spec, frame_of, write
+
+DIRECT, SLICED = {"compression": "bitshuffle-lz4"}, {"compression": "gzip", "chunks": (1, 25, 40)}
+
+
+def other_names(scan: Path) -> list[tuple[Path, str]]:
+    """Give the dataset of a scan all kinds of other names; return them with its own."""
+    with h5py.File(scan, "r+") as file:
+        file["entry/soft"] = h5py.SoftLink(NEXUS_DATASET)
+        file["entry/relative"] = h5py.SoftLink("instrument/detector/data")
+    master = scan.with_name("master.h5")
+    with h5py.File(master, "w", libver="latest") as file:
+        file["entry/external"] = h5py.ExternalLink(scan.name, "/entry/soft")
+        file["entry/group"] = h5py.ExternalLink(str(scan), "/entry/instrument")
+    linked = scan.with_name("linked.h5")
+    linked.symlink_to(scan)
+    return [
+        (scan, NEXUS_DATASET),
+        (scan, "/entry/data/data"),
+        (scan, "entry//data/./data"),
+        (scan, "/entry/soft"),
+        (scan, "/entry/relative"),
+        (master, "/entry/external"),
+        (master, "/entry/group/detector/data"),
+        (linked, NEXUS_DATASET),
+        (scan.parent / "." / scan.name, NEXUS_DATASET),
+    ]
+
+
+@pytest.mark.parametrize("storage", [DIRECT, SLICED])
+def test_a_dataset_has_one_handle_whatever_its_name(tmp_path: Path, storage: dict[str, object]) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), **storage)
+    write(spec)
+    names = other_names(Path(spec.path))
+    library = Library("live")
+    handles = [library.dataset(file, path) for file, path in names]
+    assert all(handle is handles[0] for handle in handles)
+    frames = FrameDataset(handles[0], Path(spec.path), live=True)
+    for _ in range(3):
+        frames.refresh()
+        for number in range(spec.frames):
+            np.testing.assert_array_equal(frames.read(number), frame_of(spec, number))
+    library.close()
+
+
+def test_virtual_dataset_is_never_open_beside_its_sources(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), files=3)
+    write(spec)
+    library = Library("live")
+    layout = Layout(library, Path(spec.path), NEXUS_DATASET)
+    source = FrameSource(library)
+    for _ in range(3):
+        for segment in layout.segments:
+            source.look_again(segment)
+            for index in range(4):
+                frame = source.read(segment, index)
+                np.testing.assert_array_equal(frame, frame_of(spec, segment.frames.at(index)))
+        library.mappings(library.locate(Path(spec.path), NEXUS_DATASET))
+    open_datasets = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_DATASET)
+    assert open_datasets == len(layout.segments)
+    library.close()
+
+
+@pytest.mark.parametrize("storage", [DIRECT, SLICED])
+def test_wrong_frames_from_hdf5_would_end_the_run(tmp_path: Path, storage: dict[str, object]) -> None:
+    """The fault itself, made by opening the dataset behind the library's back.
+
+    Where an HDF5 version doesn't have the fault, the frames must be right.
+    """
+    spec = Spec(path=str(tmp_path / "scan.h5"), **storage)
+    write(spec)
+    library = Library("live")
+    frames = FrameDataset(library.dataset(Path(spec.path), NEXUS_DATASET), Path(spec.path), live=True)
+    frames.read(3)
+    with h5py.File(spec.path, "r", swmr=True, locking=False) as behind_our_back:
+        second = behind_our_back[NEXUS_DATASET]
+        second[0]
+        for dataset in (frames, second):
+            dataset.refresh()
+        for number in (7, 2, 9):
+            try:
+                frame = frames.read(number)
+            except FrameUnreadable:
+                continue  # HDF5 noticed by itself
+            except KernelError as error:
+                assert f"HDF5 returned frame 0 for frame {number}" in str(error)  # noqa: PT017  either outcome is right
+            else:
+                np.testing.assert_array_equal(frame, frame_of(spec, number))
+    library.close()
+
+
+def test_equal_frames_in_a_file_are_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "same.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("data", data=np.ones((5, 8, 9), "u4"), chunks=(1, 8, 9), compression="gzip")
+    library = Library()
+    frames = FrameDataset(library.dataset(path, "/data"), path, live=False)
+    for number in (0, 1, 4, 4, 2):
+        assert (frames.read(number) == 1).all()
+    library.close()
+
+
+@pytest.mark.mpi
+def test_background_may_come_from_the_very_dataset_that_is_processed(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"))
+    write(spec)
+    shutil.copy(spec.path, tmp_path / "copy.h5")
+    results = []
+    for name in ("scan.h5", "copy.h5"):
+        results.append(tmp_path / f"{name}.nxs")
+        parameters = {"background": f"{name}::{NEXUS_DATASET}[0]", "background_scale": 0.5}
+        done = run_kernel(Path(spec.path), results[-1], ranks=2, parameters=parameters, mode="live")
+        assert (done.returncode, done.stderr) == (0, "")
+    assert_same_results(*results)
