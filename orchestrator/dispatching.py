@@ -119,7 +119,9 @@ class Dispatcher:
             return True
         # The call itself may be under way, here or in another process, until its deadline.
         gateway = self.settings.gateway
-        if self.now() - unsettled.intent_at < timedelta(seconds=gateway.submit_deadline_s + gateway.absence_grace_s):
+        if self.now() - unsettled.latest_intent_at < timedelta(
+            seconds=gateway.submit_deadline_s + gateway.absence_grace_s
+        ):
             return False
         reason = f"the submission's answer was lost and {self.gateway.name} has no job {tag.job_name}"
         self.store.record_submit_failed(tag, reason, refused=False)

@@ -61,7 +61,11 @@ class AttemptStore(Database):
                 return False
             _keep_text(session, script.sha256, script.text)
             _keep_text(session, script.template_sha256, script.template_text)
-            session.merge(_intent_row(tag, script, gateway))
+            row = _intent_row(tag, script, gateway)
+            earlier = session.get(AttemptRow, (tag.run_id, tag.attempt))
+            if earlier is not None:
+                row.intent_at = earlier.intent_at
+            session.merge(row)
             run.state, run.attempts = RunState.SUBMITTING, tag.attempt
         return True
 
@@ -117,6 +121,7 @@ class AttemptStore(Database):
                     tag=_tag(row),
                     gateway=row.gateway,
                     intent_at=row.intent_at,
+                    latest_intent_at=row.latest_intent_at,
                     run_directory=Path(run.run_directory),
                     run_state=run.state,
                 )
@@ -267,6 +272,7 @@ def _keep_text(session: Session, sha256: str, content: str) -> None:
 
 
 def _intent_row(tag: RunTag, script: BatchScript, gateway: str) -> AttemptRow:
+    now = utc_now()
     return AttemptRow(
         run_id=tag.run_id,
         number=tag.attempt,
@@ -275,7 +281,8 @@ def _intent_row(tag: RunTag, script: BatchScript, gateway: str) -> AttemptRow:
         script_sha256=script.sha256,
         template_name=script.template_name,
         template_sha256=script.template_sha256,
-        intent_at=utc_now(),
+        intent_at=now,
+        latest_intent_at=now,
         adopted=False,
         words="",
         reason="",

@@ -157,6 +157,9 @@ class UnsettledAttempt:
     tag: RunTag
     gateway: str
     intent_at: datetime
+    """The first one: a job of this attempt can't be older."""
+    latest_intent_at: datetime
+    """Later than `intent_at` where an earlier submission surely made no job."""
     run_directory: Path
     run_state: RunState
     """Ended when the run was cancelled meanwhile: its job must not stay, if there is one."""

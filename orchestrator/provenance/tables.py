@@ -179,6 +179,7 @@ class AttemptRow(Base):
     template_name: Mapped[str]
     template_sha256: Mapped[str] = mapped_column(Name(64))
     intent_at: Mapped[datetime]
+    latest_intent_at: Mapped[datetime]
     cluster: Mapped[str | None] = mapped_column(Name(64))
     job_id: Mapped[int | None] = mapped_column(BigInteger)
     submitted_at: Mapped[datetime | None]

@@ -540,6 +540,8 @@ class StoreContract:
         assert store.run(tag.run_id).attempts[0].stage is AttemptStage.FAILED
         assert store.record_intent(again.tag, SCRIPT, gateway="cli")
         assert not store.record_intent(again.tag, SCRIPT, gateway="cli")
+        (unsettled,) = store.unsettled_attempts()
+        assert unsettled.intent_at < unsettled.latest_intent_at
         store.record_submitted(again.tag, a_job())
         assert [active.tag for active in store.active_attempts()] == [again.tag]
         detail = store.run(tag.run_id)

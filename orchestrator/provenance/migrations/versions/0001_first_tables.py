@@ -125,6 +125,7 @@ def _attempts() -> None:
         sa.Column("template_name", LongText(), nullable=False),
         sa.Column("template_sha256", Name(64), nullable=False),
         sa.Column("intent_at", UtcDateTime(), nullable=False),
+        sa.Column("latest_intent_at", UtcDateTime(), nullable=False),
         sa.Column("cluster", Name(64), nullable=True),
         sa.Column("job_id", sa.BigInteger(), nullable=True),
         sa.Column("submitted_at", UtcDateTime(), nullable=True),
