@@ -7,6 +7,7 @@ time: everything that takes its time is polled, with a deadline.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -458,6 +460,60 @@ os.killpg(os.getpgid(0), signal.SIGKILL)
         reaches(make_gateway(), found.identity, JobState.COMPLETED)
         assert (tmp_path / f"job-{found.identity.job_id}.log").read_text() == "alive\n"
 
+    @pytest.mark.parametrize("delay_s", [0.0, 0.013, 0.031, 0.057, 0.11])
+    def test_job_is_there_wholly_and_runs_once_or_is_not_there_when_its_submitter_is_killed(
+        self, make_gateway: Callable[..., LocalGateway], tmp_path: Path, delay_s: float
+    ) -> None:
+        before, run_id, ran = utc_now(), str(uuid.uuid4()), tmp_path / "ran"
+        submission = submission_of(
+            tmp_path, replace(SUCCEEDS, body=f"echo $ORCHESTRATOR_LOCAL_JOB_ID >> {ran}"), some_tag()
+        )
+        service = f"""
+from pathlib import Path
+from orchestrator.records import *
+from orchestrator.slurm.local import LocalGateway
+path = Path({str(submission.script_path)!r})
+script = BatchScript(text=path.read_text(), template_name="", template_text="")
+gateway = LocalGateway(Path({str(tmp_path / "local")!r}), parallel=2)
+print("ready", flush=True)
+for attempt in range(1, 1000):
+    tag = RunTag(run_id={run_id!r}, attempt=attempt)
+    gateway.submit(Submission(tag=tag, script=script, script_path=path, working_directory=path.parent))
+"""
+        with subprocess.Popen([sys.executable, "-c", service], stdout=subprocess.PIPE) as submitter:
+            assert submitter.stdout is not None
+            assert submitter.stdout.readline() == b"ready\n"
+            time.sleep(delay_s)
+            submitter.kill()
+        assert submitter.returncode == -signal.SIGKILL
+        gateway = make_gateway()
+        tags = (RunTag(run_id=run_id, attempt=attempt) for attempt in range(1, 1000))
+        found = [gateway.find(tag, since=before) for tag in itertools.takewhile(lambda t: _found(gateway, t), tags)]
+        jobs = [reports[0].identity for reports in found]
+        assert all(len(reports) == 1 for reports in found)
+        assert len(jobs) == len(gateway._queue.folders())
+        for job in jobs:
+            reaches(gateway, job, JobState.COMPLETED)
+        lines = ran.read_text().split() if jobs else []
+        assert sorted(lines, key=int) == [str(job.job_id) for job in jobs]
+
+    def test_two_services_on_one_folder_run_every_job_once(
+        self, make_gateway: Callable[..., LocalGateway], tmp_path: Path
+    ) -> None:
+        ran = tmp_path / "ran"
+        work = replace(SUCCEEDS, body=f"echo $ORCHESTRATOR_LOCAL_JOB_ID >> {ran}")
+
+        def serve(gateway: LocalGateway) -> list[JobIdentity]:
+            return [self.submit(gateway, tmp_path, work).identity for _ in range(10)]
+
+        services = [make_gateway(), make_gateway()]
+        with ThreadPoolExecutor() as pool:
+            first, second = pool.map(serve, services)
+        assert len({*first, *second}) == 20
+        for job in (*first, *second):
+            reaches(services[0], job, JobState.COMPLETED)
+        assert sorted(map(int, ran.read_text().split())) == sorted(job.job_id for job in (*first, *second))
+
     def test_job_whose_supervisor_was_killed_is_a_node_failure_and_nothing_of_it_goes_on(
         self, gateway: LocalGateway, tmp_path: Path
     ) -> None:
@@ -558,6 +614,10 @@ os.killpg(os.getpgid(0), signal.SIGKILL)
         usage = gateway.account([job])[job].usage
         assert float(usage["elapsed_s"]) >= 0.3
         assert int(usage["max_rss_bytes"]) > 50_000_000
+
+
+def _found(gateway: Gateway, tag: RunTag) -> bool:
+    return bool(gateway.find(tag, since=utc_now() - timedelta(hours=1)))
 
 
 def _raise(error: Exception) -> NoReturn:
