@@ -76,6 +76,8 @@ class Segment:
     dataset: str
     frames: Numbers = Progression()
     positions: Numbers = Progression()
+    frame_shape: tuple[int, int] | None = None
+    """What the virtual dataset says; None when the dataset speaks for itself."""
 
     @property
     def count(self) -> int | None:
@@ -150,12 +152,13 @@ def _segment(mapping: Mapping, file: Path, place: str) -> Segment:
             remedy="give the data files one by one, or a virtual dataset that lists its files",
         )
     source = file if mapping.file_name == "." else external_file(file, mapping.file_name)
-    frames = _leading_numbers(mapping.virtual, place)
-    positions = _source_numbers(mapping.source, f"{source}::{mapping.dataset_name}")
-    return Segment(source, mapping.dataset_name, frames, positions)
+    frame_shape: tuple[int, int] = mapping.virtual.shape[-2:]
+    frames = _leading_numbers(mapping.virtual, frame_shape, place)
+    positions = _source_numbers(mapping.source, frame_shape, f"{source}::{mapping.dataset_name}")
+    return Segment(source, mapping.dataset_name, frames, positions, frame_shape)
 
 
-def _source_numbers(space: h5py.h5s.SpaceID, place: str) -> Numbers:
+def _source_numbers(space: h5py.h5s.SpaceID, frame_shape: tuple[int, int], place: str) -> Numbers:
     """Return which frames a mapping takes from its source; HDF5 doesn't keep the source's shape, only the selection."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return Progression()
@@ -163,10 +166,10 @@ def _source_numbers(space: h5py.h5s.SpaceID, place: str) -> Numbers:
         raise UnusableInput(
             f"{place}: a part of a source with {len(space.shape) - 2} scan dimensions", remedy="map the whole source"
         )
-    return _leading_numbers(space, place)
+    return _leading_numbers(space, frame_shape, place)
 
 
-def _leading_numbers(space: h5py.h5s.SpaceID, place: str) -> Numbers:
+def _leading_numbers(space: h5py.h5s.SpaceID, frame_shape: tuple[int, int], place: str) -> Numbers:
     """Return which frames a dataspace selects, counted in C order over its leading dimensions."""
     shape = space.shape
     if space.get_select_type() == h5py.h5s.SEL_ALL:
@@ -175,7 +178,7 @@ def _leading_numbers(space: h5py.h5s.SpaceID, place: str) -> Numbers:
         raise UnusableInput(f"{place}: an irregular mapping of a virtual dataset", remedy="map whole frames")
     start, stride, count, block = space.get_regular_hyperslab()
     for axis in (-2, -1):
-        if start[axis] != 0 or count[axis] * block[axis] != shape[axis]:
+        if start[axis] != 0 or count[axis] * block[axis] != frame_shape[axis]:
             raise UnusableInput(
                 f"{place}: a mapping of parts of frames (rows {start[-2]}…, columns {start[-1]}…)",
                 remedy="only sources that hold whole frames can be followed; process the modules singly",

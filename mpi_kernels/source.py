@@ -244,6 +244,12 @@ class FrameSource:
             place = self._library.locate(segment.file, segment.dataset)
             frames = FrameDataset(dataset, place.file, live=self._library.is_live(place.file))
             first = next(iter(self._opened.values()), frames)
+            if segment.frame_shape not in {None, frames.frame_shape}:
+                raise UnusableInput(
+                    f"{frames.place}: frames {frames.frame_shape}, of which the virtual dataset takes a part "
+                    f"{segment.frame_shape}",
+                    remedy="give the source itself; parts are cut out with a mask",
+                )
             if (frames.frame_shape, frames.dtype) != (first.frame_shape, first.dtype):
                 raise UnusableInput(
                     f"{frames.place}: frames {frames.frame_shape} of {frames.dtype}, but {first.place} has "

@@ -140,6 +140,15 @@ def test_virtual_dataset_of_detector_modules_is_refused(scan: Path, tmp_path: Pa
     assert_refused(run_kernel(aged(path), tmp_path / "r.nxs", dataset="/data"), 3, "parts of frames", "modules")
 
 
+def test_virtual_dataset_that_crops_frames_is_refused(scan: Path, tmp_path: Path) -> None:
+    layout = h5py.VirtualLayout(shape=(4, 30, 80), dtype="u4")
+    layout[:] = h5py.VirtualSource(str(scan), NEXUS_DATASET, shape=(4, 60, 80))[:, :30]
+    path = tmp_path / "master.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_virtual_dataset("data", layout)
+    assert_refused(run_kernel(aged(path), tmp_path / "r.nxs", dataset="/data"), 3, "takes a part (30, 80)")
+
+
 PARAMETERS = {
     "unknown name": ({"bin": 10}, ["bin: unknown", "--schema"]),
     "wrong type": ({"bins": "many"}, ["bins: "]),

@@ -1,0 +1,73 @@
+"""Raw chunks are decoded to what HDF5 itself reads, for every compression and type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+
+from mpi_kernels.decode import Filter, Pipeline
+from mpi_kernels.errors import FrameUnreadable, UnusableInput
+
+COMPRESSIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "gzip": {"compression": "gzip"},
+    "shuffle+gzip": {"compression": "gzip", "shuffle": True},
+    "bitshuffle-lz4": dict(hdf5plugin.Bitshuffle()),
+    "bitshuffle-zstd": dict(hdf5plugin.Bitshuffle(cname="zstd")),
+}
+SHAPE = (1, 37, 41)  # not a multiple of any block size
+
+
+def dataset_with(path: Path, name: str, dtype: str, options: dict[str, Any]) -> h5py.Dataset:
+    frame = np.random.default_rng(1).poisson(3, SHAPE).astype(dtype)
+    return h5py.File(path, "w").create_dataset(name, data=frame, chunks=SHAPE, **options)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i4", ">u4", "<u1", "<f4", "<u8"])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_decoded_chunk_is_what_hdf5_reads(tmp_path: Path, compression: str, dtype: str) -> None:
+    dataset = dataset_with(tmp_path / "a.h5", "data", dtype, COMPRESSIONS[compression])
+    pipeline = Pipeline.of(dataset)
+    assert pipeline.decodable
+    assert pipeline.label == compression
+    mask, raw = dataset.id.read_direct_chunk((0, 0, 0))
+    decoded = pipeline.decode(raw, mask)
+    assert decoded.dtype == dataset.dtype
+    np.testing.assert_array_equal(decoded, dataset[()])
+    dataset.file.close()
+
+
+def test_skipped_filters_are_not_undone(tmp_path: Path) -> None:
+    dataset = dataset_with(tmp_path / "a.h5", "data", "<u4", COMPRESSIONS["shuffle+gzip"])
+    pipeline, plain = Pipeline.of(dataset), dataset[()]
+    np.testing.assert_array_equal(pipeline.decode(plain.tobytes(), 0b11), plain)
+    dataset.file.close()
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_damaged_chunk_is_unreadable_and_nothing_else(tmp_path: Path, compression: str) -> None:
+    dataset = dataset_with(tmp_path / "a.h5", "data", "<u4", COMPRESSIONS[compression])
+    _mask, raw = dataset.id.read_direct_chunk((0, 0, 0))
+    for damaged in (b"", raw[: len(raw) // 2], b"\xff" * 40):
+        with pytest.raises(FrameUnreadable, match="chunk of"):
+            Pipeline.of(dataset).decode(damaged, 0)
+    dataset.file.close()
+
+
+def test_filter_that_only_hdf5_knows_is_left_to_it(tmp_path: Path) -> None:
+    dataset = dataset_with(tmp_path / "a.h5", "data", "<u4", dict(hdf5plugin.Zstd()))
+    pipeline = Pipeline.of(dataset)
+    assert not pipeline.decodable
+    pipeline.check_available("here")
+    dataset.file.close()
+
+
+def test_filter_that_nobody_knows_is_named() -> None:
+    pipeline = Pipeline((Filter(499, (), "secret"),), np.dtype("u4"), SHAPE)
+    with pytest.raises(UnusableInput, match=r"there: compressed with HDF5 filter 499 \(secret\)"):
+        pipeline.check_available("there")
