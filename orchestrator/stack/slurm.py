@@ -42,7 +42,7 @@ SETTINGS = {
     "SelectType": "select/cons_tres",
     "SelectTypeParameters": "CR_Core_Memory",
     "SchedulerType": "sched/backfill",
-    "SchedulerParameters": "batch_sched_delay=0,sched_min_interval=0,sched_interval=2,bf_interval=2",
+    "SchedulerParameters": "batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1",
     "PriorityType": "priority/basic",
     "PreemptType": "preempt/none",
     "JobAcctGatherType": "jobacct_gather/linux",
