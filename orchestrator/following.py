@@ -46,6 +46,7 @@ class Follower:
     _missing_since: dict[JobIdentity, datetime] = field(default_factory=dict)
     _usage_wanted: dict[JobIdentity, tuple[ActiveAttempt, datetime]] = field(default_factory=dict)
     _events_read: dict[AttemptDirectory, int] = field(default_factory=dict)
+    _accounting_silent: bool = False
     _inputs_known: set[tuple[RunTag, str]] = field(default_factory=set)
 
     def cycle(self) -> int:
@@ -124,22 +125,31 @@ class Follower:
             return 0
         reports = dict(self.gateway.poll([attempt.identity for attempt in active]))
         absent = [attempt.identity for attempt in active if attempt.identity not in reports]
-        reports |= self._ask_accounting(absent)
-        return sum(self._act(attempt, reports.get(attempt.identity)) for attempt in active)
+        accounted = self._ask_accounting(absent)
+        reports |= accounted or {}
+        return sum(
+            self._act(attempt, reports.get(attempt.identity), everybody_asked=accounted is not None)
+            for attempt in active
+        )
 
-    def _ask_accounting(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+    def _ask_accounting(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport] | None:
+        """Ask accounting about jobs that the controller doesn't tell enough of; None when it can't be asked."""
         if not jobs:
             return {}
         try:
-            return self.gateway.account(jobs)
+            answer = self.gateway.account(jobs)
         except GatewayUnavailable as error:
-            log.warning("%d jobs have left the controller and accounting can't say how: %s", len(jobs), error.full_text)
-            return {}
+            if not self._accounting_silent:
+                log.warning("accounting can't be asked about %d jobs: %s", len(jobs), error.full_text)
+            self._accounting_silent = True
+            return None
+        self._accounting_silent = False
+        return answer
 
-    def _act(self, attempt: ActiveAttempt, report: JobReport | None) -> bool:
+    def _act(self, attempt: ActiveAttempt, report: JobReport | None, *, everybody_asked: bool) -> bool:
         """Record a report; conclude the run when its job has ended. Return whether it did."""
         if report is None:
-            return self._act_on_absence(attempt)
+            return self._act_on_absence(attempt, everybody_asked=everybody_asked)
         self._missing_since.pop(attempt.identity, None)
         if report != attempt.last_report:
             self.store.record_report(attempt.tag, report)
@@ -148,13 +158,15 @@ class Follower:
         self._finish(attempt, report)
         return True
 
-    def _act_on_absence(self, attempt: ActiveAttempt) -> bool:
+    def _act_on_absence(self, attempt: ActiveAttempt, *, everybody_asked: bool) -> bool:
         """Nobody knows the job: believe its own end record, else wait, else say that nothing is known."""
         report = self._own_record(attempt)
         if report is not None:
             self.store.record_report(attempt.tag, report)
             self._finish(attempt, report)
             return True
+        if not everybody_asked:
+            return False
         since = self._missing_since.setdefault(attempt.identity, self.now())
         if self.now() - since < self.vanish_after:
             return False
@@ -208,7 +220,7 @@ class Follower:
         """Ask accounting, which lags, for the usage of jobs that have ended."""
         if not self._usage_wanted:
             return
-        for identity, report in self._ask_accounting(tuple(self._usage_wanted)).items():
+        for identity, report in (self._ask_accounting(tuple(self._usage_wanted)) or {}).items():
             attempt, _ = self._usage_wanted[identity]
             if report.state.ended and attempt.last_report is not None:
                 self.store.record_report(attempt.tag, replace(attempt.last_report, usage=report.usage))

@@ -1,0 +1,181 @@
+"""From a message to a job, exactly once, whatever the answers are."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from orchestrator.dispatching import cancel
+from orchestrator.errors import GatewayUnavailable, RunDirectoryUnavailable
+from orchestrator.listening.door import Accepted, Rejected
+from orchestrator.provenance import MessageState
+from orchestrator.records import RawMessage, RunState
+from orchestrator.slurm.memory import Meets
+from tests.unit.trip import Trip
+
+
+def test_a_message_becomes_one_job_with_everything_in_the_runs_directory(trip: Trip) -> None:
+    trip.submitted()
+    run, directory = trip.run(), trip.directory()
+    assert run.summary.state is RunState.PENDING
+    (job,) = trip.gateway.jobs
+    assert (job.name, job.comment) == (run.attempts[0].tag.job_name, run.attempts[0].tag.comment)
+    assert directory.script.read_text() == run.attempts[0].script_text
+    assert directory.template.read_text() == run.attempts[0].template_text
+    assert run.message is not None
+    assert directory.message.read_bytes() == run.message.raw.body
+    assert json.loads(directory.parameters.read_text()) == run.plan.parameter_values()
+    assert trip.attempt().path.is_dir()
+
+
+def test_the_same_message_again_makes_no_second_run(trip: Trip) -> None:
+    trip.submitted()
+    assert trip.start() == Accepted(duplicate=True)
+    trip.dispatcher.plan_waiting()
+    assert trip.dispatcher.submit_planned() == 0
+    assert len(trip.gateway.jobs) == 1
+
+
+def test_another_start_under_a_known_uid_is_rejected(trip: Trip) -> None:
+    trip.submitted()
+    verdict = trip.start(detector="another")
+    assert isinstance(verdict, Rejected)
+    assert "uid" in verdict.reason
+
+
+def test_what_cannot_be_understood_is_recorded_and_rejected(trip: Trip) -> None:
+    verdict = trip.dispatcher.receive(RawMessage(body=b"{", source="test"))
+    assert isinstance(verdict, Rejected)
+    (record,) = trip.store.messages(state=MessageState.REJECTED)
+    assert record.rejection == verdict.reason
+
+
+def test_an_answer_that_was_lost_after_acceptance_is_adopted(trip: Trip) -> None:
+    trip.gateway.upcoming.append(Meets.LOST_REPLY)
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    assert trip.dispatcher.submit_planned() == 0
+    assert trip.run().summary.state is RunState.SUBMITTING
+    assert trip.dispatcher.settle() == 0
+    assert trip.dispatcher.submit_planned() == 0
+    (job,) = trip.gateway.jobs
+    assert trip.run().summary.job == job.identity
+    assert trip.run().attempts[0].adopted
+
+
+def test_a_lost_request_is_sent_again_only_once_its_absence_is_proven(trip: Trip) -> None:
+    trip.gateway.upcoming.append(Meets.LOST_REQUEST)
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    assert trip.dispatcher.settle() == 1
+    assert trip.dispatcher.submit_planned() == 0
+    trip.clock.ahead = timedelta(seconds=89)
+    assert trip.dispatcher.settle() == 1
+    trip.clock.ahead = timedelta(seconds=91)
+    assert trip.dispatcher.settle() == 0
+    assert trip.dispatcher.submit_planned() == 1
+    assert len(trip.gateway.jobs) == 1
+    assert len(trip.run().attempts) == 1
+
+
+def test_a_job_accepted_after_its_absence_seemed_proven_carries_the_same_attempt(trip: Trip) -> None:
+    trip.gateway.upcoming.append(Meets.LATE_ACCEPTANCE)
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    trip.clock.ahead = timedelta(seconds=91)
+    trip.dispatcher.settle()
+    trip.dispatcher.submit_planned()
+    trip.gateway.accept_late()
+    first, second = trip.gateway.jobs
+    assert first.name == second.name  # the fence in the run's directory lets one of them work
+
+
+def test_of_two_jobs_found_for_one_attempt_the_first_stays(trip: Trip) -> None:
+    trip.gateway.upcoming.extend([Meets.LATE_ACCEPTANCE, Meets.LOST_REPLY])
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    trip.clock.ahead = timedelta(seconds=91)
+    trip.dispatcher.settle()
+    trip.dispatcher.submit_planned()
+    trip.gateway.accept_late()
+    assert trip.dispatcher.settle() == 0
+    first, second = trip.gateway.jobs
+    assert trip.run().summary.job == first.identity
+    assert (first.state.ended, second.state.ended) == (False, True)
+
+
+def test_while_slurm_is_down_runs_wait_under_the_same_number_and_keep_their_order(trip: Trip) -> None:
+    for uid in ("a", "b", "c"):
+        trip.start(uid)
+    trip.dispatcher.plan_waiting()
+    trip.gateway.controller_up = False
+    for _ in range(3):
+        with pytest.raises(GatewayUnavailable):
+            trip.dispatcher.submit_planned()
+    assert trip.run("a").summary.state is RunState.PLANNED
+    assert "controller" in trip.run("a").summary.reason
+    trip.gateway.controller_up = True
+    assert trip.dispatcher.submit_planned() == 3
+    names = [job.name for job in trip.gateway.jobs]
+    assert names == [f"run-{trip.run(uid).summary.run_id}.1" for uid in ("a", "b", "c")]
+
+
+def test_a_refused_submission_ends_its_run_and_lets_the_others_go_on(trip: Trip) -> None:
+    trip.gateway.upcoming.append(Meets.REFUSAL)
+    trip.start("refused")
+    trip.start("good")
+    trip.dispatcher.plan_waiting()
+    assert trip.dispatcher.submit_planned() == 1
+    assert trip.run("refused").summary.state is RunState.REFUSED
+    assert "partition" in trip.run("refused").summary.reason
+    assert trip.run("good").summary.state is RunState.PENDING
+
+
+def test_a_directory_that_cannot_be_written_holds_up_its_own_run_only(trip: Trip) -> None:
+    trip.start("blocked")
+    trip.start("good")
+    trip.dispatcher.plan_waiting()
+    blocked = trip.directory("blocked").path
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where the directory belongs")
+    with pytest.raises(RunDirectoryUnavailable):
+        trip.dispatcher.submit_planned()
+    assert trip.run("good").summary.state is RunState.PENDING
+    assert trip.run("blocked").summary.state is RunState.PLANNED
+    assert str(blocked) in trip.run("blocked").summary.reason
+    blocked.unlink()
+    assert trip.dispatcher.submit_planned() == 1
+
+
+def test_a_run_cancelled_before_it_has_a_job_gets_none(trip: Trip) -> None:
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    assert cancel(trip.store, trip.gateway, trip.run().summary.run_id, by="ann") is RunState.CANCELLED
+    assert trip.dispatcher.submit_planned() == 0
+    assert not trip.gateway.jobs
+    assert trip.run().summary.reason == "cancelled by ann before it had a job"
+
+
+def test_a_job_that_turns_up_after_its_run_was_cancelled_is_ended(trip: Trip) -> None:
+    trip.gateway.upcoming.append(Meets.LOST_REPLY)
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    cancel(trip.store, trip.gateway, trip.run().summary.run_id, by="ann")
+    trip.dispatcher.settle()
+    (job,) = trip.gateway.jobs
+    assert job.state.ended
+    assert trip.run().summary.state is RunState.CANCELLED
+
+
+def test_a_file_outside_the_allowed_roots_makes_no_run(trip: Trip) -> None:
+    (trip.folder / "link").symlink_to("/etc")
+    trip.start(file="link/passwd")
+    assert trip.dispatcher.plan_waiting() == 0
+    (record,) = trip.store.messages()
+    assert "leads to /etc/passwd" in record.note
