@@ -19,13 +19,15 @@ from typing import Annotated, NoReturn, ParamSpec, TypeVar
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.errors import InvalidInput, NotFound, OrchestratorError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+ENOUGH = 24
+"""Columns of a terminal that are enough for a sentence to be wrapped in."""
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -95,24 +97,31 @@ def _wrapped(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write rows in columns.
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, cut: bool = False) -> None:
+    """Write rows in columns, every value whole.
 
-    On a terminal the last column is folded where it doesn't fit; elsewhere every value is whole, however wide.
+    On a terminal a last column that doesn't fit is wrapped, or stands below its row where there is hardly any room;
+    with `cut` it is cut instead.
     """
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
-    if not out.is_terminal:
-        for row in (headings, *rows):
-            padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-            typer.echo("  ".join(padded).rstrip())
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading, width in zip(headings[:-1], widths[:-1], strict=True):
-        table.add_column(heading, no_wrap=True, min_width=width)
-    table.add_column(headings[-1], overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    out.print(table)
+    margin = sum(widths[:-1]) + 2 * len(widths[:-1])
+    room = out.width - margin if out.is_terminal else widths[-1]
+    for row in (headings, *rows):
+        first = "".join(
+            cell + " " * (width - cell_len(cell) + 2) for cell, width in zip(row[:-1], widths, strict=False)
+        )
+        for line in _with_last(first, row[-1], room, min(widths[-1], ENOUGH), cut=cut):
+            out.print(Text(line.rstrip(), style="bold" if row is headings else ""))
+
+
+def _with_last(first: str, last: str, room: int, enough: int, *, cut: bool) -> list[str]:
+    """Return the lines of a row whose last cell may not fit into the room that is left."""
+    if cut:
+        return [first + (last if cell_len(last) <= room else last[: max(room - 1, 0)] + "…")]
+    if room < enough:
+        return [first, *(f"    {line}" for line in _wrapped(last, out.width - 4) if line)]
+    lines = _wrapped(last, max(room, 1))
+    return [first + lines[0], *(" " * cell_len(first) + line for line in lines[1:])]
 
 
 def exit_code_of(error: OrchestratorError) -> ExitCode:

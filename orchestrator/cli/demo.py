@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
 
-from orchestrator.cli.common import ExitCode, err, out, says_errors, to_json
+from orchestrator.cli.common import ExitCode, err, out, print_fields, says_errors, to_json
+from orchestrator.cli.progress import frame_bars, lag_of
+from orchestrator.cli.wording import seconds
 from orchestrator.demonstration import Demonstration, Summary, View, Watch, run
 from orchestrator.errors import InvalidInput
 from orchestrator.runs import write_atomically
@@ -44,6 +48,10 @@ def demo(
     A private SLURM and ActiveMQ are brought up, the service is started, a detector writes frames, a collection-start
     message announces them, and a SLURM job integrates them while they come. Exit code 0 only if every frame that was
     written has been processed.
+
+    - with SLURM and a broker, as root or where they are installed: `orchestrator demo`
+    - anywhere: `orchestrator demo --embedded`
+    - real frames: `orchestrator demo --input scan.h5 --dataset /entry/data/data`
     """
     if (replayed is None) != (dataset is None):
         raise InvalidInput("--input and --dataset go together", remedy="give both, or none for simulated frames")
@@ -59,7 +67,7 @@ def demo(
         keep=keep,
     )
     out.print(f"Everything goes into {folder}" + (" (embedded: no SLURM, no broker)" if embedded else ""))
-    with _bars() as watch:
+    with _display() as watch:
         summary = run(demonstration, watch)
     if json_file is not None:
         write_atomically(json_file.absolute(), to_json(asdict(summary)) + "\n")
@@ -68,69 +76,82 @@ def demo(
 
 
 @contextmanager
-def _bars() -> Iterator[Watch]:
-    columns = (
-        TextColumn("{task.description:<30}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err) as progress:
+def _display() -> Iterator[Watch]:
+    if not err.is_terminal:
+        yield _Lines()
+        return
+    with Live(console=err, auto_refresh=False) as live:
         phase = ""
-        written = progress.add_task("frames written", total=None, visible=False, note="")
-        processed = progress.add_task("frames processed", total=None, visible=False, note="")
 
         def watch(view: View) -> None:
             nonlocal phase
-            note = f"job {view.job} {view.state}" if view.job else str(view.state or "")
-            if view.phase != phase or (not progress.console.is_terminal and view.expected is None):
+            if view.phase != phase:
                 phase = view.phase
-                progress.console.print(f"· {phase}")
-            if view.expected is None:
-                return
-            progress.update(written, total=view.expected, completed=view.written, visible=True)
-            counts = view.counts
-            done = 0 if counts is None else counts.processed
-            if counts is not None and counts.lag_median_s is not None:
-                note += f", lag {counts.lag_median_s * 1e3:.0f} ms, {view.written - done} behind"
-            progress.update(processed, total=view.expected, completed=done, visible=True, note=note)
+                live.console.print(f"· {phase}")
+            if view.expected is not None:
+                live.update(_bars(view), refresh=True)
 
         yield watch
 
 
+def _bars(view: View) -> Group:
+    written, processed = _frames(view)
+    rows = (("written", written, ""), ("processed", processed, lag_of(view.counts, written)))
+    return Group(Text(_where(view)), frame_bars(rows, view.expected))
+
+
+def _frames(view: View) -> tuple[int, int]:
+    """Return how many frames are written, as detector or kernel knows last, and processed."""
+    return (view.written, 0) if view.counts is None else (max(view.written, view.counts.written), view.counts.processed)
+
+
+def _where(view: View) -> str:
+    return "no run yet" if view.state is None else f"run is {view.state}{f', job {view.job}' if view.job else ''}"
+
+
+class _Lines:
+    """Writes a line when something has changed, and every few seconds while frames come."""
+
+    EVERY_S = 2.0
+
+    def __init__(self) -> None:
+        self._said, self._said_at = "", 0.0
+
+    def __call__(self, view: View) -> None:
+        stage = view.phase if view.expected is None else f"{view.phase}: {_where(view)}"
+        if stage == self._said and time.monotonic() - self._said_at < self.EVERY_S:
+            return
+        self._said, self._said_at = stage, time.monotonic()
+        written, processed = _frames(view)
+        lag = lag_of(view.counts, written)
+        frames = f", written {written}/{view.expected}, processed {processed}{f', {lag}' if lag else ''}"
+        err.print(f"· {stage}{'' if view.expected is None else frames}")
+
+
 def _print(summary: Summary, *, keep: bool, folder: Path) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    job = "" if summary.slurm_job_id is None else f"job {summary.slurm_job_id} through the {summary.gateway} gateway"
-    frames = (
-        f"{summary.frames_expected} announced, {summary.frames_written} written, "
-        f"{summary.frames_processed} processed, {summary.frames_failed} failed"
-    )
-    rows = {
-        "run": summary.run,
-        "job": job,
-        "state": f"{summary.state}: {summary.reason}",
-        "frames": frames,
-        "message to job start": _seconds(summary.message_to_job_start_s),
-        "lag": f"median {_seconds(summary.lag_median_s)}, worst {_seconds(summary.lag_max_s)} (frames written before "
-        "the job started waited for it)",
-        "result": summary.result,
-        "picture": summary.picture or "",
-    }
-    for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", value)
-    out.print(table)
-    site = f"--site {shlex.quote(summary.site)}"
-    program = "orchestrator"
+    print_fields(_fields(summary), label_width=20, indent=0)
+    run, site = summary.run[:8], f"--site {shlex.quote(summary.site)}"
     out.print("\nTo look further:")
-    for command in (f"{program} show {summary.run[:8]} {site}", f"{program} log {summary.run[:8]} {site}"):
-        out.print(f"  {command}")
+    for command in ("show", "log"):
+        out.print(Text(f"  orchestrator {command} {run} {site}"))
     if keep:
         stack = shlex.quote(str(folder / "stack"))
-        out.print(f"\nStack and service go on (--keep). To end the stack: {program} stack down --dir {stack}")
+        out.print(f"\nStack and service go on (--keep). To end the stack: orchestrator stack down --dir {stack}")
     else:
         out.print(f"\nDaemons are ended; what was recorded stays in {folder} until you remove it.")
 
 
-def _seconds(value: float | None) -> str:
-    return "unknown" if value is None else f"{value * 1e3:.0f} ms" if value < 1 else f"{value:.2f} s"
+def _fields(summary: Summary) -> Iterator[tuple[str, str]]:
+    yield "run", summary.run
+    if summary.slurm_job_id is not None:
+        yield "job", f"{summary.slurm_job_id} through the {summary.gateway} gateway"
+    yield "state", f"{summary.state}: {summary.reason}"
+    written, processed = summary.frames_written, summary.frames_processed
+    announced = f"{summary.frames_expected} announced, {written} written"
+    yield "frames", f"{announced}, {processed} processed, {summary.frames_failed} failed"
+    yield "message to job start", seconds(summary.message_to_job_start_s)
+    lag = f"median {seconds(summary.lag_median_s)}, worst {seconds(summary.lag_max_s)}"
+    yield "lag", f"{lag} (frames written before the job started waited for it)"
+    yield "result", summary.result
+    if summary.picture:
+        yield "picture", summary.picture

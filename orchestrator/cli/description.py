@@ -15,7 +15,7 @@ from orchestrator.cli.job_description import Field, describe_history, describe_j
 from orchestrator.cli.result_note import ResultNote
 from orchestrator.cli.wording import seconds, size, when
 from orchestrator.provenance import AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
-from orchestrator.records import FrameCounts, Json, Resources, RunState
+from orchestrator.records import FrameCounts, Json, Origin, Resources, RunState
 from orchestrator.runs import RunDirectory
 
 _UNITS = {"memory_mb": "MB per node", "time_limit_min": "minutes"}
@@ -69,6 +69,9 @@ def _state(run: RunDetail) -> Iterator[Field]:
     yield "state", summary.state
     if summary.reason:
         yield "because", summary.reason
+    for event in run.events:
+        if event.kind == "cancel":
+            yield "cancelled by", f"{member(event, 'by')}, {when(event.at)}"
     if summary.ended_at is not None:
         took_s = (summary.ended_at - summary.created_at).total_seconds()
         yield "ended", f"{when(summary.ended_at)}, {seconds(took_s)} after it was recorded"
@@ -112,7 +115,7 @@ def _result(run: RunDetail, findings: Findings) -> Iterator[Field]:
     if all(output.path != expected for output in run.outputs):
         there = findings.sizes.get(expected)
         if there is None:
-            yield "result", f"none; it would be {expected}"
+            yield "result", "none was made" if run.summary.state.ended else f"none yet; it will be {expected}"
             return
         yield "result", str(expected)
         growing = "it grows while the job runs" if not run.summary.state.ended else "the job left no record of it"
@@ -168,15 +171,15 @@ def _nanoseconds(mtime_ns: int | None) -> str:
 
 
 def _parameters(run: RunDetail, note: ResultNote | None) -> Iterator[Field]:
-    chosen = {parameter.name: parameter for parameter in run.parameters}
-    lines = [(name, value.value, f"{value.origin}, {value.place}") for name, value in chosen.items()]
+    chosen = {parameter.name for parameter in run.parameters}
+    lines = [(parameter.name, parameter.value, parameter.origin, parameter.place) for parameter in run.parameters]
     if note is not None:
         defaults = (item for item in note.parameters.items() if item[0] not in chosen)
-        lines += [(name, value, "the kernel's default, as the result says") for name, value in defaults]
-    values = ["none" if value is None else json.dumps(value, ensure_ascii=False) for _, value, _ in lines]
+        lines += [(name, value, Origin.DEFAULT, "the kernel's, as the result says") for name, value in defaults]
+    values = ["none" if value is None else json.dumps(value, ensure_ascii=False) for _, value, _, _ in lines]
     width = min(max(map(len, values), default=0), 24)
-    for (name, _, decided), value in zip(lines, values, strict=True):
-        yield name, f"{value:<{width}}  {decided}"
+    for (name, _, origin, place), value in zip(lines, values, strict=True):
+        yield name, f"{value:<{width}}  {origin:<7}  {place}"
     if note is None:
         yield "others", f"the defaults of kernel {run.plan.kernel}"
     elif not note.parameters:
@@ -268,10 +271,10 @@ def _next(run: RunDetail, findings: Findings) -> Iterator[Field]:
     if not run.summary.state.ended:
         yield "follow it", f"orchestrator watch {name}"
         yield "end it", f"orchestrator cancel {name}"
-    elif run.summary.state is not RunState.COMPLETE and run.attempts:
-        yield "why", f"orchestrator log {name}"
     if run.attempts:
-        yield "its log", f"orchestrator log {name}"
+        failed = run.summary.state.ended and run.summary.state is not RunState.COMPLETE
+        yield "why it failed" if failed else "its log", f"orchestrator log {name}"
         yield "its script", f"orchestrator show {name} --script"
-    yield "message", f"orchestrator show {name} --message"
+    if run.message is not None:
+        yield "its message", f"orchestrator show {name} --message"
     yield "everything", f"orchestrator show {name} --json"

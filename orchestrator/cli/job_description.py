@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 from orchestrator.cli.wording import counted, seconds, size, when
+from orchestrator.evidence import EXIT_PARTIAL
 from orchestrator.provenance import AttemptRecord, JobEvent, RunDetail
 from orchestrator.records import Evidence, JobReport, Json
 from orchestrator.runs import RunDirectory
@@ -63,9 +64,10 @@ def _report(report: JobReport) -> Iterator[Field]:
     if report.ended_at is not None:
         yield "ended", when(report.ended_at)
     if report.exit_code is not None:
-        yield "exit code", f"{report.exit_code}{f', signal {report.signal}' if report.signal else ''}"
+        meaning = ", the kernel's for: ended in order, frames are missing" if report.exit_code == EXIT_PARTIAL else ""
+        yield "exit code", f"{report.exit_code}{f', signal {report.signal}' if report.signal else ''}{meaning}"
     if report.state.ended:
-        yield "usage", ", ".join(_usage(report)) or "accounting told nothing"
+        yield "usage", ", ".join(_usage(report)) or "not known; accounting told nothing"
 
 
 def _because(report: JobReport) -> str:

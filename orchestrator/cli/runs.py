@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -68,23 +69,28 @@ def runs(
     elif not found:
         out.print("No runs.")
     else:
-        headings = ("run", "recorded", "state", "frames", "recipe", "visit", "job", "file")
-        print_table(headings, [_row(run, short=out.is_terminal) for run in found])
+        _print(found)
     if len(found) == limit:
         err.print(f"These are the newest {limit}; --limit gives more.")
 
 
-def _row(run: RunSummary, *, short: bool) -> tuple[str, ...]:
-    return (
-        run.run_id[:8] if short else run.run_id,
-        run.created_at.astimezone().strftime("%m-%d %H:%M" if short else "%Y-%m-%dT%H:%M:%S%z"),
-        run.state,
-        frames_done(run),
-        run.recipe,
-        run.visit or "-",
-        str(run.job or "-"),
-        run.file.name if short else str(run.file),
-    )
+def _print(found: Sequence[RunSummary]) -> None:
+    headings = ("run", "recorded", "state", "frames", "recipe", "visit", "file")
+    if out.is_terminal:
+        print_table(headings, [_short(run) for run in found], cut=True)
+    else:
+        print_table((*headings, "job"), [_long(run) for run in found])
+
+
+def _short(run: RunSummary) -> tuple[str, ...]:
+    recorded = run.created_at.astimezone().strftime("%m-%d %H:%M")
+    return (run.run_id[:8], recorded, run.state, frames_done(run), run.recipe, run.visit or "-", run.file.name)
+
+
+def _long(run: RunSummary) -> tuple[str, ...]:
+    recorded = run.created_at.astimezone().isoformat(timespec="seconds")
+    job = str(run.job or "-")
+    return (run.run_id, recorded, run.state, frames_done(run), run.recipe, run.visit or "-", str(run.file), job)
 
 
 def frames_done(run: RunSummary) -> str:

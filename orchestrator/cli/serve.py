@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -16,7 +17,16 @@ from orchestrator.settings import load_settings
 log = logging.getLogger("orchestrator")
 
 
-def set_up_logging(level: str) -> None:
+class LogLevel(StrEnum):
+    """How much the service says."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def set_up_logging(level: LogLevel) -> None:
     """Send log lines to standard error with time, level, thread and module."""
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)-7s %(threadName)-12s %(name)s: %(message)s", force=True
@@ -28,12 +38,15 @@ def set_up_logging(level: str) -> None:
 @says_errors
 def serve(
     site: SiteOption,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[LogLevel, typer.Option(metavar="LEVEL", help=f"{', '.join(LogLevel)}.")] = LogLevel.INFO,
 ) -> None:
     """Run the service: take messages, submit jobs, follow them, until SIGTERM or Ctrl-C.
 
     Ending it, even with `kill -9`, loses nothing: jobs go on, messages stay with the broker, and the next start takes
-    up where this one ended.
+    up where this one ended. Log lines go to standard error.
+
+    - try a site file first: `orchestrator site check site.toml`, then `orchestrator serve --site site.toml`
+    - what it does in detail: `orchestrator serve --log-level debug`
     """
     set_up_logging(log_level)
     stop = threading.Event()

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
-from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, out, print_json, says_errors
+from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, out, print_json, print_table, says_errors
+from orchestrator.cli.run_argument import RunArgument
 from orchestrator.dispatching import Dispatcher
 from orchestrator.dispatching import cancel as cancel_run
 from orchestrator.errors import InvalidMessage
@@ -27,14 +29,22 @@ from orchestrator.settings import load_settings
 
 @says_errors
 def submit(
-    message: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A collection-start or -end document.")],
+    *,
+    message: Annotated[
+        Path,
+        typer.Argument(metavar="MESSAGE", exists=True, dir_okay=False, help="A collection-start or -end document."),
+    ],
     site: SiteOption,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the runs to their end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Take one message from a file, as if a broker had brought it, and submit its runs.
 
-    The service may be running or not. The same message again changes nothing.
+    The service may be running or not. The same message again changes nothing. Exit code 6 when a run is refused, or
+    with `--wait` when one doesn't end complete.
+
+    - see first what would happen: `orchestrator plan start.json`
+    - process a finished file and wait: `orchestrator submit start.json --wait`
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     settings = load_settings(site)
@@ -68,26 +78,34 @@ def _print(store: Store, raw: RawMessage, runs: Sequence[RunSummary], *, duplica
         return
     if duplicate:
         out.print("This message was known already; nothing new was submitted.")
-    for run in runs:
-        out.print(f"run {run.run_id}  {run.recipe}  {run.state}  {run.job or ''}  {run.reason}")
-    if not runs:
+    if runs:
+        rows = [(run.run_id, run.state, run.recipe, str(run.job or "-"), run.reason) for run in runs]
+        print_table(("run", "state", "recipe", "job", "why"), rows)
+    else:
         note = next((record.note for record in store.messages() if record.raw.sha256 == raw.sha256), "")
-        out.print(note or "Recorded; no run came of it.")
+        out.print(Text(note or "Recorded; no run came of it."))
 
 
 @says_errors
 def cancel(
-    run: Annotated[str, typer.Argument(help="Run id, the beginning of one, or `latest`.")],
+    run: RunArgument,
     site: SiteOption,
+    as_json: JsonOption = False,
 ) -> None:
-    """End a run that isn't wanted any more."""
+    """End a run that isn't wanted any more. What it has done so far is kept; one that has ended is left alone.
+
+    - `orchestrator cancel 3f2a && orchestrator watch 3f2a` waits until SLURM has ended the job
+    """
     settings = load_settings(site)
     with open_store(settings) as store:
         run_id = store.find_run(run)
+        before = store.run(run_id).summary.state
         state = cancel_run(store, open_gateway(settings), run_id, by=getpass.getuser())
-    if state is RunState.CANCELLED:
-        out.print(f"run {run_id} is cancelled")
-    elif state.ended:
+    if as_json:
+        print_json({"run": run_id, "state": state})
+    elif before.ended:
         out.print(f"run {run_id} had ended already: {state}")
+    elif state is RunState.CANCELLED:
+        out.print(f"run {run_id} is cancelled")
     else:
-        out.print(f"run {run_id}: SLURM was told to end its job; 'orchestrator show {run_id[:8]}' tells when it has")
+        out.print(f"run {run_id}: SLURM was told to end its job; `orchestrator show {run_id[:8]}` tells when it has")

@@ -12,14 +12,13 @@ from typing import Annotated, Protocol
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
 
 from orchestrator.cli.common import ExitCode, SiteOption, err, out, says_errors
+from orchestrator.cli.progress import frame_bars, lag_of
 from orchestrator.cli.run_argument import complete_run
 from orchestrator.cli.runs import ACTIVE
-from orchestrator.cli.wording import seconds
 from orchestrator.evidence import read_progress
 from orchestrator.provenance import RunSummary, Store
 from orchestrator.records import RunState
@@ -119,7 +118,7 @@ def _display(*, as_json: bool) -> Iterator[Display]:
         def show(runs: Sequence[RunSummary]) -> None:
             for run in runs:
                 if run.state.ended:  # it stays above those that go on
-                    live.console.print(bars([run]))
+                    live.console.print(bars([run]), soft_wrap=False)
             active = [run for run in runs if not run.state.ended]
             live.update(bars(active) if active or not runs else Group(), refresh=True)
 
@@ -151,8 +150,9 @@ def _line(run: RunSummary) -> str:
         parts.append(f"written {run.counts.written}/{expected} processed {run.counts.processed}")
         if run.counts.failed:
             parts.append(f"failed {run.counts.failed}")
-    parts.extend(part for part in (_lag(run), run.reason) if part)
-    return "  ".join(parts)
+        parts.append(lag_of(run.counts, run.counts.written))
+    parts.append(run.reason)
+    return "  ".join(part for part in parts if part)
 
 
 def _facts(run: RunSummary) -> dict[str, object]:
@@ -173,14 +173,6 @@ def _facts(run: RunSummary) -> dict[str, object]:
     }
 
 
-def _lag(run: RunSummary) -> str:
-    if run.counts is None:
-        return ""
-    behind = run.counts.written - run.counts.processed - run.counts.failed
-    lag = "" if run.counts.lag_median_s is None else f"lag {seconds(run.counts.lag_median_s)}"
-    return ", ".join(part for part in (lag, f"{behind} behind" if behind else "") if part)
-
-
 def bars(runs: Sequence[RunSummary]) -> Group:
     """Return runs as a heading and two bars each, to be drawn on a terminal."""
     if not runs:
@@ -188,24 +180,15 @@ def bars(runs: Sequence[RunSummary]) -> Group:
     return Group(*(part for run in runs for part in _block(run)))
 
 
-def _block(run: RunSummary) -> Iterable[Text | Table]:
+def _block(run: RunSummary) -> Iterable[Text | Padding]:
     style = "red" if run.state in {RunState.FAILED, RunState.REFUSED, RunState.UNKNOWN} else "cyan"
     where = "" if run.job is None else f"job {run.job}{f' on {run.nodes}' if run.nodes else ''}"
-    heading = Text.assemble((run.run_id[:8], "bold"), "  ", (run.state, style), f"  {run.recipe}  {where}")
-    yield heading
+    what = f"{run.recipe} of {run.file.name}"
+    yield Text.assemble((run.run_id[:8], "bold"), "  ", (run.state, style), f"  {what}  {where}")
     if run.reason:
-        yield Text(f"  {run.reason}")
+        yield Padding(Text(run.reason), (0, 0, 0, 2))
     if run.counts is None:
         return
-    total = run.counts.written if run.counts.expected is None else run.counts.expected
-    grid = Table.grid(padding=(0, 2), expand=True)
-    grid.add_column(width=9)
-    grid.add_column(ratio=1)
-    grid.add_column(justify="right", no_wrap=True)
-    grid.add_column(no_wrap=True, min_width=24)
-    announced = "" if run.counts.expected is None else f"/{run.counts.expected}"
-    rows = (("written", run.counts.written, ""), ("processed", run.counts.processed, _lag(run)))
-    for name, count, remark in rows:
-        # A total of 0 would be drawn as a full bar.
-        grid.add_row(name, ProgressBar(total=max(total, 1), completed=count), f"{count}{announced}", remark)
-    yield grid
+    counts = run.counts
+    rows = (("written", counts.written, ""), ("processed", counts.processed, lag_of(counts, counts.written)))
+    yield Padding(frame_bars(rows, counts.expected), (0, 0, 0, 2))
