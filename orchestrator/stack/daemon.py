@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import StackError
+from orchestrator.stack import processes
 from orchestrator.stack.processes import ProcessIdentity
 
 
@@ -55,4 +57,34 @@ class BrokerAddress:
     """PEM file of the self-signed certificate of the TLS port."""
 
 
-Processes = Mapping[str, ProcessIdentity]
+def wait_ready(daemon: Daemon, process: ProcessIdentity) -> None:
+    """Wait until a daemon answers.
+
+    Raises
+    ------
+    StackError
+        It ended, or doesn't answer in time; the message has its last words.
+    """
+    reason = ""
+
+    def ready() -> bool:
+        nonlocal reason
+        if daemon.port is not None and not processes.listens(process, daemon.port):
+            # Another one may: then asking would say nothing about ours.
+            reason = f"it doesn't listen on port {daemon.port}"
+            return False
+        try:
+            return daemon.ready()
+        except StackError as not_yet:
+            reason = str(not_yet)
+            return False
+
+    def decided() -> bool:
+        return not processes.is_alive(process) or ready()
+
+    in_time = processes.wait_until(decided, timeout_s=daemon.startup_timeout_s)
+    if processes.is_alive(process) and in_time:
+        return
+    what = "doesn't answer" if processes.is_alive(process) else "ended at once"
+    last = "\n".join([reason, *processes.tail(daemon.log)]).strip()
+    raise StackError(f"{daemon.name} {what}:\n{last}", remedy=f"read {daemon.log}")

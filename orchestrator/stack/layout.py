@@ -190,7 +190,10 @@ def load(directory: Path) -> Layout | None:
             password=str(fields["password"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as broken:
-        raise StackError(f"{file} can't be understood: {broken}", remedy=f"remove {directory}") from broken
+        raise StackError(
+            f"{file} can't be understood: {broken}",
+            remedy=f"end what processes.json beside it names, then remove {directory}",
+        ) from broken
 
 
 def forget(layout: Layout) -> None:

@@ -13,10 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator.errors import StackError
-from orchestrator.stack import accounting, broker, layout, munge, processes, rest, slurm
-from orchestrator.stack.daemon import BrokerAddress, Daemon, DaemonStatus
-from orchestrator.stack.layout import NEEDS, Layout, Service
-from orchestrator.stack.programs import find_program
+from orchestrator.stack import accounting, broker, catalogue, layout, ports, processes, rest, slurm
+from orchestrator.stack.daemon import BrokerAddress, Daemon, DaemonStatus, wait_ready
+from orchestrator.stack.layout import Layout, Service
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +53,19 @@ class Stack:
         StackError
             A program is missing, a daemon doesn't come up, or a running stack has another number of nodes.
         """
-        wanted = _with_needed(services)
-        require_programs(wanted)
+        wanted = catalogue.with_needed(services)
+        catalogue.require_programs(wanted)
         with self._locked():
             facts = self._layout_for(wanted, nodes)
             layout.save(facts)
-            if _prepare(facts):
+            if catalogue.prepare(facts):
                 # Running jobs outlive this.
                 self._end([name for name in self._processes() if name.startswith(("slurmctld", "slurmd-"))])
-            self._bring_up(_describe(facts))
+            self._bring_up(catalogue.describe(facts))
 
     def down(self) -> None:
         """End this stack's jobs and daemons; data and logs stay in the directory. Harmless when nothing runs."""
-        if not self.directory.exists():
+        if not self._processes_file.exists():
             return
         with self._locked():
             facts = layout.load(self.directory)
@@ -90,15 +89,16 @@ class Stack:
 
     def _layout_for(self, services: frozenset[Service], nodes: int | None) -> Layout:
         present = layout.load(self.directory)
-        if present is None or not any(map(processes.is_alive, self._processes().values())):
-            if present is not None:
-                layout.forget(present)
-                nodes = nodes or present.nodes
-                services |= present.services
+        if present is None:
             return layout.new_layout(self.directory, services, nodes or DEFAULT_NODES)
+        running = any(map(processes.is_alive, self._processes().values()))
+        if not running and not _usable(present):
+            # After a reboot, say.
+            layout.forget(present)
+            return layout.new_layout(self.directory, services | present.services, nodes or present.nodes)
         if nodes not in (None, present.nodes):
             raise StackError(
-                f"the stack in {self.directory} runs with {present.nodes} nodes, not {nodes}",
+                f"the stack in {self.directory} has {present.nodes} nodes, not {nodes}",
                 remedy="take it down first: orchestrator stack down",
             )
         return layout.extended(present, services)
@@ -130,7 +130,7 @@ class Stack:
         if facts is None:
             return []
         running = self._processes()
-        return [_status(daemon, running.get(daemon.name)) for daemon in _describe(facts)]
+        return [_status(daemon, running.get(daemon.name)) for daemon in catalogue.describe(facts)]
 
     def environment(self) -> dict[str, str]:
         """Return the variables that point programs at this stack.
@@ -180,7 +180,7 @@ class Stack:
     # ---------------------------------------------------------------------------------------------- the work
 
     def _daemon(self, name: str) -> Daemon:
-        daemons = {daemon.name: daemon for daemon in _describe(self.layout)}
+        daemons = {daemon.name: daemon for daemon in catalogue.describe(self.layout)}
         if name not in daemons:
             raise StackError(f"this stack has no daemon {name}", remedy=f"it has: {', '.join(daemons)}")
         return daemons[name]
@@ -204,7 +204,7 @@ class Stack:
                 daemon.command, log=daemon.log, directory=self.directory, environment=daemon.environment
             )
             self._remember({daemon.name: process})
-        _wait_ready(daemon, process)
+        wait_ready(daemon, process)
 
     def _end(self, names: Collection[str]) -> None:
         known = self._processes()
@@ -240,58 +240,9 @@ class Stack:
             yield
 
 
-def _with_needed(services: Collection[str]) -> frozenset[Service]:
-    try:
-        wanted = {Service(name) for name in services}
-    except ValueError as unknown:
-        raise StackError(str(unknown), remedy=f"services are: {', '.join(Service)}") from unknown
-    return frozenset(wanted).union(*(NEEDS[service] for service in wanted))
-
-
-PROGRAMS = {
-    Service.SLURM: (*munge.PROGRAMS, *slurm.PROGRAMS),
-    Service.BROKER: broker.PROGRAMS,
-    Service.ACCOUNTING: accounting.PROGRAMS,
-    Service.REST: rest.PROGRAMS,
-}
-
-
-def require_programs(services: Collection[Service]) -> None:
-    """Raise `StackError` where a program that these services need is missing; names it and its Debian package."""
-    for service in services:
-        for name in PROGRAMS[service]:
-            find_program(name)
-    if Service.BROKER in services:
-        broker.require_libraries()
-
-
-def _prepare(facts: Layout) -> bool:
-    """Write all configuration; return whether SLURM's differs from the one it may be running with."""
-    changed = False
-    if Service.SLURM in facts.services:
-        munge.prepare(facts)
-        changed = slurm.prepare(facts)
-    if Service.ACCOUNTING in facts.services:
-        accounting.prepare(facts)
-    if Service.BROKER in facts.services:
-        broker.prepare(facts)
-    return changed
-
-
-def _describe(facts: Layout) -> list[Daemon]:
-    """Return all daemons of a stack, those needed by others first."""
-    daemons = []
-    if Service.BROKER in facts.services:
-        daemons.append(broker.daemon(facts))
-    if Service.SLURM in facts.services:
-        daemons.append(munge.daemon(facts))
-    if Service.ACCOUNTING in facts.services:
-        daemons.extend(accounting.daemons(facts))
-    if Service.SLURM in facts.services:
-        daemons.extend(slurm.daemons(facts))
-    if Service.REST in facts.services:
-        daemons.append(rest.daemon(facts))
-    return daemons
+def _usable(facts: Layout) -> bool:
+    """Return whether a stack of which nothing runs can come up again with the ports and folders that it had."""
+    return facts.runtime.is_dir() and all(map(ports.is_free, facts.ports.values()))
 
 
 def _status(daemon: Daemon, process: processes.ProcessIdentity | None) -> DaemonStatus:
@@ -304,29 +255,3 @@ def _status(daemon: Daemon, process: processes.ProcessIdentity | None) -> Daemon
         log=daemon.log,
         last_lines=() if alive else tuple(processes.tail(daemon.log)),
     )
-
-
-def _wait_ready(daemon: Daemon, process: processes.ProcessIdentity) -> None:
-    reason = ""
-
-    def ready() -> bool:
-        nonlocal reason
-        if daemon.port is not None and not processes.listens(process, daemon.port):
-            # Another one may: then asking would say nothing about ours.
-            reason = f"it doesn't listen on port {daemon.port}"
-            return False
-        try:
-            return daemon.ready()
-        except StackError as not_yet:
-            reason = str(not_yet)
-            return False
-
-    def decided() -> bool:
-        return not processes.is_alive(process) or ready()
-
-    in_time = processes.wait_until(decided, timeout_s=daemon.startup_timeout_s)
-    if processes.is_alive(process) and in_time:
-        return
-    what = "doesn't answer" if processes.is_alive(process) else "ended at once"
-    last = "\n".join([reason, *processes.tail(daemon.log)]).strip()
-    raise StackError(f"{daemon.name} {what}:\n{last}", remedy=f"read {daemon.log}")

@@ -108,7 +108,7 @@ def test_a_dead_daemon_is_shown_with_its_last_words_and_only_it_is_started_again
 
 
 def test_another_number_of_nodes_is_refused_while_it_runs(stack: Stack) -> None:
-    with pytest.raises(StackError, match="runs with 2 nodes, not 3") as caught:
+    with pytest.raises(StackError, match="has 2 nodes, not 3") as caught:
         stack.up(nodes=3)
     assert "stack down" in caught.value.remedy
 
@@ -162,6 +162,16 @@ def test_a_daemon_that_does_not_come_up_is_quoted(other_stack: Stack) -> None:
         other_stack.start("slurmd-n1")
     assert "already in use" in str(caught.value)
     assert str(other_stack.layout.log("slurmd-n1")) in caught.value.remedy
+
+
+def test_a_stack_that_crashed_comes_up_again_as_it_was(other_stack: Stack) -> None:
+    other_stack.up({"slurm"}, nodes=1)
+    before = other_stack.layout
+    for daemon in other_stack.status():
+        other_stack.kill(daemon.name)
+    other_stack.up({"slurm"})
+    assert other_stack.layout == before
+    assert all(daemon.alive for daemon in other_stack.status())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root can become another user")
@@ -357,4 +367,5 @@ def test_commands_on_a_stack_that_is_not_there(tmp_path: Path) -> None:
     assert f"There is no stack in {tmp_path}" in status.stdout
     assert invoke("env", "--dir", tmp_path).exit_code == ExitCode.INCOMPLETE
     assert invoke("down", "--dir", tmp_path).exit_code == ExitCode.OK
+    assert not list(tmp_path.iterdir())
     assert invoke("up", "--dir", tmp_path, "--with", "slurm,brokr").exit_code == ExitCode.INCOMPLETE

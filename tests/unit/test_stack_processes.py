@@ -69,6 +69,18 @@ def test_descendants_are_found_through_generations(tmp_path: Path) -> None:
     assert not any(processes.is_alive(member) for member in family)
 
 
+def test_who_listens_on_a_port_is_told_apart_from_who_does_not(tmp_path: Path) -> None:
+    ourselves = processes.identify(os.getpid())
+    other = started(tmp_path, "import time; time.sleep(60)")
+    assert ourselves is not None
+    with socket.create_server((ports.LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+        assert processes.listens(ourselves, port)
+        assert not processes.listens(other, port)
+    assert not processes.listens(ourselves, port)
+    processes.end([other])
+
+
 def test_our_own_identity_is_stable() -> None:
     first, second = processes.identify(os.getpid()), processes.identify(os.getpid())
     assert first == second
