@@ -209,8 +209,19 @@ class Readiness:
         parent = segment.dataset.rpartition("/")[0] or "/"
         group = self._library.file(segment.file)[parent]
         for name in _KEY_NAMES:
-            if group.get(name, getclass=True) is h5py.Dataset and group.get(name, getlink=True) is not None:
+            if group.get(name, getclass=True) is h5py.Dataset:
                 return self._keys(segment.file, f"{parent}/{name}", by_frame=False)
+        return self._scan_keys(file)
+
+    def _scan_keys(self, file: Path) -> Keys | None:
+        """Return the keys of the whole scan, ``/entry/diamond_scan/keys/…``, if there is exactly one such dataset."""
+        root = self._library.file(file)
+        for entry in root:
+            path = f"/{entry}/diamond_scan/keys"
+            if isinstance(root.get(entry, getlink=True), h5py.HardLink) and path in root and len(root[path]) == 1:
+                place = self._library.locate(file, f"{path}/{next(iter(root[path]))}")
+                if self._library.mappings(place) is None:
+                    return self._keys(place.file, place.path, by_frame=True)
         return None
 
     def _keys(self, file: Path, path: str, *, by_frame: bool) -> Keys:

@@ -36,6 +36,8 @@ WRITERS = {
     "grid scan": {"lead": (3, 4)},
     "grid scan with keys": {"lead": (3, 4), "keys": True},
     "three data files and a master": {"files": 3},
+    "keys of the whole scan": {"scan_keys": True, "chunks": (5, 30, 40), "preallocate": True},
+    "three data files and keys of the whole scan": {"scan_keys": True, "files": 3, "preallocate": True},
     "data files later than the master": {"files": 3, "files_late_s": 1.0, "keys": True},
 }
 

@@ -39,6 +39,8 @@ class Spec:
     """Frame numbers in the order of writing; empty: all, in order. Numbers left out are gaps."""
     preallocate: bool = False
     keys: bool = False
+    scan_keys: bool = False
+    """Keys of the whole scan in /entry/diamond_scan/keys, instead of beside the frames."""
     finished_flag: bool = False
     files: int = 1
     """More than one: data files with interleaved frames and a master with a virtual dataset and external links."""
@@ -117,7 +119,7 @@ class Stack:
             dtype=spec.dtype,
             **filters(spec.compression),
         )
-        self.keys = None
+        self.keys: h5py.Dataset | None = None
         if spec.keys:
             self.keys = group.create_dataset("uid", shape=lead, maxshape=(None, *lead[1:]), dtype="i8", chunks=True)
 
@@ -146,6 +148,7 @@ def _write_one(spec: Spec) -> None:
     file = h5py.File(spec.path, "w", libver=("v110", "v110"))
     detector = add_geometry(file, spec)
     stack = Stack(detector, spec, spec.frames)
+    scan_keys = add_scan_keys(file, spec)
     data = file["entry"].create_group("data")
     data.attrs["NX_class"] = "NXdata"
     data["data"] = detector["data"]
@@ -155,6 +158,7 @@ def _write_one(spec: Spec) -> None:
     file.swmr_mode = True
     for number in _numbers(spec):
         stack.write(number, number)
+        set_key(scan_keys, number)
         time.sleep(spec.interval_s)
     if flag is not None:
         flag[0] = 1
@@ -165,9 +169,10 @@ def _write_one(spec: Spec) -> None:
 def _write_many(spec: Spec) -> None:
     """Frame n lies in file n mod files, at n div files."""
     paths = [Path(spec.path).with_name(f"{Path(spec.path).stem}_{index}.h5") for index in range(spec.files)]
-    _write_master(spec, paths)
+    master = _write_master(spec, paths)
+    scan_keys = master.get("entry/diamond_scan/keys/frames")
     time.sleep(spec.files_late_s)
-    opened, stacks = [], []
+    opened, stacks = [master], []
     for path in paths:
         file = h5py.File(path, "w", libver=("v110", "v110"))
         stacks.append(Stack(file, spec, -(-spec.frames // spec.files)))
@@ -175,22 +180,38 @@ def _write_many(spec: Spec) -> None:
         opened.append(file)
     for number in _numbers(spec):
         stacks[number % spec.files].write(number // spec.files, number)
+        set_key(scan_keys, number)
         time.sleep(spec.interval_s)
     _end(spec, opened)
 
 
-def _write_master(spec: Spec, paths: list[Path]) -> None:
-    temporary = Path(f"{spec.path}.tmp")
-    with h5py.File(temporary, "w", libver=("v110", "v110")) as master:
-        detector = add_geometry(master, spec)
-        layout = h5py.VirtualLayout(shape=(spec.frames, *spec.shape), dtype=spec.dtype)
-        for index, path in enumerate(paths):
-            count = len(range(index, spec.frames, spec.files))
-            source = h5py.VirtualSource(path.name, "data", shape=(count, *spec.shape))
-            layout[index :: spec.files] = source
-            detector[f"link_{index}"] = h5py.ExternalLink(path.name, "/data")
-        detector.create_virtual_dataset("data", layout)
-    temporary.rename(spec.path)
+def _write_master(spec: Spec, paths: list[Path]) -> h5py.File:
+    master = h5py.File(spec.path, "w", libver=("v110", "v110"))
+    detector = add_geometry(master, spec)
+    layout = h5py.VirtualLayout(shape=(spec.frames, *spec.shape), dtype=spec.dtype)
+    for index, path in enumerate(paths):
+        count = len(range(index, spec.frames, spec.files))
+        source = h5py.VirtualSource(path.name, "data", shape=(count, *spec.shape))
+        layout[index :: spec.files] = source
+        detector[f"link_{index}"] = h5py.ExternalLink(path.name, "/data")
+    detector.create_virtual_dataset("data", layout)
+    add_scan_keys(master, spec)
+    master.swmr_mode = True
+    return master
+
+
+def add_scan_keys(file: h5py.File, spec: Spec) -> h5py.Dataset | None:
+    if not spec.scan_keys:
+        return None
+    return file.create_dataset(
+        "entry/diamond_scan/keys/frames", shape=(spec.frames,), maxshape=(None,), chunks=(spec.frames,), dtype="i8"
+    )
+
+
+def set_key(keys: h5py.Dataset | None, number: int) -> None:
+    if keys is not None:
+        keys[number] = number + 1
+        keys.flush()
 
 
 def _end(spec: Spec, files: list[h5py.File]) -> None:
