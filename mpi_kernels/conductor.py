@@ -20,7 +20,7 @@ from mpi_kernels import __version__
 from mpi_kernels.ending import CollectionEnd, EndRules, Situation
 from mpi_kernels.errors import ExitCode, KernelError, NotThereYet, OutputUnwritable
 from mpi_kernels.finished import FinishedFlag
-from mpi_kernels.hdf5_files import Library
+from mpi_kernels.hdf5_files import Library, WriterState, settled, writer_state
 from mpi_kernels.messaging import send_to_all
 from mpi_kernels.preparation import Frames, Prepared, prepare
 from mpi_kernels.progress import ProgressFile, Tally
@@ -94,8 +94,10 @@ class Conductor:
 
     def _process(self) -> str:
         self._progress.write("waiting", self._tally, now=True)
-        layout = self._when_there(lambda: Layout(self._library, self._request.input, self._request.dataset))
-        first = self._when_there(lambda: self._first_dataset(layout))
+        layout, first = self._when_there(self._look)
+        if self._is_closed_but_short(layout, first):
+            self._wait_for_its_writer()
+            layout, first = self._when_there(self._look)
         prepared = self._when_there(lambda: self._prepare(first))
         send_to_all(self._comm, Start(prepared.integrator))
         result = ResultFile(self._request.output, prepared, self._making(), expected=self._request.expected)
@@ -125,21 +127,42 @@ class Conductor:
                 hopeless = error.settled or self._request.mode == "finished" or self._terminated
                 if hopeless or time.monotonic() >= give_up:
                     raise
-            self._library.close()  # what was read of an unfinished file may have changed
-            self._source = FrameSource(self._library)
+            self._forget()  # what was read of an unfinished file may have changed
             self._progress.write("waiting", self._tally)
             time.sleep(_IDLE_POLL_S)
 
-    def _first_dataset(self, layout: Layout) -> FrameDataset:
-        """Return the first dataset whose file has appeared."""
+    def _forget(self) -> None:
+        self._library.close()
+        self._source = FrameSource(self._library)
+
+    def _look(self) -> tuple[Layout, FrameDataset]:
+        """Return the layout and the first dataset whose file has appeared."""
+        layout = Layout(self._library, self._request.input, self._request.dataset)
         layout.extend()
         problem: NotThereYet | None = None
         for segment in layout.segments:
             try:
-                return self._source.dataset(segment)
+                return layout, self._source.dataset(segment)
             except NotThereYet as error:
                 problem = problem or error
         raise problem or NotThereYet(f"{self._request.input}::{self._request.dataset}: no data file yet")
+
+    def _is_closed_but_short(self, layout: Layout, first: FrameDataset) -> bool:
+        """Whether nobody is writing the one file, though it has fewer frames than announced."""
+        expected = self._request.expected or 0
+        if first.live or len(layout.segments) > 1 or self._request.mode == "finished":
+            return False
+        return any(not first.has(position) for position in range(expected))
+
+    def _wait_for_its_writer(self) -> None:
+        """Wait until somebody writes the file (many writers make it, close it, and open it again), or it is settled."""
+        path = self._request.input
+        while writer_state(path) is WriterState.CLOSED and not (settled(path) or self._terminated):
+            if CollectionEnd.read(self._request.end_file) is not None:
+                break
+            self._progress.write("waiting", self._tally)
+            time.sleep(_IDLE_POLL_S)
+        self._forget()
 
     def _prepare(self, first: FrameDataset) -> Prepared:
         request = self._request
@@ -225,7 +248,6 @@ class Conductor:
         return self._readiness.nothing_more_to_come(
             self._request.input,
             finished=self._request.mode == "finished",
-            short=self._request.expected is not None and self._tally.written < self._request.expected,
             stall_timeout_s=self._request.stall_timeout_s,
         )
 

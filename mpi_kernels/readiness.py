@@ -176,17 +176,15 @@ class Readiness:
             found.extend(self._watches[number].poll(full=full, final=final))
         return sorted(found, key=lambda ready: ready.frame)
 
-    def nothing_more_to_come(self, file: Path, *, finished: bool, short: bool, stall_timeout_s: float) -> bool:
+    def nothing_more_to_come(self, file: Path, *, finished: bool, stall_timeout_s: float) -> bool:
         """Whether every file that is there was closed by its writer, and no more is to be expected.
 
         Parameters
         ----------
         finished
             The caller says that the input is finished as it is.
-        short
-            Fewer frames than announced were seen, so files that nobody was ever seen writing may yet be written.
         stall_timeout_s
-            Nothing is expected of files that haven't changed for so long.
+            Missing files aren't expected any more when those that are there haven't changed for so long.
         """
         files = {self._layout.segments[number].file for number in self._watches} | {file}
         if any(writer_state(item) is not WriterState.CLOSED for item in files):
@@ -194,9 +192,7 @@ class Readiness:
         if finished:
             return True
         missing = self._layout.open_ended or len(self._watches) < len(self._layout.segments)
-        seen_live = any(self._library.is_live(item) for item in files)
-        old = all(time.time() - item.stat().st_mtime > stall_timeout_s for item in files)
-        return old or not (missing or (short and not seen_live))
+        return not missing or all(time.time() - item.stat().st_mtime > stall_timeout_s for item in files)
 
     def _watch(self, number: int, segment: Segment, file: Path) -> SegmentWatch:
         dataset = self._source.dataset(segment)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
 from pathlib import Path
 
 import h5py
@@ -20,7 +22,7 @@ from .harness import (
     wait_until,
     write_in_own_process,
 )
-from .writers import Spec
+from .writers import Spec, Stack, add_geometry, frame_of
 
 WRITERS = {
     "one frame per chunk": {},
@@ -117,6 +119,35 @@ def test_lag_is_milliseconds_when_frames_come_slowly(tmp_path: Path) -> None:
     assert 0 < progress["lag_median_s"] < 0.25  # a loaded machine; the documents give the measured values
     assert progress["lag_median_s"] <= progress["lag_max_s"]
     assert progress["ranks"] == 2
+
+
+def test_file_that_is_made_closed_and_opened_again_is_waited_for(tmp_path: Path) -> None:
+    whole = Spec(path=str(tmp_path / "scan.h5"))
+    with h5py.File(whole.path, "w", libver=("v110", "v110")) as file:
+        Stack(add_geometry(file, whole), whole, 0)
+    result = tmp_path / "result.nxs"
+    with running_kernel(Path(whole.path), result, expected=12) as process:
+        wait_until(lambda: progress_of(result).get("state") == "waiting")
+        time.sleep(1)
+        with h5py.File(whole.path, "r+", libver=("v110", "v110")) as file:
+            data = file["entry/instrument/detector/data"]
+            file.swmr_mode = True
+            for number in range(12):
+                data.resize(number + 1, axis=0)
+                data[number] = frame_of(whole, number)
+                data.flush()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert_rows_are_the_frames(result, whole, list(range(12)))
+
+
+def test_closed_file_that_is_short_ends_as_partial_without_waiting_for_the_stall(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"))
+    write_in_own_process(spec)
+    os.utime(spec.path, (1, 1))
+    result = tmp_path / "result.nxs"
+    assert run_kernel(Path(spec.path), result, expected=20).returncode == 4
+    assert progress_of(result)["ended_because"] == "file finished"
 
 
 def end_file(path: Path, outcome: str, frames: int | None) -> Path:
