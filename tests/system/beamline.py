@@ -157,13 +157,12 @@ def processed(number: int) -> Callable[[RunDetail], bool]:
     return lambda detail: detail.summary.counts is not None and detail.summary.counts.processed >= number
 
 
+def slurm(stack: Stack, *command: str) -> str:
+    """Run one of SLURM's commands against a stack; return what it printed."""
+    environment = os.environ | stack.environment()
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
 def slurm_jobs(stack: Stack) -> list[str]:
     """Names of all jobs that the controller remembers."""
-    answer = subprocess.run(
-        ["squeue", "--all", "--states=all", "--noheader", "--format=%j"],
-        env=os.environ | stack.environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return answer.stdout.split()
+    return slurm(stack, "squeue", "--all", "--states=all", "--noheader", "--format=%j").split()

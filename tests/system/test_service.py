@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from orchestrator.provenance import InputMoment
 from orchestrator.records import RunState
 from orchestrator.runs import RunDirectory
 from orchestrator.stack import Stack
-from tests.system.beamline import Beamline, processed, slurm_jobs
+from tests.system.beamline import Beamline, processed, slurm, slurm_jobs
 
 pytestmark = [pytest.mark.stack, pytest.mark.mpi]
 
@@ -105,3 +106,49 @@ def test_the_record_says_what_the_input_was_at_open_and_at_end(beamline: Beamlin
     assert at_open.size is not None
     assert at_end.size is not None
     assert at_open.size < at_end.size
+
+
+def test_a_run_whose_node_dies_is_requeued_and_completes(beamline: Beamline, stack: Stack) -> None:
+    with beamline.detector("node", "--number", "800", "--rate", "10"):
+        beamline.announce("node", 800)
+        running = beamline.wait_for("node", processed(20))
+        assert running.attempts[0].last_report is not None
+        node = running.attempts[0].last_report.nodes
+        stack.kill(f"slurmd-{node}")
+        try:
+            assert_whole(beamline, stack, "node", 800)
+        finally:
+            stack.start(f"slurmd-{node}")
+    report = beamline.run("node")
+    assert report is not None
+    assert report.attempts[0].last_report is not None
+    assert report.attempts[0].last_report.restarts == 1
+    assert [event.kind for event in report.events].count("begin") == 2
+
+
+def test_a_job_that_is_told_to_end_closes_its_result_and_says_that_it_is_partial(
+    beamline: Beamline, stack: Stack
+) -> None:
+    with beamline.detector("told", "--number", "400", "--rate", "10"):
+        beamline.announce("told", 400)
+        job = beamline.wait_for("told", processed(20)).summary.job
+        assert job is not None
+        # What SLURM does by itself a minute before the time limit (--signal=B:TERM@60).
+        slurm(stack, "scancel", "--signal=TERM", "--batch", str(job.job_id))
+        detail = beamline.wait_for_end("told")
+    assert detail.summary.state is RunState.PARTIAL, (detail.summary.reason, beamline.log())
+    assert "terminated" in detail.summary.reason
+    with h5py.File(RunDirectory(detail.summary.run_directory).result) as result:
+        assert result["entry/frames/finished"][0] == 0
+        assert result["entry/frames/processed"][0] >= 20
+
+
+def test_cancel_ends_the_job_and_the_record_says_who_wanted_it(beamline: Beamline, stack: Stack) -> None:
+    with beamline.detector("cancel", "--number", "400", "--rate", "10"):
+        beamline.announce("cancel", 400)
+        running = beamline.wait_for("cancel", processed(5))
+        answer = beamline.command("cancel", running.summary.run_id[:8])
+        assert answer.returncode == 0, answer.stderr
+        detail = beamline.wait_for_end("cancel")
+    assert detail.summary.state is RunState.CANCELLED
+    assert [event.detail for event in detail.events if event.kind == "cancel"] == [{"by": getpass.getuser()}]
