@@ -14,11 +14,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from orchestrator.errors import StackError
 from orchestrator.stack.programs import find_program
 
 CHECKOUT = Path(__file__).parent.parent
+
+# Its own time limits measure the machine: a busy one, or the first run in a fresh checkout, exceeds them.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
