@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import FrameType
 from typing import TypeVar
 
 import h5py
@@ -21,6 +19,7 @@ from mpi_kernels.ending import CollectionEnd, EndRules, Situation
 from mpi_kernels.errors import ExitCode, KernelError, NotThereYet, OutputUnwritable
 from mpi_kernels.finished import FinishedFlag
 from mpi_kernels.hdf5_files import Library, WriterState, settled, writer_state
+from mpi_kernels.identity import identify
 from mpi_kernels.messaging import send_to_all
 from mpi_kernels.preparation import Frames, Prepared, prepare
 from mpi_kernels.progress import ProgressFile, Tally
@@ -31,6 +30,7 @@ from mpi_kernels.rows import Row
 from mpi_kernels.segments import Layout
 from mpi_kernels.sink import Making, ResultFile
 from mpi_kernels.source import FrameDataset, FrameSource
+from mpi_kernels.termination import Termination
 
 _POLL_S, _IDLE_POLL_S = 0.005, 0.05
 _FULL_POLL_S = 1.0
@@ -62,31 +62,30 @@ class Conductor:
         self._tally = Tally(request.expected)
         self._progress = ProgressFile(request.progress, kernel=request.kernel, ranks=comm.size)
         self._clock = _Clock()
+        self._frames: tuple[Layout, FrameDataset] | None = None
         self._waiting: dict[int, Ready] = {}
         self._seen_at: dict[int, float] = {}
         self._batch_per_rank = _FIRST_BATCH_PER_RANK
-        self._terminated = False
+        self._termination = Termination(comm)
         self._started_at = datetime.now(UTC)
 
     def run(self) -> ExitCode:
         """Run from waiting for the input to the finished result."""
-        signal.signal(signal.SIGTERM, self._terminate)
         try:
             ended_because = self._process()
+            self._note_input("end")
+            self._progress.write("finished", self._tally, ended_because=ended_because, now=True)
         except KernelError as error:
             send_to_all(self._comm, Stop())
             sys.stderr.write(f"error: {error.one_line}\n")
             self._say_failed(error)
             return error.exit_code
         send_to_all(self._comm, Stop())
-        self._progress.write("finished", self._tally, ended_because=ended_because, now=True)
         self._library.close()
         return ExitCode.COMPLETE if self._complete() else ExitCode.PARTIAL
 
-    def _terminate(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  a signal handler's signature
-        self._terminated = True
-
     def _say_failed(self, error: KernelError) -> None:
+        self._note_input("end")
         try:
             self._progress.write("failed", self._tally, ended_because="error", message=error.one_line, now=True)
         except OutputUnwritable as second:  # the first error is the one that counts
@@ -98,10 +97,11 @@ class Conductor:
         if self._is_closed_but_short(layout, first):
             self._wait_for_its_writer()
             layout, first = self._when_there(self._look)
-        prepared = self._when_there(lambda: self._prepare(first))
+        self._frames = (layout, first)
+        self._note_input("open")
+        prepared = self._prepare(first)
         send_to_all(self._comm, Start(prepared.integrator))
         result = ResultFile(self._request.output, prepared, self._making(), expected=self._request.expected)
-        self._layout = layout
         self._readiness = Readiness(self._library, layout, self._source, self._request.keys_dataset)
         self._flag = FinishedFlag.find(self._library, self._request.input, self._request.finished_dataset)
         self._prepared, self._result = prepared, result
@@ -124,12 +124,18 @@ class Conductor:
             try:
                 return attempt()
             except NotThereYet as error:
-                hopeless = error.settled or self._request.mode == "finished" or self._terminated
+                hopeless = error.settled or self._request.mode == "finished" or self._termination.wanted
                 if hopeless or time.monotonic() >= give_up:
                     raise
             self._forget()  # what was read of an unfinished file may have changed
             self._progress.write("waiting", self._tally)
             time.sleep(_IDLE_POLL_S)
+
+    def _note_input(self, moment: str) -> None:
+        """Put the input's identity into the progress file, if it was ever there and still is."""
+        request = self._request
+        if self._frames is not None and request.input.exists():
+            self._progress.inputs[moment] = identify(request.input, request.dataset, *self._frames)
 
     def _forget(self) -> None:
         self._library.close()
@@ -157,7 +163,7 @@ class Conductor:
     def _wait_for_its_writer(self) -> None:
         """Wait until somebody writes the file (many writers make it, close it, and open it again), or it is settled."""
         path = self._request.input
-        while writer_state(path) is WriterState.CLOSED and not (settled(path) or self._terminated):
+        while writer_state(path) is WriterState.CLOSED and not (settled(path) or self._termination.wanted):
             if CollectionEnd.read(self._request.end_file) is not None:
                 break
             self._progress.write("waiting", self._tally)
@@ -198,7 +204,7 @@ class Conductor:
                     self._poll(final=True)
                     self._drain()
                 return ended_because
-            if self._waiting and self._terminated:
+            if self._waiting and self._termination.wanted:
                 return "terminated"
             if self._waiting:
                 self._process_batch()
@@ -207,7 +213,7 @@ class Conductor:
                 time.sleep(_POLL_S if time.monotonic() - self._clock.growth < 2.0 else _IDLE_POLL_S)
 
     def _drain(self) -> None:
-        while self._waiting and not self._terminated:
+        while self._waiting and not self._termination.wanted:
             self._process_batch()
 
     def _poll(self, *, final: bool = False) -> None:
@@ -226,7 +232,7 @@ class Conductor:
 
     def _why_end(self) -> str:
         now, request = time.monotonic(), self._request
-        if now - self._clock.end_check < _END_CHECK_S and not self._terminated:
+        if now - self._clock.end_check < _END_CHECK_S and not self._termination.wanted:
             return ""
         self._clock.end_check = now
         end = CollectionEnd.read(request.end_file)
@@ -238,7 +244,7 @@ class Conductor:
             end=end,
             end_seen_for_s=0.0 if self._clock.end_seen is None else now - self._clock.end_seen,
             writer_finished=self._writer_finished(),
-            terminated=self._terminated,
+            terminated=self._termination.wanted,
         )
         return EndRules(expected=request.expected, stall_timeout_s=request.stall_timeout_s).reason(situation)
 
@@ -254,7 +260,7 @@ class Conductor:
     def _process_batch(self) -> None:
         started = time.monotonic()
         numbers = sorted(self._waiting)[: self._batch_per_rank * self._comm.size]
-        batch = Batch(list(self._layout.segments), [self._waiting.pop(number) for number in numbers])
+        batch = Batch(list(self._readiness.segments), [self._waiting.pop(number) for number in numbers])
         send_to_all(self._comm, batch)
         answers = self._comm.gather(answer(self._comm, self._source, self._prepared.integrator, batch), root=0)
         rows = _rows_of(answers)

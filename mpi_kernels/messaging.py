@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,18 @@ def send_to_all(comm: MPI.Comm, message: object) -> None:
     comm.Bcast([bytearray(content), MPI.BYTE], root=0)
 
 
-def receive(comm: MPI.Comm) -> Any:
-    """Wait for rank 0's next message (all other ranks)."""
+def receive(comm: MPI.Comm, meanwhile: Callable[[], None]) -> Any:
+    """Wait for rank 0's next message (all other ranks); `meanwhile` is called while there is none."""
     length = np.zeros(1, np.int64)
-    _wait(comm.Ibcast([length, MPI.INT64_T], root=0))
+    _wait(comm.Ibcast([length, MPI.INT64_T], root=0), meanwhile)
     content = bytearray(int(length[0]))
     comm.Bcast([content, MPI.BYTE], root=0)
     return pickle.loads(content)  # noqa: S301  from rank 0 of this very program
 
 
-def _wait(request: MPI.Request) -> None:
+def _wait(request: MPI.Request, meanwhile: Callable[[], None] = lambda: None) -> None:
     pause = _SHORTEST_S
     while not request.Test():
+        meanwhile()
         time.sleep(pause)
         pause = min(_LONGEST_S, pause * 1.2)

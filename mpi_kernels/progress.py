@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mpi_kernels.errors import OutputUnwritable
+from mpi_kernels.identity import InputIdentity
 from mpi_kernels.rows import Status
 
 INTERVAL_S = 0.2
@@ -87,6 +88,7 @@ class Progress:
     message: str
     updated_at: str
     ranks: int
+    inputs: dict[str, InputIdentity | None]
 
 
 class ProgressFile:
@@ -95,6 +97,7 @@ class ProgressFile:
     def __init__(self, path: Path | None, *, kernel: str, ranks: int) -> None:
         self._path, self._kernel, self._ranks = path, kernel, ranks
         self._written_at = -INTERVAL_S
+        self.inputs: dict[str, InputIdentity | None] = {"open": None, "end": None}
 
     def write(self, state: str, tally: Tally, *, ended_because: str = "", message: str = "", now: bool = False) -> None:
         """Replace the file, unless that was done less than 0.2 s ago and `now` isn't set.
@@ -118,6 +121,7 @@ class ProgressFile:
             message=message,
             updated_at=datetime.now(UTC).isoformat(),
             ranks=self._ranks,
+            inputs=self.inputs,
         )
         _replace(self._path, json.dumps(asdict(progress)))
         self._written_at = time.monotonic()

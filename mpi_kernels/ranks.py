@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from mpi_kernels.readiness import Ready
 from mpi_kernels.rows import Row, Status
 from mpi_kernels.segments import Segment
 from mpi_kernels.source import FrameSource
+from mpi_kernels.termination import Termination
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Stop:
 
 def work(comm: MPI.Comm, mode: Mode) -> None:
     """Do rank 0's bidding until it says stop."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run in order
+    termination = Termination(comm)
     library = Library(mode)
     source, integrator = FrameSource(library), None
-    while not isinstance(message := receive(comm), Stop):
+    while not isinstance(message := receive(comm, termination.tell), Stop):
         if isinstance(message, Start):
             integrator = message.integrator
         else:

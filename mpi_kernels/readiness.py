@@ -9,7 +9,7 @@ the next chunk exists, and counts as provisional: it is read again when the writ
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,11 @@ class Readiness:
                     continue  # its file may still appear
             found.extend(self._watches[number].poll(full=full, final=final))
         return sorted(found, key=lambda ready: ready.frame)
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """All segments known so far; `Ready.segment` counts them."""
+        return self._layout.segments
 
     def nothing_more_to_come(self, file: Path, *, finished: bool, stall_timeout_s: float) -> bool:
         """Whether every file that is there was closed by its writer, and no more is to be expected.

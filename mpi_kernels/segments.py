@@ -95,6 +95,8 @@ class Layout:
     def __init__(self, library: Library, file: Path, dataset: str) -> None:
         self._library = library
         self._series: tuple[Path, str] | None = None
+        self.virtual_shape: tuple[int, ...] | None = None
+        """Shape of the virtual dataset, None if the frames lie elsewhere."""
         place = library.locate(file, dataset)
         if library.group(place) is not None:
             self._series = (place.file, place.path)
@@ -105,6 +107,7 @@ class Layout:
                 )
         elif (mappings := library.mappings(place)) is not None:
             self.segments = [_segment(mapping, place.file, f"{place}") for mapping in mappings]
+            self.virtual_shape = mappings[0].virtual.shape if mappings else None
         else:
             self.segments = [Segment(place.file, place.path)]
 

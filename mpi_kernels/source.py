@@ -58,6 +58,9 @@ class FrameDataset:
         if self._pipeline is not None:
             self._pipeline.check_available(self.place)
         self.direct = self._pipeline is not None and self._pipeline.decodable and self._one_frame_per_chunk()
+        early = self._id.get_create_plist().get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY
+        self.allocated_as_written = self.chunks is not None and not early
+        """Whether the file gains storage frame by frame, so that storage tells which frames were written."""
         self._any_chunk = False
         self._first: bytes | None = None
         self._last: tuple[int, bytes | None] = (-1, None)
@@ -75,11 +78,6 @@ class FrameDataset:
     def frames_per_chunk(self) -> int:
         """Frames that share one chunk; 1 when not chunked."""
         return 1 if self.chunks is None else math.prod(self.chunks[:-2])
-
-    @property
-    def allocated_as_written(self) -> bool:
-        """Whether the file gains storage frame by frame, so that storage tells which frames were written."""
-        return self.chunks is not None and self._id.get_create_plist().get_alloc_time() != h5py.h5d.ALLOC_TIME_EARLY
 
     @property
     def extent(self) -> int:

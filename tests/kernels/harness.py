@@ -22,7 +22,7 @@ from .writers import DISTANCE_M, PIXEL_M, SATURATED, WAVELENGTH_M, Spec, frame_o
 CHECKOUT = Path(__file__).parents[2]
 BINS = 40
 NEXUS_DATASET = "/entry/instrument/detector/data"
-_ENVIRONMENT = {
+ENVIRONMENT = {
     **os.environ,
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -67,7 +67,7 @@ def run_kernel(
 ) -> subprocess.CompletedProcess[str]:
     """Run a kernel to its end."""
     command = kernel_command(input_file, output, ranks=ranks, **options)
-    return subprocess.run(command, env=_ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def running_kernel(
     """Start a kernel; it is killed when it is still there at the end."""
     command = kernel_command(input_file, output, ranks=ranks, **options)
     with subprocess.Popen(
-        command, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
             yield process

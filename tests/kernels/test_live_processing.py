@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from .harness import (
+    NEXUS_DATASET,
     assert_rows_are_the_frames,
     assert_same_results,
     progress_of,
@@ -198,15 +199,16 @@ def test_file_of_a_killed_writer_is_processed_to_where_it_got(tmp_path: Path) ->
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [None, 2])
-def test_sigterm_ends_in_order_as_partial(tmp_path: Path, ranks: int | None) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_ends_in_order_as_partial(tmp_path: Path, ranks: int | None, number: signal.Signals) -> None:
     spec = Spec(path=str(tmp_path / "scan.h5"), frames=400, interval_s=0.05)
     result = tmp_path / "result.nxs"
     with running_writer(spec), running_kernel(Path(spec.path), result, ranks=ranks, expected=400) as process:
         wait_until(lambda: int(progress_of(result).get("processed", 0)) >= 5)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         process.communicate(timeout=30)
-    if ranks is None:
-        assert process.returncode == 4  # mpirun says in its own way that it was terminated
+    if ranks is None or number is signal.SIGUSR1:
+        assert process.returncode == 4  # on SIGTERM mpirun says in its own way that it was terminated
     progress = progress_of(result)
     assert (progress["state"], progress["ended_because"]) == ("finished", "terminated")
     with h5py.File(result) as file:
@@ -215,6 +217,41 @@ def test_sigterm_ends_in_order_as_partial(tmp_path: Path, ranks: int | None) -> 
         done = int(file["entry/frames/processed"][0])
     assert done == progress["processed"] >= 5
     assert_rows_are_the_frames(result, spec, list(range(done)))
+
+
+@pytest.mark.mpi
+def test_signal_to_any_rank_ends_the_run_in_order(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), frames=400, interval_s=0.05)
+    result = tmp_path / "result.nxs"
+    with running_writer(spec), running_kernel(Path(spec.path), result, ranks=2, expected=400) as process:
+        wait_until(lambda: int(progress_of(result).get("processed", 0)) >= 5)
+        os.kill(last_rank_of(process.pid), signal.SIGUSR1)
+        process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert progress_of(result)["ended_because"] == "terminated"
+
+
+def last_rank_of(launcher: int) -> int:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    by_rank = {}
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        by_rank |= {int(item.partition(b"=")[2]): int(child) for item in variables if item.startswith(b"PMIX_RANK=")}
+    return by_rank[max(by_rank)]
+
+
+def test_identity_of_the_input_is_told_at_open_and_at_end(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), files=3, interval_s=0.4)
+    result = tmp_path / "result.nxs"
+    with running_writer(spec):
+        assert run_kernel(Path(spec.path), result).returncode == 0
+    inputs = progress_of(result)["inputs"]
+    status = Path(spec.path).stat()
+    end = inputs["end"]
+    assert (end["path"], end["size"], end["inode"]) == (spec.path, status.st_size, status.st_ino)
+    assert (end["dataset"], end["shape"], end["dtype"], end["chunks"]) == (NEXUS_DATASET, [12, 60, 80], "uint32", None)
+    assert [Path(source["path"]).name for source in end["sources"]] == ["scan_0.h5", "scan_1.h5", "scan_2.h5"]
+    assert end["sources"][0]["size"] > inputs["open"]["sources"][0]["size"]
 
 
 @pytest.mark.mpi

@@ -12,7 +12,16 @@ import h5py
 import numpy as np
 import pytest
 
-from .harness import NEXUS_DATASET, progress_of, run_kernel, running_kernel, running_writer, wait_until
+from .harness import (
+    ENVIRONMENT,
+    NEXUS_DATASET,
+    kernel_command,
+    progress_of,
+    run_kernel,
+    running_kernel,
+    running_writer,
+    wait_until,
+)
 from .writers import Spec, write
 
 LONG_AGO_S = 3600
@@ -231,3 +240,47 @@ def test_file_that_appears_later_is_waited_for(tmp_path: Path) -> None:
         with running_writer(spec):
             process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+@pytest.mark.mpi
+def test_data_files_of_different_shapes_end_all_ranks(tmp_path: Path) -> None:
+    write(Spec(path=str(tmp_path / "part1.h5"), frames=2))
+    write(Spec(path=str(tmp_path / "part2.h5"), frames=2, shape=(60, 81)))
+    master = tmp_path / "master.h5"
+    with h5py.File(master, "w", libver="latest") as file:
+        with h5py.File(tmp_path / "part1.h5") as part:
+            part.copy("entry/instrument", file.require_group("entry"))
+        for number in (1, 2):
+            file[f"entry/data/data_{number:06d}"] = h5py.ExternalLink(f"part{number}.h5", NEXUS_DATASET)
+    done = run_kernel(master, tmp_path / "r.nxs", ranks=2, dataset="/entry/data")
+    assert done.returncode == 3
+    assert done.stderr.count("error: ") == 1
+    assert "frames (60, 81) of uint32, but" in done.stderr
+    with h5py.File(tmp_path / "r.nxs") as file:
+        assert file["entry/frames/ended_because"][0] == b"error"
+        assert file["entry/frames/finished"][0] == 0
+
+
+FAULT_ON_LAST_RANK = """
+import sys
+from mpi4py import MPI
+from mpi_kernels import ranks
+from mpi_kernels.__main__ import main
+
+def fault(*_):
+    raise ZeroDivisionError("a fault that nobody foresaw")
+
+if MPI.COMM_WORLD.rank == 1:
+    ranks.answer = fault
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.mpi
+def test_unforeseen_fault_on_one_rank_ends_the_others(scan: Path, tmp_path: Path) -> None:
+    command = kernel_command(scan, tmp_path / "r.nxs", ranks=2)
+    start = command.index("-m", command.index("-n"))
+    command[start:start] = ["-c", FAULT_ON_LAST_RANK]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError: a fault that nobody foresaw" in done.stderr

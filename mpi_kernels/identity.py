@@ -1,0 +1,70 @@
+"""What the input was: identities of the file, the dataset and the files it leads to, for the record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi_kernels.segments import Layout
+from mpi_kernels.source import FrameDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileIdentity:
+    """One file that frames are read from, besides the input itself."""
+
+    path: str
+    dataset: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputIdentity:
+    """The input as it is now (``docs/reference/kernel-command-line.md``)."""
+
+    path: str
+    real_path: str
+    dataset: str
+    size: int
+    mtime_ns: int
+    inode: int
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...] | None
+    sources: tuple[FileIdentity, ...]
+
+
+def identify(file: Path, dataset: str, layout: Layout, first: FrameDataset) -> InputIdentity:
+    """Return the identity of the input; `first` is any of its datasets of frames."""
+    status = file.stat()
+    return InputIdentity(
+        path=str(file.absolute()),
+        real_path=str(file.resolve()),
+        dataset=dataset,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        inode=status.st_ino,
+        shape=layout.virtual_shape or (*first.scan_shape, *first.frame_shape),
+        dtype=str(first.dtype),
+        chunks=None if layout.virtual_shape else first.chunks,
+        sources=_sources(file, layout),
+    )
+
+
+def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
+    found: dict[Path, FileIdentity] = {}
+    for segment in layout.segments:
+        path = segment.file.resolve()
+        if path == file.resolve() or path in found or not path.exists():
+            continue
+        status = path.stat()
+        found[path] = FileIdentity(
+            path=str(path),
+            dataset=segment.dataset,
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            inode=status.st_ino,
+        )
+    return tuple(found.values())
