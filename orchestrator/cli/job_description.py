@@ -14,6 +14,7 @@ from orchestrator.runs import RunDirectory
 Field = tuple[str, str]
 """A label and what is to be said."""
 
+_USAGE = {"elapsed_s": "elapsed", "cpu_s": "CPU time", "max_rss_bytes": "peak memory"}
 _SOURCES = {
     Evidence.CONTROLLER: "the controller",
     Evidence.ACCOUNTING: "accounting",
@@ -75,13 +76,15 @@ def _because(report: JobReport) -> str:
 
 
 def _usage(report: JobReport) -> Iterator[str]:
-    for name, value in report.usage.items():
-        if name.endswith("_s") and isinstance(value, int | float):
-            yield f"{name.removesuffix('_s')} {seconds(value)}"
-        elif name.endswith("_bytes") and isinstance(value, int | float):
-            yield f"{name.removesuffix('_bytes').replace('_', ' ')} {size(int(value))}"
+    known = [name for name in _USAGE if name in report.usage]
+    for name in (*known, *(name for name in report.usage if name not in _USAGE)):
+        value, label = report.usage[name], _USAGE.get(name, name)
+        if isinstance(value, str):
+            yield f"{label} {value}"
+        elif name.endswith("_bytes"):
+            yield f"{label} {size(int(value))}"
         else:
-            yield f"{name} {value}"
+            yield f"{label} {seconds(value) if name.endswith('_s') else value}"
 
 
 def describe_history(run: RunDetail) -> Iterator[Field]:
