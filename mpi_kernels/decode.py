@@ -13,10 +13,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-from dectris.compression import decompress
 from numpy.typing import NDArray
 
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
+
+try:
+    from dectris.compression import decompress
+except ImportError:  # it has to be compiled, so it is an extra; without it HDF5's own filters decode
+    decompress = None
 
 GZIP, SHUFFLE, FLETCHER32, BITSHUFFLE = 1, 2, 3, 32008
 _BITSHUFFLE_LZ4 = 2
@@ -45,7 +49,7 @@ class Filter:
     def decodable(self) -> bool:
         """Whether `Pipeline.decode` undoes this filter itself."""
         if self.number == BITSHUFFLE:
-            return self._bitshuffle_codec in {_BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD}
+            return decompress is not None and self._bitshuffle_codec in {_BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD}
         return self.number in {GZIP, SHUFFLE}
 
     @property

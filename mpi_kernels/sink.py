@@ -34,6 +34,9 @@ _LABELS = {
 _CHUNK_BYTES = 65536
 _TEXT = 256
 
+_abandoned: list[ResultFile] = []
+"""Results that couldn't be written. Letting go of their handles would make HDF5 try again, and complain or crash."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
@@ -134,6 +137,7 @@ class ResultFile:
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:  # HDF5 raises each of these when a write fails
+            _abandoned.append(self)
             raise OutputUnwritable(
                 f"{self._path}: {error}", remedy="check the folder, its permissions and the disk's space"
             ) from error
