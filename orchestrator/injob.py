@@ -46,7 +46,9 @@ RECORDED_SLURM_VARIABLES = (
     "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE",
     "SLURM_RESTART_COUNT", "SLURM_SUBMIT_HOST",
 )  # fmt: skip
-RECORDED_PACKAGES = ("orchestrator", "numpy", "h5py", "hdf5plugin", "mpi4py", "dectris-compression", "jinja2")
+RECORDED_PACKAGES = (
+    "orchestrator", "numpy", "h5py", "hdf5plugin", "mpi4py", "openmpi", "dectris-compression", "jinja2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

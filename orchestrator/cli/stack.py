@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from orchestrator.cli.common import ExitCode, JsonOption, err, out, print_json, says_errors
 from orchestrator.stack import DaemonStatus, Service, Stack, default_directory
+from orchestrator.stack.slurm import beyond_loopback
 
 app = typer.Typer(
     help="A private SLURM, broker and database on this machine, for trying out and for tests.",
@@ -43,6 +44,8 @@ def up(
     stack = Stack(directory)
     stack.up([name.strip() for name in services.split(",") if name.strip()], nodes=nodes)
     _show(stack, as_json=json)
+    if (reason := beyond_loopback()) and "slurm" in services:
+        err.print(f"note: {escape(reason)}: SLURM listens on all its addresses, and munge keeps strangers out")
     if not json:
         option = f" --dir {shlex.quote(str(directory))}" if directory else ""
         err.print(f'Use it in this shell:  eval "$(orchestrator stack env{escape(option)})"')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -111,21 +110,11 @@ def test_the_version_is_told() -> None:
 
 def completed(words: str, **environment: str) -> list[str]:
     """Return what bash would offer for a command line whose last word is being written."""
-    told = {
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split(" ")) - 1),
-        "_ORCHESTRATOR_COMPLETE": "complete_bash",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", "from orchestrator.cli import app; app(prog_name='orchestrator')"],
-        env={name: value for name, value in os.environ.items() if name != "ORCHESTRATOR_SITE"} | told | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.stderr == ""
-    return done.stdout.split()
+    number = len(words.split(" ")) - 1
+    told = {"COMP_WORDS": words, "COMP_CWORD": str(number), "_ORCHESTRATOR_COMPLETE": "complete_bash"}
+    result = CliRunner(env={"ORCHESTRATOR_SITE": None} | told | environment).invoke(app, prog_name="orchestrator")
+    assert result.stderr == ""
+    return result.stdout.split()
 
 
 def test_the_shell_completes_commands() -> None:
