@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import socket
 import sys
 import time
@@ -23,7 +24,7 @@ from mpi_kernels.identity import identify
 from mpi_kernels.messaging import send_to_all
 from mpi_kernels.preparation import Frames, Prepared, prepare
 from mpi_kernels.progress import ProgressFile, Tally
-from mpi_kernels.ranks import Batch, Start, Stop, answer
+from mpi_kernels.ranks import Batch, Share, Start, Stop
 from mpi_kernels.readiness import Readiness, Ready
 from mpi_kernels.request import Request
 from mpi_kernels.rows import Row
@@ -63,7 +64,8 @@ class Conductor:
         self._progress = ProgressFile(request.progress, kernel=request.kernel, ranks=comm.size)
         self._clock = _Clock()
         self._frames: tuple[Layout, FrameDataset] | None = None
-        self._waiting: dict[int, Ready] = {}
+        self._waiting: list[Ready] = []  # a heap: lowest frame first
+        self._segments_sent = 0
         self._seen_at: dict[int, float] = {}
         self._batch_per_rank = _FIRST_BATCH_PER_RANK
         self._termination = Termination(comm)
@@ -104,7 +106,8 @@ class Conductor:
         result = ResultFile(self._request.output, prepared, self._making(), expected=self._request.expected)
         self._readiness = Readiness(self._library, layout, self._source, self._request.keys_dataset)
         self._flag = FinishedFlag.find(self._library, self._request.input, self._request.finished_dataset)
-        self._prepared, self._result = prepared, result
+        self._share = Share(self._comm, self._source, prepared.integrator)
+        self._result = result
         result.write_reading_route(first.route)
         self._clock.growth = time.monotonic()
         try:
@@ -226,7 +229,7 @@ class Conductor:
         if found:
             self._clock.growth = seen_at
         for ready in found:
-            self._waiting[ready.frame] = ready
+            heapq.heappush(self._waiting, ready)
             if self._tally.see(ready.frame) and ready.live:
                 self._seen_at[ready.frame] = seen_at
 
@@ -259,10 +262,9 @@ class Conductor:
 
     def _process_batch(self) -> None:
         started = time.monotonic()
-        numbers = sorted(self._waiting)[: self._batch_per_rank * self._comm.size]
-        batch = Batch(list(self._readiness.segments), [self._waiting.pop(number) for number in numbers])
+        batch = self._next_batch()
         send_to_all(self._comm, batch)
-        answers = self._comm.gather(answer(self._comm, self._source, self._prepared.integrator, batch), root=0)
+        answers = self._comm.gather(self._share.rows(batch), root=0)
         rows = _rows_of(answers)
         self._result.write(rows)
         tally = self._tally
@@ -270,9 +272,16 @@ class Conductor:
             tally.settle(row.frame, row.status)
         self._result.write_counts(written=tally.written, processed=tally.processed, failed=tally.failed)
         done = time.monotonic()
-        tally.add_lags(done - self._seen_at.pop(number) for number in numbers if number in self._seen_at)
+        tally.add_lags(done - self._seen_at.pop(row.frame) for row in rows if row.frame in self._seen_at)
         self._progress.write("running", tally)
         self._adapt(len(rows), done - started)
+
+    def _next_batch(self) -> Batch:
+        count = min(len(self._waiting), self._batch_per_rank * self._comm.size)
+        frames = [heapq.heappop(self._waiting) for _ in range(count)]
+        new_segments = self._readiness.segments[self._segments_sent :]
+        self._segments_sent += len(new_segments)
+        return Batch(new_segments, frames)
 
     def _adapt(self, frames: int, took_s: float) -> None:
         """Make batches as long as keeps results coming about ten times a second."""

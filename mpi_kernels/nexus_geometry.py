@@ -89,6 +89,7 @@ def read_detector(
         problem = f"{file}: no NXdetector group"
         return DetectorFacts("", None, problem, None, wavelength, None, None, None)
     pixel = pixel_size_m or _pixel_size_m(group)
+    places = (group, group.get("detectorSpecific"))  # DECTRIS writers keep the mask in the second
     geometry: Geometry | None = None
     problem = ""
     try:
@@ -101,7 +102,7 @@ def read_detector(
         problem,
         pixel,
         wavelength,
-        _array(group, "pixel_mask"),
+        next((mask for place in places if (mask := _array(place, "pixel_mask")) is not None), None),
         _number(group, "saturation_value"),
         _number(group, "underload_value"),
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
 
 from mpi_kernels.errors import OutputUnwritable
 from mpi_kernels.identity import InputIdentity
@@ -26,7 +28,7 @@ class Tally:
         self.expected = expected
         self._status: dict[int, Status | None] = {}
         self._counts: Counter[Status | None] = Counter()
-        self._lags_s: list[float] = []
+        self._lags_s = array("d")
 
     def see(self, frame: int) -> bool:
         """Note that a frame can be read; return whether that is news."""
@@ -65,7 +67,7 @@ class Tally:
 
     @property
     def lag_median_s(self) -> float | None:
-        return statistics.median(self._lags_s) if self._lags_s else None
+        return float(np.median(self._lags_s)) if self._lags_s else None
 
     @property
     def lag_max_s(self) -> float | None:

@@ -28,9 +28,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Batch:
-    """Frames for all ranks, in frame order; each takes its block."""
+    """Frames for all ranks; each takes its block."""
 
-    segments: Sequence[Segment]
+    new_segments: Sequence[Segment]
+    """Those that came since the last batch; `Ready.segment` counts them all."""
     frames: Sequence[Ready]
 
 
@@ -43,25 +44,33 @@ def work(comm: MPI.Comm, mode: Mode) -> None:
     """Do rank 0's bidding until it says stop."""
     termination = Termination(comm)
     library = Library(mode)
-    source, integrator = FrameSource(library), None
+    share: Share | None = None
     while not isinstance(message := receive(comm, termination.tell), Stop):
         if isinstance(message, Start):
-            integrator = message.integrator
+            share = Share(comm, FrameSource(library), message.integrator)
         else:
-            assert integrator is not None  # noqa: S101  the first message is a Start
-            comm.gather(answer(comm, source, integrator, message), root=0)
+            assert share is not None  # noqa: S101  the first message is a Start
+            comm.gather(share.rows(message), root=0)
     library.close()
 
 
-def answer(comm: MPI.Comm, source: FrameSource, integrator: Integrator, batch: Batch) -> list[Row] | KernelError:
-    """Return this rank's rows of a batch, or the error that ends the run."""
-    mine = block(batch.frames, ranks=comm.size, rank=comm.rank)
-    try:
-        for number in {ready.segment for ready in mine}:
-            source.look_again(batch.segments[number])
-        return [_row(source, integrator, batch.segments[ready.segment], ready) for ready in mine]
-    except KernelError as error:
-        return error
+class Share:
+    """One rank's share of the work."""
+
+    def __init__(self, comm: MPI.Comm, source: FrameSource, integrator: Integrator) -> None:
+        self._comm, self._source, self._integrator = comm, source, integrator
+        self._segments: list[Segment] = []
+
+    def rows(self, batch: Batch) -> list[Row] | KernelError:
+        """Return this rank's rows of a batch, or the error that ends the run."""
+        self._segments.extend(batch.new_segments)
+        mine = block(batch.frames, ranks=self._comm.size, rank=self._comm.rank)
+        try:
+            for number in {ready.segment for ready in mine}:
+                self._source.look_again(self._segments[number])
+            return [_row(self._source, self._integrator, self._segments[ready.segment], ready) for ready in mine]
+        except KernelError as error:
+            return error
 
 
 def _row(source: FrameSource, integrator: Integrator, segment: Segment, ready: Ready) -> Row:

@@ -28,7 +28,7 @@ _WINDOW = 64
 _KEY_NAMES = ("uid", "unique_keys", "unique_ids", "frame_uid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Ready:
     """A frame that can be read."""
 

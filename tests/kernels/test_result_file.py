@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from nexusformat.nexus.validate import validate_application, validate_file
 
-from .harness import run_kernel
-from .writers import Spec, write
+from .harness import assert_rows_are_the_frames, run_kernel
+from .writers import Spec, add_geometry, frame_of, write
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nxsas-in625-775C.hdf5"
 PARAMETERS = {"bins": 30, "unit": "q_A^-1", "polarization_factor": 0.9, "background": None}
@@ -106,7 +106,32 @@ def test_result_without_errors_has_no_errors(tmp_path: Path) -> None:
         assert "I_errors" not in file["entry/data"]
 
 
-@pytest.mark.parametrize("kind", ["pixel_mask", "saturation_value"])
+SHAPES = {
+    "one frame": ((60, 80), {}),
+    "contiguous": ((4, 60, 80), {}),
+    "four dimensions": ((2, 2, 60, 80), {"chunks": (1, 1, 60, 80), "compression": "gzip"}),
+    "two frames per chunk along the fast scan axis": ((2, 2, 60, 80), {"chunks": (1, 2, 30, 80)}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_stacks_of_any_rank_storage_and_type_are_read(tmp_path: Path, kind: str, dtype: str) -> None:
+    shape, options = SHAPES[kind]
+    spec = Spec(path=str(tmp_path / "scan.h5"), dtype="int32")
+    frames = np.stack([frame_of(spec, number) for number in range(int(np.prod(shape[:-2])))])
+    marker = {"u2": 65535, "i4": -1, "f4": np.nan}[dtype]
+    with h5py.File(spec.path, "w") as file:  # the oldest file format: nothing says whether it is being written
+        detector = add_geometry(file, spec)
+        stored = np.where(frames < 0, marker, frames).astype(dtype).reshape(shape)
+        detector.create_dataset("data", data=stored, **options)
+    result = tmp_path / "result.nxs"
+    done = run_kernel(Path(spec.path), result)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_rows_are_the_frames(result, spec, list(range(len(frames))))
+
+
+@pytest.mark.parametrize("kind", ["pixel_mask", "detectorSpecific/pixel_mask", "saturation_value"])
 def test_detector_knows_its_bad_pixels(tmp_path: Path, kind: str) -> None:
     spec = Spec(path=str(tmp_path / "scan.h5"), frames=1)
     write(spec)
@@ -115,7 +140,7 @@ def test_detector_knows_its_bad_pixels(tmp_path: Path, kind: str) -> None:
         frame = detector["data"][0]
         frame[10:20, 10:20] = 60_000
         detector["data"][0] = frame
-        detector[kind] = (frame == 60_000).astype("u4") * 8 if kind == "pixel_mask" else 50_000
+        detector[kind] = (frame == 60_000).astype("u4") * 8 if "mask" in kind else 50_000
     assert run_kernel(Path(spec.path), tmp_path / "r.nxs").returncode == 0
     with h5py.File(tmp_path / "r.nxs") as file:
         assert np.nanmax(file["entry/data/I"][0]) < 200

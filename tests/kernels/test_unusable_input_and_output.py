@@ -271,7 +271,7 @@ def fault(*_):
     raise ZeroDivisionError("a fault that nobody foresaw")
 
 if MPI.COMM_WORLD.rank == 1:
-    ranks.answer = fault
+    ranks.Share.rows = fault
 sys.exit(main(sys.argv[3:]))
 """
 
