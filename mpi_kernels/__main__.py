@@ -18,6 +18,10 @@ from mpi_kernels.parameters import AzimuthalParameters, read_parameters
 from mpi_kernels.request import Request
 from mpi_kernels.run import run
 
+_IMAGES = (
+    "an image is FILE.npy, FILE.edf, FILE.h5::/path, or of a stack FILE.h5::/path[INDEX] or [mean];\n"
+    "relative paths count from the parameter file"
+)
 _KERNELS = {"azimuthal": "azimuthal integration to one dimension: I(q) or I(2θ) of every frame, with errors"}
 
 
@@ -62,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 def _parameters_help() -> str:
     lines = ["parameters (JSON file; unknown names are refused):"]
     for name, field in AzimuthalParameters.model_fields.items():
-        lines.append(f"  {name} (default {json.dumps(field.default)}): {field.description or 'an image, as for mask'}")
-    return "\n".join(lines)
+        lines.append(f"  {name} (default {json.dumps(field.default)}): {field.description}")
+    return "\n".join([*lines, _IMAGES])
 
 
 def _add_options(kernel: argparse.ArgumentParser) -> None:
@@ -121,7 +125,7 @@ def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command line on this rank; rank 0 returns the run's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = _parser().parse_args(arguments)
+    given = _parser().parse_args(arguments or ["--help"])
     try:
         request = _request(given, arguments)
     except KernelError as error:

@@ -57,14 +57,18 @@ class AzimuthalParameters(BaseModel):
     wavelength_m: Positive | None = Field(
         None, description="Wavelength in metres, where the geometry doesn't say; wins over what it says."
     )
-    mask: ImageSpec | None = Field(None, description="Pixels that aren't zero there are left out. As for `dark`.")
+    mask: ImageSpec | None = Field(None, description="Image; pixels that aren't zero there are left out.")
     use_pixel_mask: bool = Field(True, description="Leave out the pixels that the NXdetector's pixel_mask marks.")
     saturation_value: float | None = Field(
         None, description="Pixels above it are left out; without: the NXdetector's saturation_value, if it has one."
     )
-    dark: ImageSpec | None = None
-    flat: ImageSpec | None = None
-    background: ImageSpec | None = None
+    dark: ImageSpec | None = Field(None, description="Image that is subtracted from frames and background.")
+    flat: ImageSpec | None = Field(
+        None, description="Image of relative pixel sensitivities; pixels at or below 0 are out."
+    )
+    background: ImageSpec | None = Field(
+        None, description="Image that is scaled and subtracted, its errors propagated."
+    )
     background_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         1.0, description="The background is multiplied by this (ratio of exposures or transmissions)."
     )

@@ -1,0 +1,35 @@
+"""The command explains itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from mpi_kernels.parameters import AzimuthalParameters
+
+from .harness import ENVIRONMENT
+
+
+def output_of(*arguments: str) -> str:
+    command = [sys.executable, "-m", "mpi_kernels", *arguments]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_without_arguments_the_kernels_are_listed() -> None:
+    assert "azimuthal" in output_of()
+
+
+def test_help_of_a_kernel_explains_every_parameter() -> None:
+    text = output_of("azimuthal", "--help")
+    for name, field in AzimuthalParameters.model_fields.items():
+        assert f"  {name} (default " in text
+        assert field.description
+
+
+def test_schema_describes_every_parameter_and_refuses_others() -> None:
+    schema = json.loads(output_of("azimuthal", "--schema"))
+    assert set(schema["properties"]) == set(AzimuthalParameters.model_fields)
+    assert schema["additionalProperties"] is False
