@@ -204,3 +204,24 @@ def test_real_frames_agree_with_geometry_from_the_nexus_file(tmp_path: Path) -> 
     mask = blank < 0
     for frame in frames:
         assert_agrees(prepared, reference, frame, mask=mask | (frame < 0), dark=blank)
+
+
+@pytest.mark.parametrize("sector", [(20.0, 100.0), (-150.0, -35.0)])
+@pytest.mark.parametrize("poni", PONIS)
+def test_sector_agrees(tmp_path: Path, frames_file: Path, poni: str, sector: tuple[float, float]) -> None:
+    path = write_poni(tmp_path / "a.poni", PONIS[poni])
+    parameters = {"poni": "a.poni", "bins": 50, "azimuthal_range_deg": sector}
+    prepared = prepared_for(tmp_path, parameters, SPEC.shape, SPEC.dtype, frames_file)
+    frame = frame_of(SPEC, 1)
+    assert_agrees(prepared, pyfai_for(path), frame, mask=frame < 0, azimuth_range=sector)
+
+
+def test_sector_may_go_through_180_degrees(tmp_path: Path, frames_file: Path) -> None:
+    write_poni(tmp_path / "a.poni", PONIS["straight"])
+    pixels = {}
+    for sector in ((170.0, -170.0), (170.0, 180.0), (-180.0, -170.0), (-180.0, 180.0)):
+        parameters = {"poni": "a.poni", "azimuthal_range_deg": sector}
+        prepared = prepared_for(tmp_path, parameters, SPEC.shape, SPEC.dtype, frames_file)
+        pixels[sector] = prepared.integrator.pixels
+    assert pixels[170.0, -170.0] == pixels[170.0, 180.0] + pixels[-180.0, -170.0]
+    assert pixels[-180.0, 180.0] == SPEC.shape[0] * SPEC.shape[1]
