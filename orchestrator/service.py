@@ -8,6 +8,7 @@ once, waits longer each time, and goes on; nothing but `stop` ends it.
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.dispatching import Dispatcher
-from orchestrator.errors import GatewayUnavailable, InvalidSettings, OrchestratorError
+from orchestrator.errors import InvalidSettings, OrchestratorError
 from orchestrator.following import Follower
 from orchestrator.listening.door import Door, Handler, Verdict, backoff
 from orchestrator.listening.spool import SpoolDoor
@@ -41,27 +42,18 @@ def open_store(settings: Settings, *, create: bool = False) -> Store:
 
 
 def open_gateway(settings: Settings) -> Gateway:
-    """Choose and check the site's route to SLURM; ``auto`` takes SLURM's commands where a controller answers.
+    """Make the site's route to SLURM.
 
-    Raises
-    ------
-    GatewayUnavailable
-        When the chosen route can't be used now.
+    ``auto`` takes SLURM's commands where they are installed, whether a controller answers just now or not: jobs of a
+    site whose controller is down wait for it, they don't land on the machine of the service.
     """
     route = settings.gateway.route
-    local = LocalGateway(settings.gateway.local_state, parallel=settings.gateway.local_jobs_max)
-    cli = CliGateway(submit_timeout_s=settings.gateway.submit_deadline_s)
+    if route == "auto":
+        route = "local" if shutil.which("sbatch") is None else "cli"
+        log.info("gateway: %s, because sbatch is %s", route, "not installed" if route == "local" else "installed")
     if route == "local":
-        return local
-    if route == "cli":
-        return cli
-    try:
-        info = cli.check()
-    except GatewayUnavailable as error:
-        log.warning("gateway: local, because SLURM's commands can't be used: %s", error.full_text)
-        return local
-    log.info("gateway: cli, SLURM %s of cluster %s answers", info.release, info.cluster)
-    return cli
+        return LocalGateway(settings.gateway.local_state, parallel=settings.gateway.local_jobs_max)
+    return CliGateway(submit_timeout_s=settings.gateway.submit_deadline_s)
 
 
 def open_doors(settings: Settings) -> tuple[Door, ...]:

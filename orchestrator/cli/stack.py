@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from orchestrator.cli.common import ExitCode, JsonOption, err, out, print_json, says_errors
 from orchestrator.stack import DaemonStatus, Service, Stack, default_directory
-from orchestrator.stack.slurm import beyond_loopback
+from orchestrator.stack.addresses import beyond_loopback
 
 app = typer.Typer(
     help="A private SLURM, broker and database on this machine, for trying out and for tests.",

@@ -70,8 +70,8 @@ class Model(BaseModel):
 class GatewaySettings(Model):
     """The route to SLURM."""
 
-    route: Literal["auto", "cli", "local", "memory"] = "auto"
-    """``auto`` takes SLURM's commands where a controller answers, and this machine where there is none."""
+    route: Literal["auto", "cli", "local"] = "auto"
+    """``auto`` takes SLURM's commands where they are installed, and this machine where they aren't."""
     poll_interval_s: Seconds = 2.0
     """Shortest time between two questions about all active jobs; it grows when an answer takes long."""
     poll_interval_max_s: Seconds = 60.0

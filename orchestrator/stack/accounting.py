@@ -6,6 +6,7 @@ import os
 import pwd
 
 from orchestrator.stack import databases, processes
+from orchestrator.stack.addresses import listening
 from orchestrator.stack.daemon import Daemon
 from orchestrator.stack.layout import Layout, make_private, write_private
 from orchestrator.stack.ports import LOOPBACK
@@ -30,7 +31,7 @@ def prepare(layout: Layout) -> None:
         "DbdHost": "localhost",
         "DbdAddr": LOOPBACK,
         "DbdPort": layout.ports["slurmdbd"],
-        "CommunicationParameters": "NoInAddrAny",
+        **listening("NoInAddrAny"),
         "SlurmUser": pwd.getpwuid(os.geteuid()).pw_name,
         "PidFile": layout.runtime / "slurmdbd.pid",
         "StorageType": "accounting_storage/mysql",

@@ -14,6 +14,7 @@ import socket
 from pathlib import Path
 
 from orchestrator.stack import processes
+from orchestrator.stack.addresses import listening
 from orchestrator.stack.daemon import Daemon
 from orchestrator.stack.layout import Layout, Service, make_private, write_private
 from orchestrator.stack.ports import LOOPBACK
@@ -33,8 +34,6 @@ SETTINGS = {
     "AuthType": "auth/munge",
     "AuthAltTypes": "auth/jwt",
     "CredType": "cred/munge",
-    # Nothing listens on other addresses than 127.0.0.1.
-    "CommunicationParameters": "NoInAddrAny,NoCtldInAddrAny",
     # Several nodes of one host can't each have cgroups of the same name; plain processes work everywhere.
     "ProctrackType": "proctrack/linuxproc",
     "TaskPlugin": "task/none",
@@ -98,6 +97,7 @@ def configuration(layout: Layout) -> str:
         "SlurmdPidFile": f"{layout.runtime}/%n.pid",
         "SlurmdLogFile": f"{layout.logs}/steps-%n.log",
         **SETTINGS,
+        **listening("NoInAddrAny,NoCtldInAddrAny"),
         **_accounting(layout),
     }
     lines = [f"{name}={value}" for name, value in settings.items()]
@@ -126,12 +126,10 @@ def _nodes(layout: Layout) -> list[str]:
     machine_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     memory_mb = int(machine_mb * MEMORY_SHARE) // layout.nodes
     shape = f"CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory={memory_mb}"
+    where = f"NodeHostname={_host()} NodeAddr={LOOPBACK}"
     return [
         f"DefMemPerCPU={max(memory_mb // cpus, 1)}",
-        *(
-            f"NodeName={node} NodeHostname={_host()} NodeAddr={LOOPBACK} Port={layout.ports[f'slurmd-{node}']} {shape}"
-            for node in layout.node_names
-        ),
+        *(f"NodeName={node} {where} Port={layout.ports[f'slurmd-{node}']} {shape}" for node in layout.node_names),
     ]
 
 

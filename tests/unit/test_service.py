@@ -1,0 +1,90 @@
+"""The service's loops and choices: nothing but stop ends them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.demonstration import shipped
+from orchestrator.errors import GatewayUnavailable, InvalidSettings
+from orchestrator.service import Loop, Service, open_doors, open_gateway
+from orchestrator.settings import Settings, load_settings
+
+
+@contextmanager
+def running(step: Callable[[], None], *, interval_s: float = 60) -> Iterator[Loop]:
+    loop = Loop(name="test", step=step, interval_s=interval_s)
+    loop.start()
+    yield loop
+    loop.stop(10)
+
+
+def site(folder: Path, **changes: object) -> Settings:
+    overrides = {"runs_root": str(folder / "runs"), "database": f"sqlite:///{folder}/s.sqlite"}
+    return load_settings(shipped("site-configs", "embedded.toml"), overrides | changes)  # type: ignore[arg-type]
+
+
+def test_a_wake_during_a_step_is_not_lost() -> None:
+    steps = threading.Semaphore(0)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def step() -> None:
+        inside.set()
+        go_on.wait(10)
+        steps.release()
+
+    with running(step) as loop:
+        inside.wait(10)
+        loop.wake()
+        go_on.set()
+        assert steps.acquire(timeout=10)
+        assert steps.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("obstacle", [GatewayUnavailable("no controller"), ZeroDivisionError("a fault")])
+def test_a_loop_goes_on_after_an_obstacle(obstacle: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+    raised = iter([obstacle, obstacle])
+
+    def step() -> None:
+        for error in raised:
+            raise error
+        done.set()
+
+    with running(step):
+        assert done.wait(10)
+    if isinstance(obstacle, GatewayUnavailable):
+        assert caplog.text.count("no controller") == 1  # said once, not at every try
+    else:
+        assert "ZeroDivisionError" in caplog.text
+
+
+def test_auto_takes_this_machine_only_where_slurm_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = site(tmp_path, **{"gateway.route": "auto"})
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    assert open_gateway(settings).name == "local"
+    (programs / "sbatch").write_text("#!/bin/sh\nexit 1\n")  # installed, and its controller is down
+    (programs / "sbatch").chmod(0o755)
+    assert open_gateway(settings).name == "cli"
+
+
+def test_a_site_without_a_door_for_messages_is_refused(tmp_path: Path) -> None:
+    settings = site(tmp_path).model_copy(update={"spool": None})
+    with pytest.raises(InvalidSettings, match="no door for messages"):
+        open_doors(settings)
+
+
+def test_a_service_stops_in_order_and_can_start_again(tmp_path: Path) -> None:
+    settings = site(tmp_path, **{"spool.folder": str(tmp_path / "spool")})
+    for _ in range(2):
+        with Service.of(settings) as service:
+            assert service.gateway.name == "local"
+        assert not any(door.status().connected for door in service.doors)
