@@ -129,7 +129,7 @@ def run(demonstration: Demonstration, watch: Watch) -> Summary:
 def _stack(demonstration: Demonstration) -> Iterator[Mapping[str, str]]:
     stack = Stack(demonstration.directory / "stack")
     try:
-        stack.up({"slurm", "broker"}, nodes=2)
+        stack.up({"slurm", "broker", "accounting"}, nodes=2)
         yield stack.environment()
     finally:
         if not demonstration.keep:

@@ -152,3 +152,29 @@ def test_cancel_ends_the_job_and_the_record_says_who_wanted_it(beamline: Beamlin
         detail = beamline.wait_for_end("cancel")
     assert detail.summary.state is RunState.CANCELLED
     assert [event.detail for event in detail.events if event.kind == "cancel"] == [{"by": getpass.getuser()}]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options"), [("mpirun", ["--oversubscribe", "--bind-to", "none"]), ("srun", ["--overcommit"])]
+)
+def test_each_launcher_starts_ranks_on_two_nodes(
+    tmp_path: Path, stack: Stack, launcher: str, options: list[str]
+) -> None:
+    if launcher == "srun" and not list(Path("/usr/lib").glob("*/libpmix.so")):
+        pytest.skip("NOT TESTED, missing here: libpmix.so of libpmix-dev (as root, script/bootstrap --for test)")
+    resources = {"defaults.resources.ntasks": 4, "defaults.resources.nodes": 2}
+    beamline = Beamline(
+        tmp_path, stack, resources | {"defaults.launcher": launcher, "defaults.launcher_options": options}
+    )
+    beamline.start_service()
+    uid = f"by-{launcher}"
+    with beamline.detector(uid, "--number", "40", "--rate", "20"):
+        beamline.announce(uid, 40)
+        assert_whole(beamline, stack, uid, 40)
+    detail = beamline.run(uid)
+    assert detail is not None
+    assert detail.attempts[0].last_report is not None
+    assert detail.attempts[0].last_report.nodes == "n[1-2]"
+    with h5py.File(RunDirectory(detail.summary.run_directory).result) as result:
+        assert result["entry/reduction/input/made_ranks"][()] == 4
+    beamline.close()
