@@ -29,7 +29,7 @@ from orchestrator.messages import MAX_BYTES
 from orchestrator.records import RawMessage, sha256_of
 from orchestrator.settings import SpoolSettings, StompSettings, TlsSettings
 from orchestrator.stack import Service, Stack
-from orchestrator.stack.stack import require_programs
+from orchestrator.stack.catalogue import require_programs
 
 PATIENCE_S = 30.0
 
