@@ -13,8 +13,10 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpi_kernels.errors import ExitCode, KernelError, OutputUnwritable
+from mpi_kernels.errors import ExitCode, InvalidParameters, OutputUnwritable
+from mpi_kernels.identity import software
 from mpi_kernels.parameters import AzimuthalParameters, read_parameters
+from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.request import Request
 from mpi_kernels.run import run
 
@@ -26,17 +28,34 @@ _KERNELS = {"azimuthal": "azimuthal integration to one dimension: I(q) or I(2θ)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line that begins with ``error:``, on rank 0 only."""
+    """Raises what is wrong, instead of leaving the program."""
 
     def error(self, message: str) -> NoReturn:
-        _complain(f"{message} ({self.prog} --help explains)")
-        sys.exit(ExitCode.WRONG_USE)
+        raise InvalidParameters(message, remedy=f"{self.prog} --help explains")
 
 
-def _complain(text: str) -> None:
-    if MPI.COMM_WORLD.rank == 0:
-        sys.stderr.write(f"error: {text}\n")
-        sys.stderr.flush()
+def _refuse(error: InvalidParameters, arguments: Sequence[str]) -> None:
+    """Say in one line, on rank 0 only, what is wrong; in the progress file as well, if one was asked for."""
+    if MPI.COMM_WORLD.rank != 0:
+        return
+    sys.stderr.write(f"error: {error.one_line}\n")
+    sys.stderr.flush()
+    kernel = next((item for item in arguments if item in _KERNELS), "")
+    progress = ProgressFile(
+        _progress_path(arguments), kernel=kernel, ranks=MPI.COMM_WORLD.size, parameters=None, software=software()
+    )
+    progress.write_last_word(Tally(None), error)
+
+
+def _progress_path(arguments: Sequence[str]) -> Path | None:
+    """Return what ``--progress`` says on a command line that may be wrong elsewhere."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--progress", type=Path)
+    try:
+        path: Path | None = parser.parse_known_args(arguments)[0].progress
+    except argparse.ArgumentError:  # --progress itself is what is wrong
+        return None
+    return path
 
 
 class _PrintSchema(argparse.Action):
@@ -125,11 +144,10 @@ def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command line on this rank; rank 0 returns the run's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = _parser().parse_args(arguments or ["--help"])
     try:
-        request = _request(given, arguments)
-    except KernelError as error:
-        _complain(error.one_line)
+        request = _request(_parser().parse_args(arguments or ["--help"]), arguments)
+    except InvalidParameters as error:
+        _refuse(error, arguments)
         return error.exit_code
     return run(MPI.COMM_WORLD, request)
 
@@ -145,4 +163,10 @@ def _leave(code: ExitCode) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _leave(main())
+    try:
+        try:
+            _leave(main())
+        finally:
+            sys.stdout.flush()  # --help and --schema leave from within the parser
+    except BrokenPipeError:  # whoever reads has seen enough (… | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains on its way out

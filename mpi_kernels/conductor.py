@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
-import h5py
 import numpy as np
 from mpi4py import MPI
 
@@ -20,7 +19,7 @@ from mpi_kernels.ending import CollectionEnd, EndRules, Situation
 from mpi_kernels.errors import ExitCode, KernelError, NotThereYet, OutputUnwritable
 from mpi_kernels.finished import FinishedFlag
 from mpi_kernels.hdf5_files import Library, WriterState, settled, writer_state
-from mpi_kernels.identity import identify
+from mpi_kernels.identity import identify, software
 from mpi_kernels.messaging import send_to_all
 from mpi_kernels.preparation import Frames, Prepared, prepare
 from mpi_kernels.progress import ProgressFile, Tally
@@ -61,7 +60,14 @@ class Conductor:
         self._library = Library(request.mode)
         self._source = FrameSource(self._library)
         self._tally = Tally(request.expected)
-        self._progress = ProgressFile(request.progress, kernel=request.kernel, ranks=comm.size)
+        self._software = software()
+        self._progress = ProgressFile(
+            request.progress,
+            kernel=request.kernel,
+            ranks=comm.size,
+            parameters=request.parameters.model_dump(mode="json"),
+            software=self._software,
+        )
         self._clock = _Clock()
         self._frames: tuple[Layout, FrameDataset] | None = None
         self._waiting: list[Ready] = []  # a heap: lowest frame first
@@ -88,10 +94,7 @@ class Conductor:
 
     def _say_failed(self, error: KernelError) -> None:
         self._note_input("end")
-        try:
-            self._progress.write("failed", self._tally, ended_because="error", message=error.one_line, now=True)
-        except OutputUnwritable as second:  # the first error is the one that counts
-            sys.stderr.write(f"the progress file can't be written either: {second.one_line}\n")
+        self._progress.write_last_word(self._tally, error)
 
     def _process(self) -> str:
         self._progress.write("waiting", self._tally, now=True)
@@ -122,14 +125,18 @@ class Conductor:
 
     def _when_there(self, attempt: Callable[[], T]) -> T:
         """Try until it works, the time is over, or waiting is of no use."""
-        give_up = time.monotonic() + self._request.appear_timeout_s
+        began = time.monotonic()
         while True:
             try:
                 return attempt()
             except NotThereYet as error:
-                hopeless = error.settled or self._request.mode == "finished" or self._termination.wanted
-                if hopeless or time.monotonic() >= give_up:
+                if error.settled or self._request.mode == "finished":
                     raise
+                waited_s = time.monotonic() - began
+                if self._termination.wanted:
+                    raise error.after(f"waited {waited_s:.0f} s for it, until a signal came") from error
+                if waited_s >= (timeout_s := self._request.appear_timeout_s):
+                    raise error.after(f"waited {timeout_s:g} s for it (--appear-timeout)") from error
             self._forget()  # what was read of an unfinished file may have changed
             self._progress.write("waiting", self._tally)
             time.sleep(_IDLE_POLL_S)
@@ -190,8 +197,9 @@ class Conductor:
             dataset=request.dataset,
             ranks=self._comm.size,
             host=socket.gethostname(),
-            software=f"Python {sys.version.split()[0]}, numpy {np.__version__}, h5py {h5py.__version__}, "
-            f"HDF5 {h5py.version.hdf5_version}, {MPI.Get_library_version().split(chr(10))[0].split(',')[0]}",
+            software="Python {python}, numpy {numpy}, h5py {h5py}, HDF5 {hdf5}, {mpi}, {decoder}".format_map(
+                self._software
+            ),
             started_at=self._started_at,
         )
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
 
+__all__ = ["Filter", "Pipeline", "decompress"]
+
 try:
     from dectris.compression import decompress
 except ImportError:  # it has to be compiled, so it is an extra; without it HDF5's own filters decode

@@ -71,6 +71,10 @@ class NotThereYet(UnusableInput):
         super().__init__(message, remedy=remedy)
         self.settled = settled
 
+    def after(self, waiting: str) -> NotThereYet:
+        """Return the same error, with words on how long the place was waited for."""
+        return NotThereYet(f"{self}; {waiting}", remedy=self.remedy, settled=self.settled)
+
 
 class FrameUnreadable(KernelError):
     """One frame can't be read or decoded; it is counted as failed and the rest goes on."""

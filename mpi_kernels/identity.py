@@ -1,10 +1,17 @@
-"""What the input was: identities of the file, the dataset and the files it leads to, for the record."""
+"""What the input was and what software took it, for the record."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
+import h5py
+import numpy as np
+from mpi4py import MPI
+
+from mpi_kernels.decode import decompress
 from mpi_kernels.segments import Layout
 from mpi_kernels.source import FrameDataset
 
@@ -68,3 +75,22 @@ def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
             inode=status.st_ino,
         )
     return tuple(found.values())
+
+
+def software() -> dict[str, str]:
+    """Return the versions in use, by part; ``decoder`` is what undoes bitshuffle."""
+    return {
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+        "mpi": MPI.Get_library_version().split("\n")[0].split(",")[0].rstrip("\0"),
+        "decoder": "HDF5 filters" if decompress is None else f"dectris-compression {_version('dectris-compression')}",
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # a build that isn't registered as a package
+        return "of unknown version"

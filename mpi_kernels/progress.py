@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from mpi_kernels.errors import OutputUnwritable
+from mpi_kernels.errors import KernelError, OutputUnwritable
 from mpi_kernels.identity import InputIdentity
 from mpi_kernels.rows import Status
 
@@ -91,13 +92,24 @@ class Progress:
     updated_at: str
     ranks: int
     inputs: dict[str, InputIdentity | None]
+    parameters: Mapping[str, object] | None
+    software: Mapping[str, str]
 
 
 class ProgressFile:
     """Writes the progress file; without a path it does nothing."""
 
-    def __init__(self, path: Path | None, *, kernel: str, ranks: int) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        kernel: str,
+        ranks: int,
+        parameters: Mapping[str, object] | None,
+        software: Mapping[str, str],
+    ) -> None:
         self._path, self._kernel, self._ranks = path, kernel, ranks
+        self._parameters, self._software = parameters, software
         self._written_at = -INTERVAL_S
         self.inputs: dict[str, InputIdentity | None] = {"open": None, "end": None}
 
@@ -124,9 +136,18 @@ class ProgressFile:
             updated_at=datetime.now(UTC).isoformat(),
             ranks=self._ranks,
             inputs=self.inputs,
+            parameters=self._parameters,
+            software=self._software,
         )
         _replace(self._path, json.dumps(asdict(progress)))
         self._written_at = time.monotonic()
+
+    def write_last_word(self, tally: Tally, error: KernelError) -> None:
+        """Say that the run failed; when not even that can be written, say so on standard error."""
+        try:
+            self.write("failed", tally, ended_because="error", message=error.one_line, now=True)
+        except OutputUnwritable as second:  # the first error is the one that counts
+            sys.stderr.write(f"the progress file can't be written either: {second.one_line}\n")
 
 
 def _replace(path: Path, text: str) -> None:

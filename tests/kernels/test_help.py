@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from mpi_kernels.parameters import AzimuthalParameters
 
 from .harness import ENVIRONMENT
@@ -16,6 +18,19 @@ def output_of(*arguments: str) -> str:
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+@pytest.mark.parametrize("what", ["--schema", "--help"])
+def test_reader_that_leaves_early_is_no_error(what: str) -> None:
+    command = [sys.executable, "-m", "mpi_kernels", "azimuthal", what]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 def test_without_arguments_the_kernels_are_listed() -> None:

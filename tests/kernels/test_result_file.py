@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nexusformat.nexus.validate import validate_application, validate_file
 
-from .harness import assert_rows_are_the_frames, run_kernel
+from .harness import assert_rows_are_the_frames, progress_of, run_kernel
 from .writers import Spec, add_geometry, frame_of, write
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nxsas-in625-775C.hdf5"
@@ -68,6 +68,15 @@ def test_process_note_says_how_it_was_made(result: Path) -> None:
         assert geometry["wavelength_m"] == pytest.approx(1e-10)
         assert file["entry/polarization_applied"][()]
         assert file["entry/frames/reading_route"][0] == b"direct chunk read (bitshuffle-lz4)"
+
+
+def test_progress_file_says_with_which_parameters_and_software(result: Path) -> None:
+    progress = progress_of(result)
+    with h5py.File(result) as file:
+        assert progress["parameters"] == json.loads(file["entry/reduction/input/parameters_json"][()])
+    assert progress["parameters"]["solid_angle"] is True  # a default
+    assert progress["software"]["h5py"] == h5py.__version__
+    assert set(progress["software"]) == {"python", "numpy", "h5py", "hdf5", "mpi", "decoder"}
 
 
 def test_frames_are_accounted_for(result: Path) -> None:

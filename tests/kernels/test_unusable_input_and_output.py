@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -52,7 +53,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: st
 
 def test_input_that_never_appears(tmp_path: Path) -> None:
     done = run_kernel(tmp_path / "none.h5", tmp_path / "r.nxs", appear_timeout=0.5)
-    assert_refused(done, 3, "none.h5: no such file", "check --input")
+    assert_refused(done, 3, "none.h5: no such file; waited 0.5 s for it (--appear-timeout)", "check --input")
     progress = progress_of(tmp_path / "r.nxs")
     assert progress["state"] == "failed"
     assert progress["ended_because"] == "error"
@@ -183,6 +184,9 @@ def test_wrong_parameter_is_named(scan: Path, tmp_path: Path, case: str) -> None
     (tmp_path / "image.tiff").write_bytes(b"II")
     (tmp_path / "empty.poni").write_text("# nothing\n")
     assert_refused(run_kernel(scan, tmp_path / "r.nxs", parameters=parameters), 2, *words)
+    progress = progress_of(tmp_path / "r.nxs")
+    assert (progress["state"], progress["ended_because"]) == ("failed", "error")
+    assert all(word in str(progress["message"]) for word in words)
 
 
 @pytest.mark.parametrize("ranks", [None, pytest.param(2, marks=pytest.mark.mpi)])
@@ -191,6 +195,28 @@ def test_wrong_command_line_is_said_once(tmp_path: Path, ranks: int | None) -> N
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
     assert "--expected" in done.stderr
+    progress = progress_of(tmp_path / "r.nxs")
+    assert (progress["state"], progress["ended_because"], progress["ranks"]) == ("failed", "error", ranks or 1)
+    assert "--expected" in str(progress["message"])
+    assert progress["parameters"] is None
+
+
+def test_signal_while_waiting_for_the_input_says_so(tmp_path: Path) -> None:
+    result = tmp_path / "r.nxs"
+    with running_kernel(tmp_path / "none.h5", result) as process:
+        wait_until(lambda: progress_of(result).get("state") == "waiting")
+        process.send_signal(signal.SIGUSR1)
+        process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert "until a signal came" in str(progress_of(result)["message"])
+
+
+def test_refusal_is_said_although_the_progress_file_cannot_be_written(scan: Path, tmp_path: Path) -> None:
+    done = run_kernel(scan, tmp_path / "r.nxs", parameters={"bin": 1}, progress=tmp_path / "none" / "progress.json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "bin: unknown" in done.stderr
+    assert "the progress file can't be written either" in done.stderr
 
 
 def test_folder_of_the_output_is_missing(scan: Path, tmp_path: Path) -> None:
