@@ -46,7 +46,8 @@ class Demonstration:
     directory: Path
     frames: int | None = None
     """None: 200, or as many as the replayed file has."""
-    rate_hz: float = 20.0
+    rate_hz: float | None = None
+    """None: 20, or 2 for a replayed file, which may have few frames and is to be followed while it grows."""
     ranks: int = 2
     embedded: bool = False
     """Without SLURM and broker: spool folder, local route."""
@@ -57,6 +58,13 @@ class Demonstration:
     """Leave stack and service running."""
     timeout_s: float = 300.0
     """Longest time from the last frame to the end of the run."""
+
+    @property
+    def frames_per_second(self) -> float:
+        """How fast the detector writes."""
+        if self.rate_hz is not None:
+            return self.rate_hz
+        return 20.0 if self.input is None else 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +99,8 @@ class Summary:
     result: str
     picture: str | None
     site: str
+    service_pid: int | None
+    """The service's process where it was left running."""
     complete: bool
 
 
@@ -119,7 +129,7 @@ def run(demonstration: Demonstration, watch: Watch) -> Summary:
         detector = cleanup.enter_context(_detector(demonstration))
         collection = _Collection(demonstration, settings, store, service, detector)
         detail = collection.follow(watch)
-        return _summary(demonstration, site, detail)
+        return _summary(demonstration, site, detail, service)
 
 
 # ------------------------------------------------------------------------------------------------ what is started
@@ -241,7 +251,7 @@ def _detector(demonstration: Demonstration) -> Iterator[_Process]:
     directory = demonstration.directory
     output = _detector_file(demonstration)
     output.parent.mkdir(exist_ok=True)
-    arguments = ["simulate", str(output), "--overwrite", "--rate", str(demonstration.rate_hz), "--json"]
+    arguments = ["simulate", str(output), "--overwrite", "--rate", str(demonstration.frames_per_second), "--json"]
     arguments += ["--progress-file", str(directory / "detector.json")]
     if demonstration.frames is not None:
         arguments += ["--number", str(demonstration.frames)]
@@ -270,7 +280,7 @@ class _Collection:
     ) -> None:
         self.demonstration, self.settings, self.store = demonstration, settings, store
         self.service, self.detector = service, detector
-        self.uid = f"demo-{uuid.uuid4()}"
+        self.uid = f"demo-{uuid.uuid4().hex[:8]}"
 
     def follow(self, watch: Watch) -> RunDetail:
         """Announce the collection, show how it goes, and return the run's record once it has ended."""
@@ -354,7 +364,7 @@ class _Collection:
 # --------------------------------------------------------------------------------------------------- the summary
 
 
-def _summary(demonstration: Demonstration, site: Path, detail: RunDetail) -> Summary:
+def _summary(demonstration: Demonstration, site: Path, detail: RunDetail, service: _Process) -> Summary:
     summary = detail.summary
     counts = summary.counts or FrameCounts(expected=None, written=0, processed=0, failed=0)
     result = RunDirectory(summary.run_directory).result
@@ -378,6 +388,7 @@ def _summary(demonstration: Demonstration, site: Path, detail: RunDetail) -> Sum
         result=str(result),
         picture=str(picture) if picture.exists() else None,
         site=str(site),
+        service_pid=service.process.pid if demonstration.keep else None,
         complete=summary.state is RunState.COMPLETE and counts.complete,
     )
 

@@ -28,20 +28,31 @@ from orchestrator.runs import write_atomically
 def demo(
     *,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames to write (200, or what the replayed file has).")
+        int | None, typer.Option(min=1, metavar="N", help="Frames to write (200, or what the replayed file has).")
     ] = None,
-    rate: Annotated[float, typer.Option(min=0.01, help="Frames per second.")] = 20.0,
-    ranks: Annotated[int, typer.Option(min=1, help="MPI ranks of the kernel.")] = 2,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="HZ", help="Frames per second (20, or 2 for a replayed file)."),
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, metavar="N", help="MPI ranks of the kernel.")] = 2,
     replayed: Annotated[
-        Path | None, typer.Option("--input", exists=True, dir_okay=False, help="Replay a real HDF5 file.")
+        Path | None,
+        typer.Option("--input", metavar="FILE", exists=True, dir_okay=False, help="Replay a real HDF5 file."),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="The frames in it, e.g. /entry/data/data.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The frames in it, e.g. /entry/data/data.")
+    ] = None,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Without SLURM and broker: spool folder, local route, SQLite.")
     ] = False,
-    directory: Annotated[Path | None, typer.Option(help="Where everything goes (default: a new folder).")] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", "--directory", metavar="DIR", help="Where everything goes (default: a new folder)."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave stack and service running afterwards.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary there, for machines.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the summary there, for scripts.")
+    ] = None,
 ) -> None:
     """Process a simulated (or replayed) collection live and show how it goes.
 
@@ -71,7 +82,7 @@ def demo(
         summary = run(demonstration, watch)
     if json_file is not None:
         write_atomically(json_file.absolute(), to_json(asdict(summary)) + "\n")
-    _print(summary, keep=keep, folder=folder)
+    _print(summary, folder)
     raise typer.Exit(ExitCode.OK if summary.complete else ExitCode.INCOMPLETE)
 
 
@@ -128,17 +139,20 @@ class _Lines:
         err.print(f"· {stage}{'' if view.expected is None else frames}")
 
 
-def _print(summary: Summary, *, keep: bool, folder: Path) -> None:
+def _print(summary: Summary, folder: Path) -> None:
     print_fields(_fields(summary), label_width=20, indent=0)
     run, site = summary.run[:8], f"--site {shlex.quote(summary.site)}"
     out.print("\nTo look further:")
     for command in ("show", "log"):
         out.print(Text(f"  orchestrator {command} {run} {site}"))
-    if keep:
-        stack = shlex.quote(str(folder / "stack"))
-        out.print(f"\nStack and service go on (--keep). To end the stack: orchestrator stack down --dir {stack}")
-    else:
+    if summary.service_pid is None:
         out.print(f"\nDaemons are ended; what was recorded stays in {folder} until you remove it.")
+        return
+    out.print(Text(f"\nThe service goes on (--keep). To end it:\n  kill {summary.service_pid}"))
+    if (stack := folder / "stack").is_dir():
+        option = f"--dir {shlex.quote(str(stack))}"
+        out.print(Text(f'To use its SLURM in this shell:\n  eval "$(orchestrator stack env {option})"'))
+        out.print(Text(f"To end SLURM and ActiveMQ:\n  orchestrator stack down {option}"))
 
 
 def _fields(summary: Summary) -> Iterator[tuple[str, str]]:
