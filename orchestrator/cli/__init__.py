@@ -32,12 +32,12 @@ ENTRIES = (
     _command(_RUN, "plan", "Show what a message would lead to; nothing is submitted."),
     _command(_RUN, "submit", "Take one message from a file, without a broker."),
     _command(_RUN, "cancel", "End a run that isn't wanted any more.", module="submit"),
-    _command(_SITE, "site", "Check site files.", attribute="app"),
+    _command(_SITE, "site", "Check a site file before the service gets it.", attribute="app"),
     _command(_SITE, "db", "Create, upgrade and look at the provenance database.", attribute="app"),
-    _command(_SITE, "schema", "Print the JSON Schemas of the messages."),
+    _command(_SITE, "schema", "Print the JSON Schemas of messages and kernels' parameters."),
     _command(_TRY, "demo", "Show the whole thing on this machine, in a minute."),
     _command(_TRY, "simulate", "Write HDF5 as a detector does, while others read it."),
-    _command(_TRY, "stack", "A private SLURM, broker and database on this machine.", attribute="app"),
+    _command(_TRY, "stack", "Run a private SLURM, broker and database on this machine.", attribute="app"),
 )
 
 app = typer.Typer(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from enum import IntEnum
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
@@ -97,21 +98,25 @@ def _wrapped(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, cut: bool = False) -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, cut: bool = False, notes: Sequence[str] = ()
+) -> None:
     """Write rows in columns, every value whole.
 
     On a terminal a last column that doesn't fit is wrapped, or stands below its row where there is hardly any room;
-    with `cut` it is cut instead.
+    with `cut` it is cut instead. `notes` has a sentence for each row that stands below it, where it isn't empty.
     """
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     margin = sum(widths[:-1]) + 2 * len(widths[:-1])
     room = out.width - margin if out.is_terminal else widths[-1]
-    for row in (headings, *rows):
+    for row, note in zip_longest((headings, *rows), ("", *notes), fillvalue=""):
         first = "".join(
             cell + " " * (width - cell_len(cell) + 2) for cell, width in zip(row[:-1], widths, strict=False)
         )
         for line in _with_last(first, row[-1], room, min(widths[-1], ENOUGH), cut=cut):
             out.print(Text(line.rstrip(), style="bold" if row is headings else ""))
+        for line in _wrapped(note, out.width - 4) if note else ():
+            out.print(Text(f"    {line}"))
 
 
 def _with_last(first: str, last: str, room: int, enough: int, *, cut: bool) -> list[str]:

@@ -19,7 +19,9 @@ SiteOption = Annotated[
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option("--url", help="Database itself, e.g. sqlite:////path/file or postgresql://user@host/name."),
+    typer.Option(
+        "--url", metavar="URL", help="Database itself, e.g. sqlite:////path/file or postgresql://user@host/name."
+    ),
 ]
 
 
@@ -29,6 +31,8 @@ def upgrade(site: SiteOption = None, url: UrlOption = None) -> None:
     """Bring the schema to the one this release needs; harmless when it is there already.
 
     Stop the services first, and make a backup: there is no way back.
+
+    - a new site's database: `orchestrator db upgrade --site site.toml`
     """
     with Store.connect(_address(site, url)) as store:
         before = store.upgrade()
@@ -41,7 +45,10 @@ def upgrade(site: SiteOption = None, url: UrlOption = None) -> None:
 @app.command()
 @says_errors
 def status(site: SiteOption = None, url: UrlOption = None, json: JsonOption = False) -> None:
-    """Say which schema the database has and which one this release needs; exit code 6 when they differ."""
+    """Say which schema the database has and which one this release needs; exit code 6 when they differ.
+
+    - `orchestrator db status --site site.toml || orchestrator db upgrade --site site.toml`
+    """
     with Store.connect(_address(site, url)) as store:
         found = store.schema_status()
     if json:

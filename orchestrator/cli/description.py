@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.cli.job_description import Field, describe_history, describe_job, member
 from orchestrator.cli.result_note import ResultNote
-from orchestrator.cli.wording import seconds, size, when
+from orchestrator.cli.wording import resources_asked, seconds, size, when
 from orchestrator.provenance import AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
-from orchestrator.records import FrameCounts, Json, Origin, Resources, RunState
+from orchestrator.records import FrameCounts, Json, Origin, RunState
 from orchestrator.runs import RunDirectory
-
-_UNITS = {"memory_mb": "MB per node", "time_limit_min": "minutes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,15 +253,7 @@ def _request(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield "parent run", summary.parent_run
     for rerun in findings.reruns:
         yield "rerun", rerun
-    yield "resources", ", ".join(_resources(run.plan.resources))
-
-
-def _resources(resources: Resources) -> Iterator[str]:
-    for item in fields(resources):
-        value = getattr(resources, item.name)
-        if value is not None and value is not False:
-            name, unit = item.name.removesuffix("_mb").removesuffix("_min"), _UNITS.get(item.name, "")
-            yield f"{name} {'yes' if value is True else value} {unit}".strip()
+    yield "resources", ", ".join(resources_asked(run.plan.resources))
 
 
 def _next(run: RunDetail, findings: Findings) -> Iterator[Field]:

@@ -108,7 +108,8 @@ def _event(event: JobEvent) -> str:
     told: tuple[Json, ...]
     match event.kind:
         case "state":
-            told = ("job", member(event, "words"), _in_brackets(event, "reason"), _on(member(event, "nodes")))
+            usage = "with its usage" if member(event, "usage") else ""
+            told = ("job", member(event, "words"), _in_brackets(event, "reason"), _on(member(event, "nodes")), usage)
         case "begin":
             told = ("the job claimed the attempt", _on(member(event, "host")))
         case "duplicate":

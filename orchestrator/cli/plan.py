@@ -10,19 +10,21 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from orchestrator.cli.common import JsonOption, SiteOption, err, out, print_json, says_errors
-from orchestrator.errors import InvalidMessage, NotFound
+from orchestrator.cli.common import JsonOption, SiteOption, err, out, print_fields, print_json, says_errors
+from orchestrator.cli.message_argument import MessageArgument, read_message
+from orchestrator.cli.wording import resources_asked
+from orchestrator.errors import InvalidMessage
 from orchestrator.messages import understand
 from orchestrator.planning import Planning, check_allowed
 from orchestrator.planning import plan as plan_collection
-from orchestrator.records import CollectionStart, JobPlan, RawMessage
+from orchestrator.records import CollectionStart, JobPlan
 from orchestrator.rendering import render
 from orchestrator.settings import Settings, load_settings
 
 
 @says_errors
 def plan(
-    message: Annotated[Path, typer.Argument(help="A collection-start document, or - for standard input.")],
+    message: MessageArgument,
     site: SiteOption,
     script: Annotated[bool, typer.Option("--script", help="Print the exact script that would be submitted.")] = False,
     json: JsonOption = False,
@@ -31,6 +33,10 @@ def plan(
 
     Shows the recipes that want the collection, each parameter with who decided it and where, what is asked of SLURM,
     and for every other recipe the reason why it isn't chosen. Exit code 6 when no recipe matches.
+
+    - what would happen: `orchestrator plan start.json`
+    - what another site file would change: `diff <(orchestrator plan start.json --script) <(orchestrator plan start.json
+      --script --site new.toml)`
     """
     settings = load_settings(site)
     start = _read_start(message)
@@ -48,11 +54,7 @@ def plan(
 
 
 def _read_start(path: Path) -> CollectionStart:
-    try:
-        body = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror}", remedy="give the message's JSON file, or - for input") from error
-    message = understand(RawMessage(body=body, source=f"command:{path}"))
+    message = understand(read_message(path))
     if not isinstance(message, CollectionStart):
         raise InvalidMessage(
             f"{path}: it is a collection-end message", remedy="give the collection-start message of the same uid"
@@ -73,18 +75,22 @@ def _show_plan(one: JobPlan, settings: Settings) -> None:
     out.print(f"[bold]{one.recipe}[/]  run {one.run_id}")
     collection = one.collection
     expected = "unknown number of" if collection.frames_expected is None else collection.frames_expected
-    resources = ", ".join(f"{name} {value}" for name, value in asdict(one.resources).items() if value is not None)
-    rows = {
-        "input": f"{collection.file} {collection.dataset}, {expected} frames",
-        "kernel": f"{one.kernel}, started by {' '.join((one.launcher, *one.launcher_options))}",
-        "template": str(settings.templates / one.template),
-        "resources": resources,
-        "directory": str(one.run_directory),
-        "ends after": f"{one.stall_timeout_s:g} s without a new frame, {one.appear_timeout_s:g} s without a file",
-    }
-    for name, value in rows.items():
-        out.print(f"  {name:<11} {escape(value)}")
-    for parameter in one.parameters:
-        source = f"{parameter.origin.value}: {parameter.place}"
-        out.print(f"  {escape(f'{parameter.name} = {parameter.value!r}'):<40} [dim]{escape(source)}[/]")
-    out.print()
+    rows = (
+        ("input", f"{collection.file} {collection.dataset}, {expected} frames"),
+        ("kernel", f"{one.kernel}, started by {' '.join((one.launcher, *one.launcher_options))}"),
+        ("template", str(settings.templates / one.template)),
+        ("resources", ", ".join(resources_asked(one.resources))),
+        ("directory", str(one.run_directory)),
+        ("ends after", f"{one.stall_timeout_s:g} s without a new frame, {one.appear_timeout_s:g} s without a file"),
+    )
+    print_fields(rows)
+    parameters = [(parameter.name, f"{parameter.value!r}", parameter) for parameter in one.parameters]
+    width = min(max((len(value) for _, value, _ in parameters), default=0), 24)
+    label = max((len(name) for name, _, _ in parameters), default=0)
+    out.print("  parameters")
+    print_fields(
+        ((name, f"{value:<{width}}  {it.origin:<7}  {it.place}") for name, value, it in parameters),
+        indent=4,
+        label_width=label,
+    )
+    out.print(f"    others: the defaults, see `orchestrator schema kernel/{one.kernel}`\n")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.common import JsonOption, SiteOption, err, out, print_json, print_table, says_errors
+from orchestrator.cli.waiting import with_waiting_reasons
 from orchestrator.cli.wording import parse_moment
 from orchestrator.provenance import RunSummary
 from orchestrator.records import RunState
@@ -44,8 +45,9 @@ def runs(
 ) -> None:
     """List runs, newest first.
 
-    `frames` says processed / announced (or written, where no number was announced). On a terminal ids and files are
-    shortened; the beginning of an id is enough for the other commands.
+    `frames` says processed / announced (or written, where no number was announced). A run that isn't complete says why:
+    why it failed, or why its job waits. On a terminal ids and files are shortened; the beginning of an id is enough for
+    the other commands.
 
     - what is under way: `orchestrator runs --active`
     - what failed today: `orchestrator runs --state failed --since today`
@@ -54,7 +56,7 @@ def runs(
     wanted = [*(states or ()), *(ACTIVE if active else ())]
     moment = None if since is None else parse_moment(since)
     with open_store(load_settings(site)) as store:
-        found = store.runs(
+        listed = store.runs(
             states=wanted,
             beamline=beamline,
             visit=visit,
@@ -64,6 +66,7 @@ def runs(
             text=text,
             limit=limit,
         )
+        found = with_waiting_reasons(store, listed)
     if as_json:
         print_json(found)
     elif not found:
@@ -77,9 +80,13 @@ def runs(
 def _print(found: Sequence[RunSummary]) -> None:
     headings = ("run", "recorded", "state", "frames", "recipe", "visit", "file")
     if out.is_terminal:
-        print_table(headings, [_short(run) for run in found], cut=True)
+        print_table(headings, [_short(run) for run in found], cut=True, notes=[_why(run) for run in found])
     else:
-        print_table((*headings, "job"), [_long(run) for run in found])
+        print_table((*headings, "job", "why"), [_long(run) for run in found])
+
+
+def _why(run: RunSummary) -> str:
+    return "" if run.state is RunState.COMPLETE else run.reason
 
 
 def _short(run: RunSummary) -> tuple[str, ...]:
@@ -89,8 +96,8 @@ def _short(run: RunSummary) -> tuple[str, ...]:
 
 def _long(run: RunSummary) -> tuple[str, ...]:
     recorded = run.created_at.astimezone().isoformat(timespec="seconds")
-    job = str(run.job or "-")
-    return (run.run_id, recorded, run.state, frames_done(run), run.recipe, run.visit or "-", str(run.file), job)
+    job, why = str(run.job or "-"), " ".join(run.reason.split()) or "-"
+    return (run.run_id, recorded, run.state, frames_done(run), run.recipe, run.visit or "-", str(run.file), job, why)
 
 
 def frames_done(run: RunSummary) -> str:

@@ -169,7 +169,9 @@ def simulate(
 ) -> None:
     """Write a scan of powder rings, or replay a real one, in SWMR mode while others read.
 
-    Example: `orchestrator simulate scan.h5 --rate 20 --number 200`
+    - 200 frames in ten seconds: `orchestrator simulate scan.h5`
+    - a real scan again: `orchestrator simulate again.h5 --input scan.h5 --dataset /entry/data/data --rate 5`
+    - a detector that dies: `orchestrator simulate scan.h5 --die-after 50`
     """
     geometry = _geometry(distance_mm, pixel_um, wavelength_angstrom, beam_center)
     replay = _replay(replayed, dataset, geometry)

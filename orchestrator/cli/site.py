@@ -41,13 +41,16 @@ def group() -> None:
 @app.command()
 @says_errors
 def check(
-    file: Annotated[Path, typer.Argument(help="The site file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", envvar="ORCHESTRATOR_SITE", help="The site file.")],
     json: JsonOption = False,
 ) -> None:
     """Check a site file and all it refers to. Talks to no SLURM, broker or database, and changes nothing.
 
     Loads the file, compiles every template, renders every recipe's script for a made-up collection and has bash parse
     it, and looks at the folders, the interpreter and the kernels' parameter names. Exit code 3 when something is wrong.
+
+    - before the service gets it: `orchestrator site check new.toml`
+    - what is wrong, for a script: `orchestrator site check new.toml --json | jq '.[] | select(.ok | not)'`
     """
     settings = load_settings(file)
     findings = [

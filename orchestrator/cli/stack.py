@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from orchestrator.cli.common import ExitCode, JsonOption, err, out, print_json, says_errors
-from orchestrator.stack import DaemonStatus, Service, Stack, default_directory
+from orchestrator.stack import DaemonStatus, Service, Stack
 from orchestrator.stack.addresses import beyond_loopback
 
 app = typer.Typer(
@@ -20,7 +20,13 @@ app = typer.Typer(
 
 DirectoryOption = Annotated[
     Path | None,
-    typer.Option("--dir", help=f"The stack's directory; several stacks may run side by side. [{default_directory()}]"),
+    typer.Option(
+        "--dir",
+        "--directory",
+        metavar="DIR",
+        help="The stack's directory; several stacks may run side by side. "
+        "Without it: orchestrator/stack in $XDG_STATE_HOME or ~/.local/state.",
+    ),
 ]
 
 
@@ -29,7 +35,7 @@ DirectoryOption = Annotated[
 def up(
     directory: DirectoryOption = None,
     nodes: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Number of compute nodes (slurmd). [2, or as before]")
+        int | None, typer.Option(min=1, max=64, metavar="N", help="Compute nodes (slurmd): 2, or as many as before.")
     ] = None,
     services: Annotated[
         str, typer.Option("--with", metavar="LIST", help=f"Comma-separated, of: {', '.join(Service)}.")
@@ -38,8 +44,11 @@ def up(
 ) -> None:
     """Bring the stack up and wait until every daemon answers.
 
-    Running daemons are kept and dead ones started again, so it is harmless to repeat. Needs the Debian packages that
-    the reference page names; needs no systemd, no containers and nothing of a cluster that this machine may have.
+    Running daemons are kept and dead ones started again, so it is harmless to repeat. Needs the programs that
+    `script/bootstrap` installs; needs no systemd, no containers and nothing of a cluster that this machine may have.
+
+    - two nodes and a broker: `orchestrator stack up`
+    - with accounting, as most clusters have: `orchestrator stack up --with slurm,broker,accounting`
     """
     stack = Stack(directory)
     stack.up([name.strip() for name in services.split(",") if name.strip()], nodes=nodes)
@@ -61,7 +70,10 @@ def status(directory: DirectoryOption = None, json: JsonOption = False) -> None:
 @app.command()
 @says_errors
 def env(directory: DirectoryOption = None, json: JsonOption = False) -> None:
-    """Print the shell commands that point programs at the stack."""
+    """Print the shell commands that point programs at the stack.
+
+    - sbatch, squeue and the orchestrator of this shell use it: `eval "$(orchestrator stack env)"`
+    """
     variables = Stack(directory).environment()
     if json:
         print_json(variables)
@@ -74,7 +86,11 @@ def env(directory: DirectoryOption = None, json: JsonOption = False) -> None:
 @says_errors
 def down(directory: DirectoryOption = None) -> None:
     """End the stack's jobs and daemons, and nothing else; its data and logs stay in its directory."""
-    Stack(directory).down()
+    stack = Stack(directory)
+    known = stack.status()
+    stack.down()
+    where = escape(str(stack.directory))
+    out.print(f"The stack in {where} is down; its data and logs stay there." if known else f"No stack runs in {where}.")
 
 
 def _show(stack: Stack, *, as_json: bool) -> None:

@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, out, print_json, print_table, says_errors
+from orchestrator.cli.message_argument import MessageArgument, read_message
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.dispatching import Dispatcher
 from orchestrator.dispatching import cancel as cancel_run
@@ -30,10 +30,7 @@ from orchestrator.settings import load_settings
 @says_errors
 def submit(
     *,
-    message: Annotated[
-        Path,
-        typer.Argument(metavar="MESSAGE", exists=True, dir_okay=False, help="A collection-start or -end document."),
-    ],
+    message: MessageArgument,
     site: SiteOption,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the runs to their end.")] = False,
     as_json: JsonOption = False,
@@ -48,7 +45,7 @@ def submit(
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     settings = load_settings(site)
-    raw = RawMessage(body=message.read_bytes(), source=f"command:{message.absolute()}")
+    raw = read_message(message)
     with open_store(settings) as store:
         gateway = open_gateway(settings)
         dispatcher = Dispatcher(store=store, gateway=gateway, settings=settings)

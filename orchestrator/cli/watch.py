@@ -19,6 +19,7 @@ from orchestrator.cli.common import ExitCode, SiteOption, err, out, says_errors
 from orchestrator.cli.progress import frame_bars, lag_of
 from orchestrator.cli.run_argument import complete_run
 from orchestrator.cli.runs import ACTIVE
+from orchestrator.cli.waiting import with_waiting_reasons
 from orchestrator.evidence import read_progress
 from orchestrator.provenance import RunSummary, Store
 from orchestrator.records import RunState
@@ -54,7 +55,7 @@ def watch(
         bool, typer.Option("--json", help="Print one JSON object per line and change, for scripts.")
     ] = False,
 ) -> None:
-    """Follow active runs: frames written and processed, how far processing lags, state, job and nodes.
+    """Follow active runs: frames written and processed, how far processing lags, state, why a job waits, nodes.
 
     With a RUN it ends when that run has ended, with exit code 6 unless the run is complete. Without one it goes on
     until Ctrl-C, also while nothing is active. Where the output isn't a terminal each change is one line.
@@ -71,7 +72,7 @@ def watch(
 
 def _watch_one(store: Store, run_id: str, show: Display, interval_s: float) -> RunState:
     while True:
-        summary = current(store.run(run_id).summary)
+        (summary,) = with_waiting_reasons(store, [current(store.run(run_id).summary)])
         show([summary])
         if summary.state.ended:
             return summary.state
@@ -85,8 +86,8 @@ def _watch_all(store: Store, show: Display, interval_s: float) -> None:
         while True:
             active = store.runs(states=ACTIVE, limit=MOST)
             ended = shown - {run.run_id for run in active}
-            runs = [*map(current, active), *(store.run(run_id).summary for run_id in sorted(ended))]
-            show(runs)
+            waiting_or_not = with_waiting_reasons(store, active)
+            show([*map(current, waiting_or_not), *(store.run(run_id).summary for run_id in sorted(ended))])
             shown = {run.run_id for run in active}
             time.sleep(interval_s)
     except KeyboardInterrupt:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 
 import typer
 from rich.filesize import decimal
 
+from orchestrator.records import Resources
+
+_RESOURCE_UNITS = {"memory_mb": "MB per node", "time_limit_min": "minutes"}
 _AGO = re.compile(r"(\d+(?:\.\d+)?) ?(min|h|d|w)")
 _UNITS = {"min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
@@ -37,6 +42,15 @@ def size(size_bytes: int | None) -> str:
 def counted(number: int, noun: str) -> str:
     """Word a number of things: ``1 frame``, ``2 frames``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def resources_asked(resources: Resources) -> Iterator[str]:
+    """Word what is asked of SLURM, in SLURM's own names; what isn't asked is left out."""
+    for item in fields(resources):
+        value = getattr(resources, item.name)
+        if value is not None and value is not False:
+            name, unit = item.name.removesuffix("_mb").removesuffix("_min"), _RESOURCE_UNITS.get(item.name, "")
+            yield f"{name} {'yes' if value is True else value} {unit}".strip()
 
 
 def parse_moment(text: str) -> datetime:

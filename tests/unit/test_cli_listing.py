@@ -63,6 +63,13 @@ def test_the_reference_page_has_every_option_of_a_command_and_no_other(name: str
     assert documented()[name] == parameters(COMMANDS[name])
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_reference_page_explains_a_command_as_its_help_does(name: str) -> None:
+    sections = re.split(r"^#{2,3} `orchestrator (.+)`$", PAGE.read_text(), flags=re.MULTILINE)
+    words = dict(zip(sections[1::2], sections[2::2], strict=True))[name].partition("\n|")[0].split()
+    assert words == COMMANDS[name].help.split()
+
+
 def test_the_reference_page_has_every_exit_code() -> None:
     assert set(re.findall(r"^\| (\d) +\|", PAGE.read_text(), re.MULTILINE)) == {str(int(code)) for code in ExitCode}
 

@@ -53,8 +53,14 @@ def test_a_plan_says_what_who_and_where(site: Path, message: Path) -> None:
     code, out, _ = orchestrator("plan", message, "--site", site)
     assert code == 0
     assert "scan [1].nxs /entry/data, 20 frames" in out
-    assert "bins = 321" in out
-    assert "message: metadata.azimuthal_bins" in out
+    (bins,) = (line.split() for line in out.splitlines() if line.split()[:1] == ["bins"])
+    assert bins == ["bins", "321", "message", "message:", "metadata.azimuthal_bins"]
+    assert ", cpus_per_task 1, time_limit " in out
+
+
+def test_a_message_is_taken_from_standard_input(site: Path, message: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", "-", "--site", str(site)], input=message.read_bytes())
+    assert (result.exit_code, result.stdout) == orchestrator("plan", message, "--site", site)[:2]
 
 
 def test_a_plan_as_json_holds_the_script_that_is_printed(site: Path, message: Path) -> None:
@@ -101,6 +107,11 @@ def test_a_good_site_passes(site: Path) -> None:
     code, out, _ = orchestrator("site", "check", site)
     assert code == 0, out
     assert "wrong" not in out
+
+
+def test_the_site_to_check_may_be_the_one_that_commands_use(site: Path) -> None:
+    result = CliRunner(env={"ORCHESTRATOR_SITE": str(site)}).invoke(app, ["site", "check"])
+    assert result.exit_code == 0, result.output
 
 
 def check(site: Path) -> list[dict[str, object]]:

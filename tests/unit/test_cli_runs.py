@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import datetime, timedelta
 
 import pytest
 
 from orchestrator.cli.common import ExitCode
 from orchestrator.messages import json_schemas
-from orchestrator.records import RawMessage, RunState
+from orchestrator.records import JobState, RawMessage, RunState
 from tests.unit.site_with_runs import SiteWithRuns
 
 
@@ -21,11 +23,25 @@ def listed(site: SiteWithRuns, *words: str) -> set[str]:
 def test_a_piped_listing_has_ids_and_paths_whole(site: SiteWithRuns) -> None:
     tag = site.complete("a-collection-with-a-long-name-" + 60 * "x")
     heading, line = site.call("runs").splitlines()
-    assert heading.split() == ["run", "recorded", "state", "frames", "recipe", "visit", "file", "job"]
+    assert heading.split() == ["run", "recorded", "state", "frames", "recipe", "visit", "file", "job", "why"]
     words = line.split()
-    assert (words[0], words[2], words[3], words[-1]) == (tag.run_id, "complete", "200/200", "live:42")
+    assert (words[0], words[2], words[3], words[7]) == (tag.run_id, "complete", "200/200", "live:42")
+    assert line.endswith("200 of 200 written frames processed")
     assert words[6] == f"{site.folder}/a-collection-with-a-long-name-{60 * 'x'}.h5"
     assert datetime.fromisoformat(words[1]).tzinfo is not None
+
+
+def test_a_run_whose_job_waits_says_why(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    assert site.told("runs", "--json")[0]["reason"] == ""
+    site.report(tag, JobState.PENDING, reason="Priority", started_at=None)
+    assert site.call("runs").rstrip().endswith("live:42  its job waits: jobs of higher priority go first (Priority)")
+    site.report(tag, JobState.PENDING, reason="PartitionTimeLimit", started_at=None)
+    assert "than its partition allows (PartitionTimeLimit); it never will" in site.call("runs", "--active")
+    site.report(tag, JobState.PENDING, reason="SomethingNew", started_at=None)
+    assert site.told("runs", "--json")[0]["reason"] == "its job waits: SomethingNew"
+    site.report(tag, JobState.RUNNING, reason="None")
+    assert site.told("runs", "--json")[0]["reason"] == ""
 
 
 def test_runs_are_filtered(site: SiteWithRuns) -> None:
@@ -94,6 +110,11 @@ def test_a_document_that_is_no_message_is_refused_and_recorded(site: SiteWithRun
     assert [message["state"] for message in site.told("messages", "--json")] == ["rejected"]
 
 
+def test_a_document_that_is_not_there_is_not_found(site: SiteWithRuns) -> None:
+    site.call("submit", str(site.folder / "missing.json"), code=ExitCode.NOT_FOUND)
+    assert "missing.json: No such file or directory" in site.said
+
+
 def test_a_collection_that_no_recipe_wants_makes_no_run_and_says_why(site: SiteWithRuns) -> None:
     document = site.folder / "m.json"
     start = {
@@ -112,6 +133,15 @@ def test_a_collection_that_no_recipe_wants_makes_no_run_and_says_why(site: SiteW
 def test_schemas_are_printed_as_json(site: SiteWithRuns, name: str) -> None:
     assert name in site.call("schema").splitlines()
     assert site.told("schema", name) == json_schemas()[name] == site.told("schema", "--json")[name]
+
+
+def test_the_schemas_of_kernels_are_what_the_kernels_print(site: SiteWithRuns) -> None:
+    names = [name for name in site.call("schema").splitlines() if name.startswith("kernel/")]
+    assert "kernel/azimuthal" in names
+    for name in names:
+        command = [sys.executable, "-m", "mpi_kernels", name.removeprefix("kernel/"), "--schema"]
+        printed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+        assert site.told("schema", name) == json.loads(printed)
 
 
 def test_an_unknown_schema_names_the_known_ones(site: SiteWithRuns) -> None:

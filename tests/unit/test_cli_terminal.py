@@ -52,6 +52,15 @@ def test_a_listing_of_runs_fits_with_ids_that_can_be_copied(site: SiteWithRuns) 
     assert on_terminal(site, "runs", columns=200)[1].endswith("x.h5")
 
 
+def test_why_a_run_failed_stands_below_it(site: SiteWithRuns) -> None:
+    site.complete("c-1")
+    site.ended(site.submitted("c-2", job_id=43), RunState.FAILED, "the input can't be used: " + "no such dataset " * 8)
+    _heading, failed, *why, complete = on_terminal(site, "runs")
+    assert ("failed" in failed, "complete" in complete) == (True, True)
+    assert " ".join(" ".join(why).split()).startswith("the input can't be used: no such dataset")
+    assert all(line.startswith("    ") and len(line) <= 80 for line in why)
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_show_wraps_sentences_and_breaks_no_path_or_digest(site: SiteWithRuns, columns: int) -> None:
     tag = site.complete()

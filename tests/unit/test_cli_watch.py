@@ -18,7 +18,7 @@ from rich.console import Console
 
 from orchestrator.cli.common import ExitCode
 from orchestrator.cli.watch import bars, current
-from orchestrator.records import RunState
+from orchestrator.records import JobState, RunState
 from tests.unit.site_with_runs import SiteWithRuns
 
 PATIENCE_S = 30.0
@@ -71,6 +71,16 @@ def test_each_change_of_a_run_is_a_line_and_a_complete_end_is_exit_code_0(site: 
     assert "complete" in lines[-1]
     assert "on n[1-2]" in lines[-1]
     assert lines[-1].endswith("all frames processed")
+
+
+def test_a_job_that_waits_is_told_with_the_reason(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    site.report(tag, JobState.PENDING, reason="Resources", started_at=None)
+    steps = (lambda: site.begun(tag), lambda: site.ended(tag, RunState.COMPLETE, "done"))
+    with meanwhile(*steps, pause_s=0.5):
+        first, *_, last = site.call("watch", "latest", "--interval", "0.05").splitlines()
+    assert first.endswith("its job waits: it waits for nodes to become free (Resources)")
+    assert last.endswith("done")
 
 
 def test_a_run_that_does_not_end_complete_is_exit_code_6_and_json_tells_why(site: SiteWithRuns) -> None:
