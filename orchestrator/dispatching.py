@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.errors import (
     GatewayUnavailable,
@@ -27,25 +28,37 @@ from orchestrator.errors import (
     InvalidMessage,
     OutcomeUnknown,
     RunDirectoryUnavailable,
+    StoreUnavailable,
     SubmitRefused,
+    UnknownJob,
 )
+from orchestrator.evidence import claim_owner
 from orchestrator.listening.door import Accepted, Rejected, Verdict
 from orchestrator.messages import understand
 from orchestrator.planning import check_allowed, plan
 from orchestrator.provenance import PlannedRun, Store, UnsettledAttempt, WaitingStart, plan_to_json
-from orchestrator.records import BatchScript, JobReport, RawMessage, RunState, RunTag, Submission, SubmittedJob, utc_now
+from orchestrator.records import (
+    BatchScript,
+    JobIdentity,
+    JobReport,
+    RawMessage,
+    RunState,
+    RunTag,
+    Submission,
+    SubmittedJob,
+    utc_now,
+)
 from orchestrator.rendering import render
 from orchestrator.runs import RunDirectory, write_atomically
 from orchestrator.settings import Settings
-from orchestrator.slurm.gateway import Gateway
+from orchestrator.slurm.gateway import CLOCK_DIFFERENCE, Gateway
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 BATCH = 100
 """Most messages or runs taken from the store at once, so that a burst can't starve the other steps."""
-
-CLOCK_DIFFERENCE = timedelta(minutes=5)
-"""How far SLURM's clock may be from ours when we look for a job submitted since a moment of ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +95,7 @@ class Dispatcher:
 
     def plan_waiting(self) -> int:
         """Decide about every message that waits; return how many runs were planned."""
-        return sum(self._plan(waiting) for waiting in self.store.waiting_starts(BATCH))
+        return _for_each(self.store.waiting_starts(BATCH), self._plan)
 
     def _plan(self, waiting: WaitingStart) -> int:
         uid = waiting.start.uid
@@ -105,17 +118,13 @@ class Dispatcher:
 
     def settle(self) -> int:
         """Find out about every intent without an outcome; return how many are still open."""
-        return sum(not self._settle(unsettled) for unsettled in self.store.unsettled_attempts())
+        return _for_each(self.store.unsettled_attempts(), lambda unsettled: int(not self._settle(unsettled)))
 
     def _settle(self, unsettled: UnsettledAttempt) -> bool:
         tag = unsettled.tag
         reports = self.gateway.find(tag, since=unsettled.intent_at - CLOCK_DIFFERENCE)
         if reports:
-            first = min(reports, key=lambda report: (report.identity.submitted_at, report.identity.job_id))
-            job = SubmittedJob(identity=first.identity, gateway=self.gateway.name, adopted=True)
-            wanted = self.store.record_submitted(tag, job)
-            log.warning("run %s: adopted job %s after its submission's answer was lost", tag.run_id, first.identity)
-            self._end_needless(reports if not wanted else [report for report in reports if report is not first])
+            self._adopt_one(unsettled, reports)
             return True
         # The call itself may be under way, here or in another process, until its deadline.
         gateway = self.settings.gateway
@@ -123,37 +132,71 @@ class Dispatcher:
             seconds=gateway.submit_deadline_s + gateway.absence_grace_s
         ):
             return False
-        reason = f"the submission's answer was lost and {self.gateway.name} has no job {tag.job_name}"
+        said = unsettled.reason or "the submission's answer was lost"
+        reason = f"{said}; {self.gateway.name} has no job {tag.job_name}"
         self.store.record_submit_failed(tag, reason, refused=False)
         log.warning("run %s: %s; submitting again", tag.run_id, reason)
         return True
 
-    def _end_needless(self, reports: Iterable[JobReport]) -> None:
+    def _adopt_one(self, unsettled: UnsettledAttempt, reports: Sequence[JobReport]) -> None:
+        """Take the job that has claimed the attempt, else the first one, for the run's; end the others."""
+        tag = unsettled.tag
+        owner = claim_owner(RunDirectory(unsettled.run_directory).attempt(tag.attempt))
+        chosen = min(
+            (report.identity for report in reports),
+            key=lambda job: (str(job.job_id) != owner, job.submitted_at, job.job_id),
+        )
+        # Before the outcome is recorded: if one can't be ended now, the next round finds them all again.
         for report in reports:
-            if not report.state.ended:
-                self.gateway.cancel(report.identity)
+            if not report.state.ended and (unsettled.run_state.ended or report.identity != chosen):
+                self._end(report.identity)
+        job = SubmittedJob(identity=chosen, gateway=self.gateway.name, adopted=True)
+        if not self.store.record_submitted(tag, job):
+            self._end(chosen)
+        log.warning("run %s: adopted job %s after its submission's answer was lost", tag.run_id, chosen)
+
+    def _end(self, job: JobIdentity) -> None:
+        """End a job that nobody needs; one that is gone already is no obstacle."""
+        try:
+            self.gateway.cancel(job)
+        except UnknownJob as error:
+            log.info("job %s needn't be ended: %s", job, error)
 
     # -------------------------------------------------------------------------------------------------- submit
 
     def submit_planned(self) -> int:
-        """Submit every run that waits, oldest first; return how many jobs were made.
+        """Submit the runs that wait, oldest first; return how many jobs were made.
+
+        A submission without an answer ends the round: `settle` comes before anything else is sent.
 
         Raises
         ------
         GatewayUnavailable
-            When SLURM can't take jobs now; the runs stay planned.
+            When SLURM can't take jobs now, or not in one partition; the runs stay planned, those of other partitions
+            were submitted.
         RunDirectoryUnavailable
             When a run's directory couldn't be written. That run stays planned, with the reason in its record; the
             others were submitted.
         """
-        made, obstacles = 0, []
+        made = 0
+        obstacles: list[str] = []
+        closed: dict[str | None, GatewayUnavailable] = {}
         for planned in self.store.planned_runs(BATCH):
+            partition = planned.plan.resources.partition
+            if partition in closed:
+                continue
             try:
                 made += self._submit(planned)
+            except GatewayUnavailable as error:
+                closed[partition] = error
+            except OutcomeUnknown:
+                break
             except OSError as error:
-                obstacle = f"{error.filename or planned.plan.run_directory}: {error.strerror}"
-                self.store.record_obstacle(planned.tag.run_id, f"waiting: its directory can't be written: {obstacle}")
-                obstacles.append(obstacle)
+                obstacles.append(f"{error.filename or planned.plan.run_directory}: {error.strerror}")
+                reason = f"waiting: its directory can't be written: {obstacles[-1]}"
+                self.store.record_obstacle(planned.tag.run_id, reason)
+        for unavailable in closed.values():
+            raise unavailable
         if obstacles:
             raise RunDirectoryUnavailable(
                 f"{len(obstacles)} runs wait for their directory: {obstacles[0]}",
@@ -164,16 +207,24 @@ class Dispatcher:
     def _submit(self, planned: PlannedRun) -> bool:
         tag = planned.tag
         try:
-            script = self.prepare(planned)
+            script = render(planned.plan, tag.attempt, self.settings.templates)
         except InvalidInput as error:
-            self.store.finish_run(tag.run_id, RunState.REFUSED, error.full_text)
-            log.error("run %s refused: %s", tag.run_id, error.full_text)
+            if self.store.record_refused_run(tag.run_id, error.full_text):
+                log.error("run %s refused: %s", tag.run_id, error.full_text)
             return False
-        directory = RunDirectory(planned.plan.run_directory)
-        submission = Submission(tag=tag, script=script, script_path=directory.script, working_directory=directory.path)
         if not self.store.record_intent(tag, script, gateway=self.gateway.name):
             return False
-        return self._hand_over(submission)
+        # Only now: whoever holds the intent is the only one to write the directory, so what is submitted is what the
+        # intent says.
+        try:
+            self._write_directory(planned, script)
+        except OSError as error:
+            self.store.record_submit_failed(tag, f"its directory can't be written: {error}", refused=False)
+            raise
+        directory = RunDirectory(planned.plan.run_directory)
+        return self._hand_over(
+            Submission(tag=tag, script=script, script_path=directory.script, working_directory=directory.path)
+        )
 
     def _hand_over(self, submission: Submission) -> bool:
         tag = submission.tag
@@ -184,28 +235,19 @@ class Dispatcher:
             log.error("run %s refused by %s: %s", tag.run_id, self.gateway.name, error.full_text)
             return False
         except OutcomeUnknown as error:
+            self.store.record_unanswered(tag, error.full_text)
             log.warning("run %s: %s; looking for its job before anything else", tag.run_id, error.full_text)
-            return False
+            raise
         except GatewayUnavailable as error:
             self.store.record_submit_failed(tag, error.full_text, refused=False)
             raise
         if not self.store.record_submitted(tag, job):
-            self.gateway.cancel(job.identity)
+            self._end(job.identity)
             return False
         log.info("run %s is job %s", tag.run_id, job.identity)
         return True
 
-    def prepare(self, planned: PlannedRun) -> BatchScript:
-        """Render a run's script and write its directory; the same plan always writes the same.
-
-        Raises
-        ------
-        InvalidTemplate
-            When template and plan don't fit.
-        OSError
-            When the directory can't be written.
-        """
-        script = render(planned.plan, planned.tag.attempt, self.settings.templates)
+    def _write_directory(self, planned: PlannedRun, script: BatchScript) -> None:
         directory = RunDirectory(planned.plan.run_directory)
         directory.attempt(planned.tag.attempt).path.mkdir(parents=True, exist_ok=True)
         files: dict[Path, bytes | str] = {
@@ -218,7 +260,6 @@ class Dispatcher:
         for path, content in files.items():
             write_atomically(path, content)
         write_atomically(directory.script, script.text, mode=0o755)
-        return script
 
 
 def cancel(store: Store, gateway: Gateway, run_id: str, *, by: str) -> RunState:
@@ -241,6 +282,24 @@ def cancel(store: Store, gateway: Gateway, run_id: str, *, by: str) -> RunState:
     store.record_event(tag, "cancel", {"by": by}, utc_now())
     if summary.job is None:
         store.finish_run(summary.run_id, RunState.CANCELLED, f"cancelled by {by} before it had a job")
-        return RunState.CANCELLED
-    gateway.cancel(summary.job)
+        # It may have got one meanwhile; one that it gets from now on is ended by who submits or finds it.
+        summary = store.run(run_id).summary
+    if summary.job is not None:
+        gateway.cancel(summary.job)
     return summary.state
+
+
+def _for_each(items: Iterable[T], step: Callable[[T], int]) -> int:
+    """Take a step for each item and add up the answers; a fault in one is raised when the others have had theirs."""
+    total = 0
+    faults: list[Exception] = []
+    for item in items:
+        try:
+            total += step(item)
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and raised below
+            faults.append(error)
+    for fault in faults:
+        raise fault
+    return total

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.records import Evidence, FrameCounts, JobReport, JobState, Json, RunState
+from orchestrator.runs import AttemptDirectory
 
 EXIT_PARTIAL = 4
 """The kernel's exit code for *ended in order, frames missing*; docs/reference/kernel-command-line.md."""
@@ -114,6 +115,15 @@ def read_events(path: Path) -> tuple[InJobEvent, ...]:
             raise ValueError(f"{path}:{sequence + 1}: not an event: {error!r}") from error
         events.append(event)
     return tuple(events)
+
+
+def claim_owner(directory: AttemptDirectory) -> str | None:
+    """Return the id of the job that has claimed an attempt; None when none has, or it can't be read."""
+    try:
+        owner = json.loads(directory.claim.read_bytes())["job_id"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return str(owner)
 
 
 def conclude(report: JobReport, progress: KernelProgress | None) -> Conclusion:

@@ -66,7 +66,7 @@ class AttemptStore(Database):
             if earlier is not None:
                 row.intent_at = earlier.intent_at
             session.merge(row)
-            run.state, run.attempts = RunState.SUBMITTING, tag.attempt
+            run.state, run.attempts, run.reason = RunState.SUBMITTING, tag.attempt, ""
         return True
 
     def record_submitted(self, tag: RunTag, job: SubmittedJob) -> bool:
@@ -107,6 +107,13 @@ class AttemptStore(Database):
             run.state = RunState.REFUSED if refused else RunState.PLANNED
             run.ended_at = utc_now() if refused else None
 
+    def record_unanswered(self, tag: RunTag, reason: str) -> None:
+        """Keep what was heard instead of an answer to a submission; its outcome stays unknown."""
+        with self.writing() as session:
+            run, _row = _locked(session, tag)
+            if run.state is RunState.SUBMITTING:
+                run.reason = reason
+
     def unsettled_attempts(self) -> Sequence[UnsettledAttempt]:
         """Return attempts whose intent is committed and whose outcome isn't known, oldest first."""
         wanted = (
@@ -124,6 +131,7 @@ class AttemptStore(Database):
                     latest_intent_at=row.latest_intent_at,
                     run_directory=Path(run.run_directory),
                     run_state=run.state,
+                    reason=run.reason if run.state is RunState.SUBMITTING else "",
                 )
                 for row, run in session.execute(wanted)
             ]

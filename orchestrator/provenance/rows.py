@@ -163,6 +163,8 @@ class UnsettledAttempt:
     run_directory: Path
     run_state: RunState
     """Ended when the run was cancelled meanwhile: its job must not stay, if there is one."""
+    reason: str
+    """What was heard instead of an answer; empty when nothing was."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import ClassVar
 
 from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
+
+CLOCK_DIFFERENCE = timedelta(minutes=5)
+"""How far SLURM's clock may be from ours when a job is looked for that was submitted since a moment of ours."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+import shutil
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
+from orchestrator import dispatching, planning
 from orchestrator.dispatching import cancel
 from orchestrator.errors import GatewayUnavailable, RunDirectoryUnavailable
 from orchestrator.listening.door import Accepted, Rejected
+from orchestrator.planning import Planning
 from orchestrator.provenance import MessageState
-from orchestrator.records import RawMessage, RunState
+from orchestrator.records import CollectionStart, JobReport, RawMessage, RunState, RunTag
+from orchestrator.settings import Settings
 from orchestrator.slurm.memory import Meets
 from tests.unit.trip import Trip
 
@@ -179,3 +185,158 @@ def test_a_file_outside_the_allowed_roots_makes_no_run(trip: Trip) -> None:
     assert trip.dispatcher.plan_waiting() == 0
     (record,) = trip.store.messages()
     assert "leads to /etc/passwd" in record.note
+
+
+def test_a_run_that_another_process_has_submitted_is_not_refused_by_this_one(
+    trip: Trip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    seen_before = trip.store.planned_runs()
+    trip.dispatcher.submit_planned()
+    monkeypatch.setattr(trip.store, "planned_runs", lambda *_: seen_before)
+    other = replace(trip.dispatcher, settings=trip.settings.model_copy(update={"templates": trip.folder}))
+    assert other.submit_planned() == 0
+    assert trip.run().summary.state is RunState.PENDING
+
+
+def test_only_who_has_the_intent_writes_the_runs_directory(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    seen_before = trip.store.planned_runs()
+    trip.dispatcher.submit_planned()
+    templates = trip.folder / "templates"
+    shutil.copytree(trip.settings.templates, templates)
+    with (templates / "azimuthal.sbatch.j2").open("a") as stream:
+        stream.write("# another release\n")
+    monkeypatch.setattr(trip.store, "planned_runs", lambda *_: seen_before)
+    other = replace(trip.dispatcher, settings=trip.settings.model_copy(update={"templates": templates}))
+    assert other.submit_planned() == 0
+    assert trip.directory().script.read_text() == trip.run().attempts[0].script_text
+
+
+def test_an_attempt_that_cannot_be_settled_holds_up_no_other(trip: Trip) -> None:
+    trip.gateway.upcoming.extend([Meets.LOST_REQUEST])
+    trip.start("lost")
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    trip.gateway.upcoming.extend([Meets.LOST_REPLY])
+    trip.start("there")
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    found = trip.gateway.find
+
+    def without_accounting(tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
+        reports = found(tag, since=since)
+        if not reports:
+            raise GatewayUnavailable("accounting can't be asked")
+        return reports
+
+    trip.gateway.find = without_accounting  # type: ignore[method-assign]
+    with pytest.raises(GatewayUnavailable):
+        trip.dispatcher.settle()
+    assert trip.run("there").summary.job is not None
+
+
+def test_a_closed_partition_holds_up_its_own_runs_only(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uid in ("closed-1", "closed-2", "open"):
+        trip.start(uid)
+    trip.dispatcher.plan_waiting()
+    planned = {run.plan.collection.uid: run for run in trip.store.planned_runs()}
+    elsewhere = planned["open"]
+    resources = replace(elsewhere.plan.resources, partition="other")
+    planned["open"] = replace(elsewhere, plan=replace(elsewhere.plan, resources=resources))
+    trip.gateway.upcoming.append(Meets.UNAVAILABLE)
+    monkeypatch.setattr(trip.store, "planned_runs", lambda *_: list(planned.values()))
+    with pytest.raises(GatewayUnavailable):
+        trip.dispatcher.submit_planned()
+    states = {uid: trip.run(uid).summary.state for uid in planned}
+    assert states == {"closed-1": RunState.PLANNED, "closed-2": RunState.PLANNED, "open": RunState.PENDING}
+
+
+def test_after_a_lost_answer_slurm_is_asked_before_anything_else_is_sent(trip: Trip) -> None:
+    for uid in ("a", "b"):
+        trip.start(uid)
+    trip.dispatcher.plan_waiting()
+    trip.gateway.upcoming.append(Meets.LOST_REPLY)
+    trip.dispatcher.submit_planned()
+    assert trip.gateway.calls.count("submit") == 1
+    assert trip.dispatcher.settle() == 0
+    assert trip.dispatcher.submit_planned() == 1
+
+
+def test_what_was_said_instead_of_an_answer_stands_in_the_record_once(trip: Trip) -> None:
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    for _ in range(3):
+        trip.gateway.upcoming.append(Meets.LOST_REQUEST)
+        trip.dispatcher.submit_planned()
+        assert trip.run().summary.reason.startswith("the socket timed out")
+        trip.clock.ahead += timedelta(seconds=91)
+        trip.dispatcher.settle()
+        assert "the socket timed out" in trip.run().summary.reason
+    assert [event.kind for event in trip.run().events].count("not-submitted") == 1
+
+
+def test_of_two_jobs_found_the_one_that_has_claimed_the_attempt_stays(trip: Trip) -> None:
+    trip.gateway.upcoming.extend([Meets.LATE_ACCEPTANCE, Meets.LOST_REPLY])
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    trip.clock.ahead = timedelta(seconds=91)
+    trip.dispatcher.settle()
+    trip.dispatcher.submit_planned()
+    trip.gateway.accept_late()
+    first, second = trip.gateway.jobs
+    trip.attempt().claim.write_text(json.dumps({"cluster": "memory", "job_id": str(second.identity.job_id)}))
+    trip.dispatcher.settle()
+    first, second = trip.gateway.jobs
+    assert trip.run().summary.job == second.identity
+    assert (first.state.ended, second.state.ended) == (True, False)
+
+
+def test_a_needless_job_that_cannot_be_ended_now_is_ended_later(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
+    trip.gateway.upcoming.append(Meets.LOST_REPLY)
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    cancel(trip.store, trip.gateway, trip.run().summary.run_id, by="ann")
+
+    def unavailable(_job: object) -> None:
+        raise GatewayUnavailable("the controller went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trip.gateway, "cancel", unavailable)
+        with pytest.raises(GatewayUnavailable):
+            trip.dispatcher.settle()
+    trip.dispatcher.settle()
+    assert all(job.state.ended for job in trip.gateway.jobs)
+
+
+def test_a_job_made_while_its_run_is_being_cancelled_is_ended(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    record_event = trip.store.record_event
+
+    def meanwhile(*arguments: Any, **more: Any) -> bool:
+        trip.dispatcher.submit_planned()
+        return record_event(*arguments, **more)
+
+    monkeypatch.setattr(trip.store, "record_event", meanwhile)
+    cancel(trip.store, trip.gateway, trip.run().summary.run_id, by="ann")
+    (job,) = trip.gateway.jobs
+    assert job.state.ended
+
+
+def test_a_fault_in_one_message_holds_up_no_other(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(start: CollectionStart, settings: Settings) -> Planning:
+        if start.uid == "bad":
+            raise ZeroDivisionError
+        return planning.plan(start, settings)
+
+    monkeypatch.setattr(dispatching, "plan", plan)
+    trip.start("bad")
+    trip.start("good")
+    with pytest.raises(ZeroDivisionError):
+        trip.dispatcher.plan_waiting()
+    assert trip.run("good").summary.state is RunState.PLANNED
