@@ -13,6 +13,7 @@ from pyFAI.detectors import Detector
 from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
 from mpi_kernels.azimuthal import UPPER_EDGE
+from orchestrator.stack import processes
 from tests.system.beamline import ORCHESTRATOR
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nxsas-in625-775C.hdf5"
@@ -40,8 +41,8 @@ def assert_whole(outcome: subprocess.CompletedProcess[str], summary: dict[str, o
 
 def assert_nothing_runs(folder: Path) -> None:
     """No process is left that names this demonstration's folder."""
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(folder / "demo") not in listed
+    named = str(folder / "demo").encode()
+    assert list(processes.processes_where(lambda process: named in (process / "cmdline").read_bytes())) == []
 
 
 @pytest.mark.stack

@@ -94,15 +94,15 @@ def test_a_collection_announced_while_slurm_is_down_is_processed_once_it_is_up(
 
 
 def test_the_record_says_what_the_input_was_at_open_and_at_end(beamline: Beamline, stack: Stack) -> None:
-    with beamline.detector("inputs", "--number", "30", "--rate", "20"):
-        beamline.announce("inputs", 30)
-        assert_whole(beamline, stack, "inputs", 30)
+    with beamline.detector("inputs", "--number", "150", "--rate", "10"):
+        beamline.announce("inputs", 150)
+        assert_whole(beamline, stack, "inputs", 150)
     detail = beamline.run("inputs")
     assert detail is not None
     at_open, at_end = sorted(detail.inputs, key=lambda item: item.at is InputMoment.END)
     assert (at_open.at, at_end.at) == (InputMoment.OPEN, InputMoment.END)
     assert at_open.path == beamline.file("inputs")
-    assert (at_end.shape, at_end.dtype) == ((30, 128, 128), "uint32")
+    assert (at_end.shape, at_end.dtype) == ((150, 128, 128), "uint32")
     assert at_open.size is not None
     assert at_end.size is not None
     assert at_open.size < at_end.size
