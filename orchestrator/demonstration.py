@@ -23,7 +23,7 @@ from pathlib import Path
 import tomlkit
 
 from orchestrator.errors import NotFound, StackError
-from orchestrator.evidence import read_progress
+from orchestrator.evidence import newest_progress
 from orchestrator.listening.spool import drop
 from orchestrator.listening.stomp import publish
 from orchestrator.messages import end_document, start_document
@@ -356,7 +356,7 @@ class _Collection:
         if not runs:
             return view
         run = runs[0]
-        progress = read_progress(RunDirectory(run.run_directory).attempt(max(run.attempts, 1)).progress)
+        progress = newest_progress(RunDirectory(run.run_directory).attempt(max(run.attempts, 1)))
         counts = run.counts if progress is None else progress.counts
         return replace(view, state=run.state, counts=counts, job=str(run.job or ""))
 

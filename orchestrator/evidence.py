@@ -8,21 +8,38 @@ complete only when its job ended in order *and* the kernel accounted for every f
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
-from orchestrator.records import Evidence, FrameCounts, JobReport, JobState, Json, RunState
+from orchestrator.records import Evidence, FrameCounts, JobReport, JobState, Json, RunState, utc_now
 from orchestrator.runs import AttemptDirectory
 
+Number = TypeVar("Number", int, float)
+
+EXIT_INPUT = 3
 EXIT_PARTIAL = 4
-"""The kernel's exit code for *ended in order, frames missing*; docs/reference/kernel-command-line.md."""
+"""The kernel's exit codes for *the input can't be used* and *ended in order, frames missing*;
+docs/reference/kernel-command-line.md."""
+
+_KIND_LIMIT = 64
+_LINE_SHOWN = 500
+
+_LAST_WORDS = frozenset({"finished", "failed"})
+"""States of a progress file after which the kernel says nothing more."""
+
+_NEWER_STARTS = re.compile(r"progress\.(\d+)\.json")
+
+UNREADABLE = "unreadable"
+"""Kind of an event for a line that isn't one: cut off on a full disk, say."""
 
 _KERNEL_EXITS = {
     1: "a fault in the kernel; its log has the traceback",
     2: "the kernel refused its command line or parameter file",
-    3: "the input can't be used",
+    EXIT_INPUT: "the input can't be used",
     5: "the result can't be written",
 }
 
@@ -47,6 +64,13 @@ class InJobEvent:
     kind: str
     at: datetime
     detail: Mapping[str, Json]
+
+    @property
+    def restarts(self) -> int:
+        """How often SLURM had requeued the job when it wrote this."""
+        job = self.detail.get("job")
+        restarts = job.get("restarts") if isinstance(job, dict) else None
+        return restarts if isinstance(restarts, int) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,47 +98,77 @@ def read_progress(path: Path) -> KernelProgress | None:
     try:
         state = str(document["state"])
         counts = FrameCounts(
-            expected=document["expected"],
+            expected=_optional(int, document["expected"]),
             written=int(document["written"]),
             processed=int(document["processed"]),
             failed=int(document["failed"]),
-            lag_median_s=document.get("lag_median_s"),
-            lag_max_s=document.get("lag_max_s"),
+            lag_median_s=_optional(float, document.get("lag_median_s")),
+            lag_max_s=_optional(float, document.get("lag_max_s")),
             finished=state == "finished",
             ended_because=str(document.get("ended_because", "")),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        inputs = {moment: dict(told) for moment, told in document.get("inputs", {}).items() if told is not None}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a progress file: {error!r}") from error
-    inputs = {moment: told for moment, told in document.get("inputs", {}).items() if told is not None}
     return KernelProgress(counts=counts, state=state, message=str(document.get("message", "")), inputs=inputs)
 
 
-def read_events(path: Path) -> tuple[InJobEvent, ...]:
-    """Read the events written inside the job; a last line that is still being written is left for the next time.
+def _optional(kind: Callable[[Any], Number], value: object) -> Number | None:
+    return None if value is None else kind(value)
+
+
+def newest_progress(directory: AttemptDirectory) -> KernelProgress | None:
+    """Read the progress file of an attempt's newest start; None when no kernel has begun yet.
 
     Raises
     ------
     ValueError
-        When a whole line isn't an event; the message names file and line.
+        As `read_progress`.
+    """
+    try:
+        found = [_NEWER_STARTS.fullmatch(path.name) for path in directory.path.iterdir()]
+    except FileNotFoundError:
+        return None
+    return read_progress(directory.progress_of(max((int(match[1]) for match in found if match), default=0)))
+
+
+def read_events(path: Path) -> tuple[InJobEvent, ...]:
+    """Read the events written inside the job; what is still being written at the end is left for the next time.
+
+    A line before others that isn't an event becomes one of kind `UNREADABLE`, so that it hides none of them.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return ()
-    events = []
-    for sequence, line in enumerate(lines):
-        try:
-            document = json.loads(line)
-            event = InJobEvent(
-                sequence=sequence,
-                kind=document["kind"],
-                at=datetime.fromisoformat(document["at"]),
-                detail={**document["detail"], "job": document["job"]},
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}:{sequence + 1}: not an event: {error!r}") from error
-        events.append(event)
+    events = [_event(sequence, line) for sequence, line in enumerate(lines)]
+    while events and events[-1].kind == UNREADABLE:  # over NFS, lines can come before their content
+        events.pop()
     return tuple(events)
+
+
+def _event(sequence: int, line: bytes) -> InJobEvent:
+    try:
+        return _understood(sequence, json.loads(line))
+    except (KeyError, TypeError, ValueError) as error:
+        text = line[:_LINE_SHOWN].decode(errors="backslashreplace")
+        return InJobEvent(sequence=sequence, kind=UNREADABLE, at=utc_now(), detail={"line": text, "error": repr(error)})
+
+
+def _understood(sequence: int, document: Any) -> InJobEvent:
+    kind, at = document["kind"], datetime.fromisoformat(document["at"])
+    if not isinstance(kind, str) or len(kind) > _KIND_LIMIT or at.tzinfo is None:
+        raise ValueError("an event needs a word for its kind, and a time with its zone")
+    return InJobEvent(sequence=sequence, kind=kind, at=at, detail={**document["detail"], "job": document["job"]})
+
+
+def of_newest_start(events: Sequence[InJobEvent], kind: str) -> InJobEvent | None:
+    """Return the last event of a kind that the newest start of the job wrote; None when it wrote none.
+
+    A start before a requeue may live on, on a node that was cut off, and write its end after the newer one began.
+    """
+    newest = max((event.restarts for event in events if event.kind == "begin"), default=0)
+    return next((event for event in reversed(events) if event.kind == kind and event.restarts >= newest), None)
 
 
 def claim_owner(directory: AttemptDirectory) -> str | None:
@@ -124,6 +178,14 @@ def claim_owner(directory: AttemptDirectory) -> str | None:
     except (OSError, KeyError, TypeError, ValueError):
         return None
     return str(owner)
+
+
+def may_say_more(report: JobReport, progress: KernelProgress | None) -> bool:
+    """Whether a kernel that ended in order hasn't been seen to say its last word, on which the verdict depends."""
+    in_order = report.state is JobState.COMPLETED or (
+        report.state is JobState.FAILED and report.exit_code in {EXIT_PARTIAL, EXIT_INPUT}
+    )
+    return in_order and (progress is None or progress.state not in _LAST_WORDS)
 
 
 def conclude(report: JobReport, progress: KernelProgress | None) -> Conclusion:

@@ -2,20 +2,32 @@
 
 One cycle asks the controller once about all active jobs, reads what kernels and jobs left in the runs' directories, and
 writes to the store what changed. Evidence is ranked: controller, then accounting, then the job's own end record; a job
-that none of them knows is *unknown*, never a success.
+that none of them knows is *unknown*, never a success. What comes after the verdict (usage, last lines of a job that was
+killed) is still taken in for a while. Whatever is wrong with one run costs that run only, and is said once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from orchestrator.errors import GatewayUnavailable
-from orchestrator.evidence import Conclusion, KernelProgress, conclude, read_events, read_progress
+from orchestrator.errors import GatewayError, GatewayUnavailable, InvalidSettings, OrchestratorError, StoreUnavailable
+from orchestrator.evidence import (
+    Conclusion,
+    InJobEvent,
+    KernelProgress,
+    claim_owner,
+    conclude,
+    may_say_more,
+    newest_progress,
+    of_newest_start,
+    read_events,
+)
 from orchestrator.provenance import (
     ActiveAttempt,
     InputMoment,
@@ -24,14 +36,49 @@ from orchestrator.provenance import (
     end_to_json,
     input_from_json,
 )
-from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, Json, RunState, RunTag, utc_now
+from orchestrator.records import (
+    Evidence,
+    FrameCounts,
+    JobIdentity,
+    JobReport,
+    JobState,
+    Json,
+    RunState,
+    RunTag,
+    SubmittedJob,
+    utc_now,
+)
 from orchestrator.runs import AttemptDirectory, RunDirectory, write_atomically
-from orchestrator.slurm.gateway import Gateway
+from orchestrator.slurm.gateway import CLOCK_DIFFERENCE, Gateway
 
 log = logging.getLogger(__name__)
 
-USAGE_PATIENCE = timedelta(minutes=2)
-"""How long accounting may lag behind the controller before a finished job's usage is given up."""
+LAST_WORD_PATIENCE = timedelta(seconds=60)
+"""How long the last word of a kernel that ended in order may take to be seen: NFS shows files as they were up to a
+minute ago (acregmax, acdirmax; nfs(5))."""
+
+LATE_PATIENCE = timedelta(minutes=5)
+"""How long after a run's end what is still missing is looked for: usage, because accounting lags, and last lines."""
+
+
+@dataclass(kw_only=True)
+class _Memory:
+    """What is remembered of an attempt from one cycle to the next; without it things are read again, nothing else."""
+
+    events_read: int = 0
+    inputs_known: set[str] = field(default_factory=set)
+    counts: FrameCounts | None = None
+    missing_since: datetime | None = None
+    ended_since: datetime | None = None
+    complaints: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Late:
+    """A run that has ended, and since when something may still come."""
+
+    attempt: ActiveAttempt
+    since: datetime
 
 
 @dataclass(kw_only=True)
@@ -43,11 +90,9 @@ class Follower:
     vanish_after: timedelta
     """How long a job may be known to nobody before its run is called unknown."""
     now: Callable[[], datetime] = utc_now
-    _missing_since: dict[JobIdentity, datetime] = field(default_factory=dict)
-    _usage_wanted: dict[JobIdentity, tuple[ActiveAttempt, datetime]] = field(default_factory=dict)
-    _events_read: dict[AttemptDirectory, int] = field(default_factory=dict)
+    _memory: dict[RunTag, _Memory] = field(default_factory=dict)
+    _late: dict[RunTag, _Late] | None = None
     _accounting_silent: bool = False
-    _inputs_known: set[tuple[RunTag, str]] = field(default_factory=set)
 
     def cycle(self) -> int:
         """Go once over all active jobs; return how many stay active.
@@ -60,62 +105,82 @@ class Follower:
             When the store can't be written; the next cycle finds the same again.
         """
         active = self.store.active_attempts()
+        late = self._still_late()
+        self._memory = {tag: self._memory.get(tag, _Memory()) for tag in (*(attempt.tag for attempt in active), *late)}
         for attempt in active:
             self._announce_end(attempt)
             self._take_in_files(attempt)
+        for item in late.values():
+            self._take_in_files(item.attempt)
         ended = self._ask(active)
         self._ask_for_usage()
         return len(active) - ended
 
+    @property
+    def remembered(self) -> frozenset[RunTag]:
+        """The attempts of which anything is remembered: those that are active, or ended a short while ago."""
+        return frozenset(self._memory)
+
     # ------------------------------------------------------------------------------------- the run's directory
 
-    def _announce_end(self, attempt: ActiveAttempt) -> None:
-        """Tell the kernel that its collection has ended, once it has."""
-        path = RunDirectory(attempt.run_directory).collection_end
-        if path.exists():
-            return
-        end = self.store.collection_end(attempt.collection_uid)
-        if end is None:
-            return
+    @contextmanager
+    def _at_its_own_cost(self, attempt: ActiveAttempt) -> Iterator[None]:
+        """Let a fault in one run's files or reports cost that run's news only; said once, not in every cycle."""
         try:
-            write_atomically(path, json.dumps(end_to_json(end)) + "\n")
-        except OSError as error:
-            # The kernel ends by itself after its stall time; the next cycle tries again before that.
-            log.error("run %s: the end of its collection can't be announced: %s", attempt.tag.run_id, error)
+            yield
+        except (StoreUnavailable, InvalidSettings, GatewayError):
+            raise
+        except Exception as error:  # the other runs must go on
+            foreseen = isinstance(error, OSError | ValueError | OrchestratorError)
+            complaints = self._memory[attempt.tag].complaints
+            if str(error) not in complaints:
+                log.error("run %s: %s", attempt.tag.run_id, error, exc_info=None if foreseen else error)
+            complaints.add(str(error))
+
+    def _announce_end(self, attempt: ActiveAttempt) -> None:
+        """Tell the kernel that its collection has ended, once it has.
+
+        Where that can't be written the kernel ends by itself after its stall time; the next cycle tries again before.
+        """
+        with self._at_its_own_cost(attempt):
+            path = RunDirectory(attempt.run_directory).collection_end
+            if not path.exists() and (end := self.store.collection_end(attempt.collection_uid)) is not None:
+                write_atomically(path, json.dumps(end_to_json(end)) + "\n")
 
     def _take_in_files(self, attempt: ActiveAttempt) -> KernelProgress | None:
-        """Record what the kernel and the job wrote; a broken file costs its own news only."""
-        directory = RunDirectory(attempt.run_directory).attempt(attempt.tag.attempt)
-        try:
-            self._take_in_events(attempt, directory)
-            progress = read_progress(directory.progress)
-        except (OSError, ValueError) as error:
-            log.error("run %s: %s", attempt.tag.run_id, error)
-            return None
-        if progress is not None and progress.counts != attempt.counts:
-            self.store.record_progress(attempt.tag.run_id, progress.counts)
-        self._take_in_inputs(attempt, progress)
+        """Record what the kernel and the job wrote; return the kernel's word, None where it can't be read."""
+        directory = _directory(attempt)
+        progress = None
+        with self._at_its_own_cost(attempt):
+            self._take_in_events(attempt, read_events(directory.events))
+        with self._at_its_own_cost(attempt):
+            progress = newest_progress(directory)
+            self._take_in_progress(attempt, progress)
         return progress
 
-    def _take_in_inputs(self, attempt: ActiveAttempt, progress: KernelProgress | None) -> None:
-        """Record what the kernel's input was at open and at end, each once."""
-        for moment, document in (progress.inputs if progress is not None else {}).items():
-            known = (attempt.tag, moment)
-            if known not in self._inputs_known:
-                self.store.record_input(attempt.tag.run_id, input_from_json(dict(document), InputMoment(moment)))
-                self._inputs_known.add(known)
+    def _take_in_progress(self, attempt: ActiveAttempt, progress: KernelProgress | None) -> None:
+        if progress is None:
+            return
+        memory = self._memory[attempt.tag]
+        if progress.counts != (memory.counts or attempt.counts):
+            self.store.record_progress(attempt.tag.run_id, progress.counts)
+            memory.counts = progress.counts
+        for moment in progress.inputs.keys() - memory.inputs_known:
+            document = dict(progress.inputs[moment])
+            self.store.record_input(attempt.tag.run_id, input_from_json(document, InputMoment(moment)))
+            memory.inputs_known.add(moment)
 
-    def _take_in_events(self, attempt: ActiveAttempt, directory: AttemptDirectory) -> None:
-        known = self._events_read.get(directory, 0)
-        for event in read_events(directory.events)[known:]:
+    def _take_in_events(self, attempt: ActiveAttempt, events: Sequence[InJobEvent]) -> None:
+        memory = self._memory[attempt.tag]
+        for event in events[memory.events_read :]:
             detail = dict(event.detail)
             self.store.record_event(attempt.tag, event.kind, detail, event.at, sequence=event.sequence)
             if event.kind == "begin":
                 self.store.record_software(attempt.tag, detail.get("software"))
-            if event.kind == "end":
+            if event is of_newest_start(events, "outputs"):
                 for output in _outputs(detail):
                     self.store.record_output(attempt.tag.run_id, output)
-            self._events_read[directory] = event.sequence + 1
+            memory.events_read = event.sequence + 1
 
     # ------------------------------------------------------------------------------------------------- reports
 
@@ -127,10 +192,11 @@ class Follower:
         absent = [attempt.identity for attempt in active if attempt.identity not in reports]
         accounted = self._ask_accounting(absent)
         reports |= accounted or {}
-        return sum(
-            self._act(attempt, reports.get(attempt.identity), everybody_asked=accounted is not None)
-            for attempt in active
-        )
+        ended = 0
+        for attempt in active:
+            with self._at_its_own_cost(attempt):
+                ended += self._act(attempt, reports.get(attempt.identity), everybody_asked=accounted is not None)
+        return ended
 
     def _ask_accounting(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport] | None:
         """Ask accounting about jobs that the controller doesn't tell enough of; None when it can't be asked."""
@@ -148,27 +214,24 @@ class Follower:
 
     def _act(self, attempt: ActiveAttempt, report: JobReport | None, *, everybody_asked: bool) -> bool:
         """Record a report; conclude the run when its job has ended. Return whether it did."""
+        memory = self._memory[attempt.tag]
         if report is None:
-            return self._act_on_absence(attempt, everybody_asked=everybody_asked)
-        self._missing_since.pop(attempt.identity, None)
+            report = self._own_record(attempt)
+            if report is None:
+                return everybody_asked and self._act_on_absence(attempt)
+        memory.missing_since = None
         if report != attempt.last_report:
             self.store.record_report(attempt.tag, report)
         if not report.state.ended:
+            memory.ended_since = None
             return False
-        self._finish(attempt, report)
-        return True
+        return self._finish(attempt, report)
 
-    def _act_on_absence(self, attempt: ActiveAttempt, *, everybody_asked: bool) -> bool:
-        """Nobody knows the job: believe its own end record, else wait, else say that nothing is known."""
-        report = self._own_record(attempt)
-        if report is not None:
-            self.store.record_report(attempt.tag, report)
-            self._finish(attempt, report)
-            return True
-        if not everybody_asked:
-            return False
-        since = self._missing_since.setdefault(attempt.identity, self.now())
-        if self.now() - since < self.vanish_after:
+    def _act_on_absence(self, attempt: ActiveAttempt) -> bool:
+        """Nobody knows the job and it said nothing: wait, then say that nothing is known. Return whether it did."""
+        memory = self._memory[attempt.tag]
+        memory.missing_since = memory.missing_since or self.now()
+        if self.now() - memory.missing_since < self.vanish_after:
             return False
         reason = (
             f"job {attempt.identity} is known neither to the controller nor to accounting, and left no end record; "
@@ -179,15 +242,10 @@ class Follower:
 
     def _own_record(self, attempt: ActiveAttempt) -> JobReport | None:
         """Return what the job itself said about its end, as a report."""
-        directory = RunDirectory(attempt.run_directory).attempt(attempt.tag.attempt)
-        try:
-            ends = [event for event in read_events(directory.events) if event.kind == "end"]
-        except (OSError, ValueError) as error:
-            log.error("run %s: %s", attempt.tag.run_id, error)
+        end = of_newest_start(read_events(_directory(attempt).events), "end")
+        if end is None:
             return None
-        if not ends:
-            return None
-        exit_code = ends[-1].detail.get("exit_code")
+        exit_code = end.detail.get("exit_code")
         return JobReport(
             identity=attempt.identity,
             name=attempt.tag.job_name,
@@ -195,38 +253,81 @@ class Follower:
             words=f"ended with {exit_code}",
             evidence=Evidence.JOB_RECORD,
             exit_code=exit_code if isinstance(exit_code, int) else None,
+            restarts=end.restarts,
             started_at=attempt.last_report.started_at if attempt.last_report else None,
-            ended_at=ends[-1].at,
+            ended_at=end.at,
         )
 
     # --------------------------------------------------------------------------------------------- conclusions
 
-    def _finish(self, attempt: ActiveAttempt, report: JobReport) -> None:
+    def _finish(self, attempt: ActiveAttempt, report: JobReport) -> bool:
+        """Conclude the run of a job that has ended, unless more is to come; return whether it did."""
+        if self._follow_owner(attempt):
+            return False
         # Once more: the job may have written its last lines between this cycle's reading and its report.
         progress = self._take_in_files(attempt)
-        self._conclude(attempt, conclude(report, progress), ended_at=report.ended_at)
-        if not report.usage:
-            self._usage_wanted[attempt.identity] = (replace(attempt, last_report=report), self.now())
+        memory = self._memory[attempt.tag]
+        memory.ended_since = memory.ended_since or self.now()
+        if may_say_more(report, progress) and self.now() - memory.ended_since < LAST_WORD_PATIENCE:
+            return False
+        self._conclude(replace(attempt, last_report=report), conclude(report, progress), ended_at=report.ended_at)
+        return True
+
+    def _follow_owner(self, attempt: ActiveAttempt) -> bool:
+        """Follow the job that has claimed the attempt, if that is another one; return whether there is such a job.
+
+        A submission that was taken for lost can still make a job, and that one can be the first to begin: then the job
+        we know of left at the fence, with exit code 0 and nothing done.
+        """
+        owner = claim_owner(_directory(attempt))
+        if owner in {None, str(attempt.identity.job_id)}:
+            return False
+        for report in self.gateway.find(attempt.tag, since=attempt.intent_at - CLOCK_DIFFERENCE):
+            if str(report.identity.job_id) == owner:
+                job = SubmittedJob(identity=report.identity, gateway=self.gateway.name, adopted=True)
+                self.store.record_submitted(attempt.tag, job)
+                log.warning(
+                    "run %s: job %s has its attempt, not %s", attempt.tag.run_id, job.identity, attempt.identity
+                )
+                return True
+        return False
 
     def _conclude(self, attempt: ActiveAttempt, conclusion: Conclusion, ended_at: datetime | None = None) -> None:
         self.store.finish_run(attempt.tag.run_id, conclusion.state, conclusion.reason, ended_at or self.now())
-        self._missing_since.pop(attempt.identity, None)
-        self._events_read.pop(RunDirectory(attempt.run_directory).attempt(attempt.tag.attempt), None)
-        self._inputs_known = {known for known in self._inputs_known if known[0] != attempt.tag}
+        if self._late is not None:
+            self._late[attempt.tag] = _Late(attempt=attempt, since=self.now())
         level = logging.INFO if conclusion.state is RunState.COMPLETE else logging.WARNING
         log.log(level, "run %s is %s: %s", attempt.tag.run_id, conclusion.state, conclusion.reason)
 
+    # ------------------------------------------------------------------------------------------- what comes late
+
+    def _still_late(self) -> dict[RunTag, _Late]:
+        """Return the runs that ended a short while ago; at first those that an earlier service left."""
+        now = self.now()
+        if self._late is None:
+            ended = self.store.ended_attempts(now - LATE_PATIENCE)
+            self._late = {attempt.tag: _Late(attempt=attempt, since=now) for attempt in ended}
+        self._late = {tag: item for tag, item in self._late.items() if now - item.since < LATE_PATIENCE}
+        return self._late
+
     def _ask_for_usage(self) -> None:
         """Ask accounting, which lags, for the usage of jobs that have ended."""
-        if not self._usage_wanted:
-            return
-        for identity, report in (self._ask_accounting(tuple(self._usage_wanted)) or {}).items():
-            attempt, _ = self._usage_wanted[identity]
-            if report.state.ended and attempt.last_report is not None:
-                self.store.record_report(attempt.tag, replace(attempt.last_report, usage=report.usage))
-                del self._usage_wanted[identity]
-        too_late = self.now() - USAGE_PATIENCE
-        self._usage_wanted = {job: wanted for job, wanted in self._usage_wanted.items() if wanted[1] > too_late}
+        late = self._still_late()
+        wanted = {item.attempt.identity: item for item in late.values() if _lacks_usage(item.attempt.last_report)}
+        for identity, report in (self._ask_accounting(tuple(wanted)) or {}).items():
+            attempt = wanted[identity].attempt
+            if report.state.ended and report.usage and attempt.last_report is not None:
+                told = replace(attempt.last_report, usage=report.usage)
+                self.store.record_report(attempt.tag, told)
+                late[attempt.tag] = replace(wanted[identity], attempt=replace(attempt, last_report=told))
+
+
+def _directory(attempt: ActiveAttempt) -> AttemptDirectory:
+    return RunDirectory(attempt.run_directory).attempt(attempt.tag.attempt)
+
+
+def _lacks_usage(report: JobReport | None) -> bool:
+    return report is not None and report.state.ended and not report.usage
 
 
 def _outputs(detail: Mapping[str, Json]) -> list[OutputIdentity]:

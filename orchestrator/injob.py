@@ -7,14 +7,16 @@
 the same job and gets it again. Exit codes: 0 the attempt is ours; 75 another job has it, leave without doing anything;
 74 the run's directory can't be written.
 
-Both append one line to the attempt's ``events.jsonl``, which the service reads; nothing here talks to the service, the
-database or SLURM, so it works when they are down. Standard library only: it runs on compute nodes, before modules and
-MPI are known to work.
+Both append to the attempt's ``events.jsonl``, which the service reads: ``begin`` or ``duplicate``; ``end``, and then
+``outputs``, because the digest of a large result takes time. A claimed attempt goes on even where the event can't be
+written. Nothing here talks to the service, the database or SLURM, so it works when they are down. Standard library
+only: it runs on compute nodes, before modules and MPI are known to work.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +26,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -91,27 +93,60 @@ def claim(attempt: AttemptDirectory, job: JobHere) -> bool:
         False when another job has it.
     """
     draft = attempt.path / f".claim.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
-    draft.write_text(json.dumps(asdict(job) | {"host": socket.gethostname(), "claimed_at": _now()}))
     try:
+        with draft.open("w") as stream:
+            stream.write(json.dumps(asdict(job) | {"host": socket.gethostname(), "claimed_at": _now()}))
+            stream.flush()
+            os.fsync(stream.fileno())  # or a node that dies now leaves an empty claim behind
         try:
             os.link(draft, attempt.claim)
         except OSError:
-            if draft.stat().st_nlink != 2:
-                return job.same_job_as(json.loads(attempt.claim.read_text()))
+            if draft.stat().st_nlink == 2:
+                return True
+            if not attempt.claim.exists():
+                raise  # nobody has it: the file system refuses links
+            return job.same_job_as(claimed(attempt))
         return True
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+
+
+def claimed(attempt: AttemptDirectory) -> Mapping[str, object]:
+    """Return who has an attempt.
+
+    Raises
+    ------
+    ValueError
+        When that can't be read: then nobody may work on it.
+    """
+    try:
+        owner: dict[str, object] = json.loads(attempt.claim.read_text())
+        return {name: owner[name] for name in ("cluster", "job_id", "restarts")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{attempt.claim}: not a claim: {error!r}; remove it if no job has this attempt") from error
 
 
 def append_event(attempt: AttemptDirectory, kind: str, job: JobHere, detail: Mapping[str, object]) -> None:
     """Append one event as one line, durably; a single write keeps lines of several jobs whole."""
     line = json.dumps({"kind": kind, "at": _now(), "job": asdict(job), "detail": detail}) + "\n"
-    descriptor = os.open(attempt.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(attempt.events, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # the line before was cut off by a full disk
+            line = f"\n{line}"
+        if os.write(descriptor, line.encode()) < len(line.encode()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(attempt.events))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def note(attempt: AttemptDirectory, kind: str, job: JobHere, detail: Callable[[], Mapping[str, object]]) -> None:
+    """Append an event if it can be done: a job isn't lost because something about it couldn't be written down."""
+    try:
+        append_event(attempt, kind, job, detail())
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"warning: '{kind}' can't be recorded: {error}\n")
 
 
 def begin(directory: Path, run_id: str, number: int) -> int:
@@ -120,34 +155,42 @@ def begin(directory: Path, run_id: str, number: int) -> int:
     attempt = run.attempt(number)
     attempt.path.mkdir(parents=True, exist_ok=True)
     if not claim(attempt, job):
-        append_event(attempt, "duplicate", job, {"owner": json.loads(attempt.claim.read_text())})
+        note(attempt, "duplicate", job, lambda: {"owner": claimed(attempt)})
         sys.stderr.write(f"attempt {number} of run {run_id} belongs to another job; leaving without doing anything\n")
         return EXIT_TAKEN
-    detail = {
-        "run_id": run_id,
+    note(attempt, "begin", job, lambda: {"run_id": run_id, **where_and_with_what(run)})
+    return 0
+
+
+def where_and_with_what(run: RunDirectory) -> dict[str, object]:
+    """Return what is recorded of the place and the programs of this job."""
+    return {
         "host": socket.gethostname(),
         "user": _user(),
-        "directory": str(directory),
+        "directory": str(run.path),
         "script_sha256": file_sha256(run.script),
         "software": software(),
         "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "system": platform.platform()},
         "environment": recorded_environment(os.environ),
     }
-    append_event(attempt, "begin", job, detail)
-    return 0
 
 
 def end(directory: Path, number: int, exit_code: int) -> int:
-    """Record how the kernel ended and what it left; return the exit code."""
+    """Record how the kernel ended, then what it left: a job that has to go may not get to the second."""
     run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
     attempt = run.attempt(number)
-    outputs = [
-        {"kind": "result", "path": str(path), "size": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in (run.result,)
-        if path.is_file()
-    ]
-    append_event(attempt, "end", job, {"exit_code": exit_code, "outputs": outputs})
+    append_event(attempt, "end", job, {"exit_code": exit_code})
+    if run.result.is_file():
+        note(attempt, "outputs", job, lambda: {"outputs": [output("result", run.result)]})
     return 0
+
+
+def output(kind: str, path: Path) -> dict[str, object]:
+    """Return the identity of a file that the job made."""
+    try:
+        return {"kind": kind, "path": str(path), "size": path.stat().st_size, "sha256": file_sha256(path)}
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # reading doesn't name the file
 
 
 def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -237,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "begin":
             return begin(options.run_directory, options.run_id, options.attempt)
         return end(options.run_directory, options.attempt, options.exit_code)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"error: the run's directory can't be used: {error}\n")
         return EXIT_CANNOT_WRITE
 

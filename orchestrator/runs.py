@@ -15,6 +15,7 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         attempts/<n>/job.log        what the job printed
         attempts/<n>/events.jsonl   begin and end, written inside the job
         attempts/<n>/progress.json  how the kernel stands; replaced atomically
+        attempts/<n>/progress.<r>.json  the same after SLURM has requeued the job r times
 
 This module does no input or output but `write_atomically`, which all writers of these files use. It needs the standard
 library only, because it runs inside jobs too.
@@ -102,6 +103,13 @@ class AttemptDirectory:
     @property
     def progress(self) -> Path:
         return self.path / "progress.json"
+
+    def progress_of(self, restarts: int) -> Path:
+        """Name the progress file of one start of a job that SLURM requeued `restarts` times before it.
+
+        Each start has its own: the one before may live on, on a node that lost its daemon and not its file system.
+        """
+        return self.path / f"progress.{restarts}.json" if restarts else self.progress
 
 
 def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:

@@ -20,7 +20,7 @@ from orchestrator.cli.progress import frame_bars, lag_of
 from orchestrator.cli.run_argument import complete_run
 from orchestrator.cli.runs import ACTIVE
 from orchestrator.cli.waiting import with_waiting_reasons
-from orchestrator.evidence import read_progress
+from orchestrator.evidence import newest_progress
 from orchestrator.provenance import RunSummary, Store
 from orchestrator.records import RunState
 from orchestrator.runs import RunDirectory
@@ -98,9 +98,8 @@ def current(run: RunSummary) -> RunSummary:
     """Return a run with what its kernel said a moment ago, where the store doesn't know yet."""
     if run.state.ended or not run.attempts:
         return run
-    path = RunDirectory(run.run_directory).attempt(run.attempts).progress
     try:
-        progress = read_progress(path)
+        progress = newest_progress(RunDirectory(run.run_directory).attempt(run.attempts))
     except (OSError, ValueError):
         return run  # the service says what is wrong with the file; the store's numbers are older, not wrong
     return run if progress is None else replace(run, counts=progress.counts)

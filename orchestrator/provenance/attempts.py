@@ -79,6 +79,8 @@ class AttemptStore(Database):
         """
         with self.writing() as session:
             run, row = _locked(session, tag)
+            if identity_of(row) not in {None, job.identity}:  # what was said of another job isn't true of this one
+                _forget_reports(row)
             row.stage, row.failure = AttemptStage.SUBMITTED, ""
             row.gateway, row.adopted = job.gateway, job.adopted
             row.cluster, row.job_id = job.identity.cluster, job.identity.job_id
@@ -143,6 +145,17 @@ class AttemptStore(Database):
             .join(RunRow, (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts))
             .where(RunRow.state.in_(_FOLLOWED), AttemptRow.stage == AttemptStage.SUBMITTED)
             .order_by(RunRow.created_at)
+        )
+        with self.reading() as session:
+            return [_active(row, run) for row, run in session.execute(wanted)]
+
+    def ended_attempts(self, since: datetime) -> Sequence[ActiveAttempt]:
+        """Return the newest attempts of runs that had a job and ended at or after `since`, oldest first."""
+        wanted = (
+            select(AttemptRow, RunRow)
+            .join(RunRow, (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts))
+            .where(RunRow.ended_at >= since, AttemptRow.stage == AttemptStage.SUBMITTED)
+            .order_by(RunRow.ended_at)
         )
         with self.reading() as session:
             return [_active(row, run) for row, run in session.execute(wanted)]
@@ -332,6 +345,12 @@ def _take_report(row: AttemptRow, report: JobReport) -> None:
     if restarted or report.usage:
         row.usage = dict(report.usage)
     row.restarts = max(row.restarts, report.restarts)
+
+
+def _forget_reports(row: AttemptRow) -> None:
+    row.job_state, row.words, row.evidence, row.reason = None, "", None, ""
+    row.exit_code = row.signal = row.started_at = row.ended_at = None
+    row.restarts, row.nodes, row.usage = 0, "", {}
 
 
 def _told(row: AttemptRow) -> tuple[object, ...]:

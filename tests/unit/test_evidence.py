@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.evidence import KernelProgress, conclude, read_events, read_progress
+from orchestrator.evidence import KernelProgress, conclude, newest_progress, read_events, read_progress
 from orchestrator.records import Evidence, FrameCounts, JobIdentity, JobReport, JobState, RunState
+from orchestrator.runs import AttemptDirectory
 
 SUBMITTED = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -111,8 +112,26 @@ def test_a_line_that_is_still_being_written_is_left_for_the_next_time(tmp_path: 
     assert (event.sequence, event.kind, event.at, event.detail["host"]) == (0, "begin", SUBMITTED, "n1")
 
 
-def test_a_broken_event_is_named_by_its_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line", ["{}", "[", '{"kind": 1, "at": "2026-11-22T00:00:00Z", "job": {}, "detail": {}}', "\0"]
+)
+def test_a_line_that_is_no_event_is_kept_as_unreadable_and_hides_no_other(tmp_path: Path, line: str) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_text("{}\n")
-    with pytest.raises(ValueError, match=r"events\.jsonl:1: not an event"):
-        read_events(path)
+    path.write_text(f"{line}\n")
+    assert read_events(path) == ()  # its content may be on its way
+    good = json.dumps({"kind": "end", "at": SUBMITTED.isoformat(), "job": {"restarts": 2}, "detail": {}})
+    path.write_text(f"{line}\n{good}\n")
+    bad, end = read_events(path)
+    assert (bad.sequence, bad.kind, bad.detail["line"]) == (0, "unreadable", line)
+    assert (end.sequence, end.kind, end.restarts) == (1, "end", 2)
+
+
+def test_the_progress_of_the_newest_start_counts(tmp_path: Path) -> None:
+    directory = AttemptDirectory(tmp_path)
+    assert newest_progress(directory) is None
+    for restarts in (0, 2, 10):
+        told = {"state": "running", "expected": None, "written": restarts, "processed": 0, "failed": 0}
+        directory.progress_of(restarts).write_text(json.dumps(told))
+    newest = newest_progress(directory)
+    assert newest is not None
+    assert newest.counts.written == 10

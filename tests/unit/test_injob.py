@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.evidence import read_events
 from orchestrator.injob import EXIT_CANNOT_WRITE, EXIT_TAKEN, JobHere, claim, file_sha256, recorded_environment
 from orchestrator.runs import RunDirectory
 
@@ -87,9 +88,9 @@ def test_the_end_record_carries_exit_code_and_the_results_digest(run: RunDirecto
     run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7")
     run.result.write_bytes(b"result")
     assert run_injob(run, "end", "--exit-code", "4", SLURM_JOB_ID="7").returncode == 0
-    detail = events(run)[-1]["detail"]
-    assert detail == {
-        "exit_code": 4,
+    end, outputs = events(run)[-2:]
+    assert end["detail"] == {"exit_code": 4}
+    assert outputs["detail"] == {
         "outputs": [{"kind": "result", "path": str(run.result), "size": 6, "sha256": file_sha256(run.result)}],
     }
 
@@ -109,3 +110,63 @@ def test_a_directory_that_cannot_be_written_is_said_and_not_taken_for_a_claim(tm
     outcome = run_injob(RunDirectory(blocker), "begin", "--run-id", RUN_ID)
     assert outcome.returncode == EXIT_CANNOT_WRITE
     assert outcome.stderr.startswith("error: the run's directory can't be used")
+
+
+def test_the_end_is_recorded_before_a_large_result_is_read_and_even_if_it_cannot_be(run: RunDirectory) -> None:
+    run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7")
+    run.result.symlink_to("/proc/self/mem")  # a file that can't be read
+    ended = run_injob(run, "end", "--exit-code", "0", SLURM_JOB_ID="7")
+    assert "result.nxs" in ended.stderr
+    assert [event["kind"] for event in events(run)] == ["begin", "end"]
+
+
+def test_a_note_that_cannot_be_written_does_not_cost_the_job(run: RunDirectory) -> None:
+    run.attempt(1).events.mkdir(parents=True)  # opening it for writing fails, like on a full disk
+    first = run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7")
+    assert first.returncode == 0
+    assert "events.jsonl" in first.stderr
+    assert run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="8").returncode == EXIT_TAKEN
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"job_id": "7"}\0'])
+def test_a_claim_that_cannot_be_read_is_said_and_nothing_runs(run: RunDirectory, content: str) -> None:
+    run.attempt(1).path.mkdir(parents=True)
+    run.attempt(1).claim.write_text(content)
+    outcome = run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7")
+    assert outcome.returncode == EXIT_CANNOT_WRITE
+    assert "claim.json" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_file_system_without_hard_links_is_named(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.attempt(1).path.mkdir(parents=True)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted", "link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(PermissionError, match="Operation not permitted"):
+        claim(run.attempt(1), JobHere(cluster="c", job_id="7", restarts=0))
+    assert list(run.attempt(1).path.iterdir()) == []
+
+
+def test_a_claim_that_does_not_fit_on_the_disk_leaves_nothing(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.attempt(1).path.mkdir(parents=True)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        claim(run.attempt(1), JobHere(cluster="c", job_id="7", restarts=0))
+    assert list(run.attempt(1).path.iterdir()) == []
+
+
+def test_an_event_after_a_line_that_was_cut_off_begins_a_new_line(run: RunDirectory) -> None:
+    run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7")
+    with run.attempt(1).events.open("a") as stream:
+        stream.write('{"kind": "du')
+    run_injob(run, "end", "--exit-code", "0", SLURM_JOB_ID="7")
+    assert [event.kind for event in read_events(run.attempt(1).events)] == ["begin", "unreadable", "end"]

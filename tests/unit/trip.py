@@ -83,21 +83,25 @@ class Trip:
     def attempt(self, uid: str = "c1") -> AttemptDirectory:
         return self.directory(uid).attempt(1)
 
-    def kernel_says(self, uid: str = "c1", *, state: str = "finished", processed: int = 3, **more: object) -> None:
+    def kernel_says(
+        self, uid: str = "c1", *, state: str = "finished", processed: int = 3, restarts: int = 0, **more: object
+    ) -> None:
         """Write the kernel's progress file."""
         told = {"state": state, "expected": 3, "written": 3, "processed": processed, "failed": 0, **more}
-        self.attempt(uid).progress.write_text(json.dumps(told))
+        self.attempt(uid).progress_of(restarts).write_text(json.dumps(told))
 
-    def job_ends(self, exit_code: int, uid: str = "c1") -> None:
-        """Write the job's own end record."""
-        event = {
-            "kind": "end",
-            "at": utc_now().isoformat(),
-            "job": {"job_id": "1"},
-            "detail": {
-                "exit_code": exit_code,
-                "outputs": [{"kind": "result", "path": "/r", "size": 5, "sha256": "ab"}],
-            },
-        }
+    def job_begins(self, uid: str = "c1", *, restarts: int = 0) -> None:
+        """Write the job's own begin record."""
+        self._note(uid, "begin", restarts, {"software": {"python": "3"}})
+
+    def job_ends(self, exit_code: int, uid: str = "c1", *, restarts: int = 0, sha256: str = "ab") -> None:
+        """Write the job's own end record, and what it left."""
+        self._note(uid, "end", restarts, {"exit_code": exit_code})
+        output = {"kind": "result", "path": "/r", "size": 5, "sha256": sha256}
+        self._note(uid, "outputs", restarts, {"outputs": [output]})
+
+    def _note(self, uid: str, kind: str, restarts: int, detail: dict[str, object]) -> None:
+        job = {"cluster": "memory", "job_id": "1", "restarts": restarts}
+        event = {"kind": kind, "at": utc_now().isoformat(), "job": job, "detail": detail}
         with self.attempt(uid).events.open("a") as stream:
             stream.write(json.dumps(event) + "\n")
