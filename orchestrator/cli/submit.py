@@ -22,7 +22,7 @@ from orchestrator.following import Follower
 from orchestrator.listening.door import Rejected
 from orchestrator.messages import understand
 from orchestrator.provenance import RunSummary, Store
-from orchestrator.records import RawMessage, RunState
+from orchestrator.records import CollectionStart, RawMessage, RunState
 from orchestrator.service import open_gateway, open_store
 from orchestrator.settings import load_settings
 
@@ -37,8 +37,8 @@ def submit(
 ) -> None:
     """Take one message from a file, as if a broker had brought it, and submit its runs.
 
-    The service may be running or not. The same message again changes nothing. Exit code 6 when a run is refused, or
-    with `--wait` when one doesn't end complete.
+    The service may be running or not. The same message again changes nothing. Exit code 6 when no recipe wants the
+    collection or a run is refused, or with `--wait` when one doesn't end complete.
 
     - see first what would happen: `orchestrator plan start.json`
     - process a finished file and wait: `orchestrator submit start.json --wait`
@@ -55,7 +55,8 @@ def submit(
         dispatcher.plan_waiting()
         dispatcher.settle()
         dispatcher.submit_planned()
-        uid = understand(raw).uid
+        understood = understand(raw)
+        uid = understood.uid
         if wait:
             vanish_after = timedelta(seconds=settings.gateway.vanish_after_s)
             follower = Follower(store=store, gateway=gateway, vanish_after=vanish_after)
@@ -65,7 +66,8 @@ def submit(
         runs = store.runs(uid=uid)
         _print(store, raw, runs, duplicate=verdict.duplicate, as_json=as_json)
     good = {RunState.COMPLETE} if wait else set(RunState) - {RunState.REFUSED}
-    if any(run.state not in good for run in runs):
+    unwanted = isinstance(understood, CollectionStart) and not runs
+    if unwanted or any(run.state not in good for run in runs):
         raise typer.Exit(ExitCode.INCOMPLETE)
 
 

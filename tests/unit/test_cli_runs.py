@@ -126,7 +126,7 @@ def test_a_collection_that_no_recipe_wants_makes_no_run_and_says_why(site: SiteW
         "dataset": "/d",
     }
     document.write_text(json.dumps(start))
-    assert "no recipe wants this collection" in site.call("submit", str(document))
+    assert "no recipe wants this collection" in site.call("submit", str(document), code=ExitCode.INCOMPLETE)
 
 
 @pytest.mark.parametrize("name", json_schemas())
