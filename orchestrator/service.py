@@ -107,24 +107,28 @@ class Loop:
         delays = None
         said = ""
         while not self._stopping.is_set():
-            self._wake.clear()
             try:
                 self.step()
-            except OrchestratorError as error:
-                if error.full_text != said:
-                    log.warning("%s: %s", self.name, error.full_text)
-                said = error.full_text
-            except Exception:
-                log.exception("%s: fault; going on", self.name)
-                said = "fault"
+            except Exception as error:  # noqa: BLE001 - logged with its traceback; nothing but stop ends the loop
+                said = self._say(error, said)
+                delays = delays or backoff(initial_s=0.5, longest_s=30.0)
+                pause_s = next(delays)
             else:
                 if said:
                     log.info("%s: going on after an obstacle", self.name)
                 delays, said = None, ""
-                self._wake.wait(self.interval_s)
-                continue
-            delays = delays or backoff(initial_s=0.5, longest_s=30.0)
-            self._stopping.wait(next(delays))
+                pause_s = self.interval_s
+            self._wake.wait(pause_s)
+            # Cleared before the next step looks around, and before the loop asks whether to stop: no wake is lost.
+            self._wake.clear()
+
+    def _say(self, error: Exception, said: str) -> str:
+        """Log what stands in the way unless it was the last thing said; return its text."""
+        foreseen = isinstance(error, OrchestratorError)
+        text = error.full_text if isinstance(error, OrchestratorError) else f"fault: {error!r}; going on"
+        if text != said:
+            log.log(logging.WARNING if foreseen else logging.ERROR, "%s: %s", self.name, text, exc_info=not foreseen)
+        return text
 
 
 @dataclass(kw_only=True)
@@ -179,14 +183,19 @@ class Service:
         return handle
 
     def _dispatch_step(self) -> None:
-        """Decide about messages, whatever SLURM does; then submit."""
-        self.dispatcher.plan_waiting()
-        open_intents = self.dispatcher.settle()
-        if self.dispatcher.submit_planned():
-            self._follow.wake()
-        if open_intents:
-            time.sleep(min(1.0, self.settings.gateway.poll_interval_s))
-            self._dispatch.wake()
+        """Decide about messages, settle what is open, submit; an obstacle to one doesn't hold up the next."""
+        longest_s = min(self.settings.gateway.poll_interval_s, IDLE_S)
+        try:
+            self.dispatcher.plan_waiting()
+        finally:
+            try:
+                if not self.dispatcher.settle():
+                    longest_s = IDLE_S
+            finally:
+                self._dispatch.interval_s = longest_s
+                if self.dispatcher.submit_planned():
+                    self._follow.wake()
+                    self._dispatch.wake()  # there may be more than one step takes
 
     def _follow_step(self) -> None:
         started = time.monotonic()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.demonstration import shipped
+from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import GatewayUnavailable, InvalidSettings
 from orchestrator.service import Loop, Service, open_doors, open_gateway
 from orchestrator.settings import Settings, load_settings
@@ -88,3 +89,46 @@ def test_a_service_stops_in_order_and_can_start_again(tmp_path: Path) -> None:
         with Service.of(settings) as service:
             assert service.gateway.name == "local"
         assert not any(door.status().connected for door in service.doors)
+
+
+def test_a_wake_ends_the_wait_after_an_obstacle() -> None:
+    steps = threading.Semaphore(0)
+
+    def step() -> None:
+        steps.release()
+        raise GatewayUnavailable("one run's directory can't be written")
+
+    with running(step) as loop:
+        for _ in range(6):  # the waits would add up to 15 s and more
+            assert steps.acquire(timeout=2)
+            loop.wake()
+
+
+def test_a_fault_that_stays_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    steps = threading.Semaphore(0)
+
+    def step() -> None:
+        steps.release()
+        raise ZeroDivisionError("always")
+
+    with running(step) as loop:
+        for _ in range(4):
+            assert steps.acquire(timeout=5)
+            loop.wake()
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_an_obstacle_to_one_dispatch_step_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service.of(site(tmp_path, **{"spool.folder": str(tmp_path / "spool")}))
+    calls = []
+
+    def obstacle(name: str) -> int:
+        calls.append(name)
+        raise GatewayUnavailable(name)
+
+    for name in ("plan_waiting", "settle", "submit_planned"):
+        monkeypatch.setattr(Dispatcher, name, lambda _self, name=name: obstacle(name))
+    with pytest.raises(GatewayUnavailable):
+        service._dispatch_step()
+    service.store.close()
+    assert calls == ["plan_waiting", "settle", "submit_planned"]
