@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -24,7 +25,7 @@ from mpi_kernels.messaging import send_to_all
 from mpi_kernels.preparation import Frames, Prepared, prepare
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.ranks import Batch, Share, Start, Stop
-from mpi_kernels.readiness import Readiness, Ready
+from mpi_kernels.readiness import MOST_AT_ONCE, Readiness, Ready
 from mpi_kernels.request import Request
 from mpi_kernels.rows import Row
 from mpi_kernels.segments import Layout
@@ -81,16 +82,21 @@ class Conductor:
         """Run from waiting for the input to the finished result."""
         try:
             ended_because = self._process()
+            code = ExitCode.COMPLETE if self._complete() else ExitCode.PARTIAL
             self._note_input("end")
             self._progress.write("finished", self._tally, ended_because=ended_because, now=True)
         except KernelError as error:
             send_to_all(self._comm, Stop())
             sys.stderr.write(f"error: {error.one_line}\n")
+            self._library.close()  # it may have taken the last file handles
             self._say_failed(error)
             return error.exit_code
+        except Exception as error:
+            self._say_failed(KernelError(f"a fault in the kernel: {error!r}", remedy="the log has the traceback"))
+            raise
         send_to_all(self._comm, Stop())
         self._library.close()
-        return ExitCode.COMPLETE if self._complete() else ExitCode.PARTIAL
+        return code
 
     def _say_failed(self, error: KernelError) -> None:
         self._note_input("end")
@@ -107,7 +113,13 @@ class Conductor:
         prepared = self._prepare(first)
         send_to_all(self._comm, Start(prepared.integrator))
         result = ResultFile(self._request.output, prepared, self._making(), expected=self._request.expected)
-        self._readiness = Readiness(self._library, layout, self._source, self._request.keys_dataset)
+        self._readiness = Readiness(
+            self._library,
+            layout,
+            self._source,
+            self._request.keys_dataset,
+            finished=self._request.mode == "finished",
+        )
         self._flag = FinishedFlag.find(self._library, self._request.input, self._request.finished_dataset)
         self._share = Share(self._comm, self._source, prepared.integrator)
         self._result = result
@@ -144,8 +156,10 @@ class Conductor:
     def _note_input(self, moment: str) -> None:
         """Put the input's identity into the progress file, if it was ever there and still is."""
         request = self._request
-        if self._frames is not None and request.input.exists():
-            self._progress.inputs[moment] = identify(request.input, request.dataset, *self._frames)
+        if self._frames is None:
+            return
+        with suppress(FileNotFoundError):
+            self._progress.note_input(moment, identify(request.input, request.dataset, *self._frames))
 
     def _forget(self) -> None:
         self._library.close()
@@ -168,7 +182,7 @@ class Conductor:
         expected = self._request.expected or 0
         if first.live or len(layout.segments) > 1 or self._request.mode == "finished":
             return False
-        return any(not first.has(position) for position in range(expected))
+        return not first.holds(expected)
 
     def _wait_for_its_writer(self) -> None:
         """Wait until somebody writes the file (many writers make it, close it, and open it again), or it is settled."""
@@ -212,8 +226,7 @@ class Conductor:
             ended_because = "" if self._waiting else self._why_end()  # what is there is processed first
             if ended_because:
                 if ended_because != "terminated":
-                    self._poll(final=True)
-                    self._drain()
+                    self._process_the_rest()
                 return ended_because
             if self._waiting and self._termination.wanted:
                 return "terminated"
@@ -223,11 +236,17 @@ class Conductor:
                 self._progress.write("running", self._tally)
                 time.sleep(_POLL_S if time.monotonic() - self._clock.growth < 2.0 else _IDLE_POLL_S)
 
-    def _drain(self) -> None:
-        while self._waiting and not self._termination.wanted:
-            self._process_batch()
+    def _process_the_rest(self) -> None:
+        more = True
+        while more and not self._termination.wanted:
+            more = self._poll(final=True) == MOST_AT_ONCE
+            while self._waiting and not self._termination.wanted:
+                self._process_batch()
 
-    def _poll(self, *, final: bool = False) -> None:
+    def _poll(self, *, final: bool = False) -> int:
+        """Look for frames; return how many were found."""
+        if len(self._waiting) >= MOST_AT_ONCE and not self._waiting[0].live:
+            return 0  # they can wait in the file
         now = time.monotonic()
         full = final or now - self._clock.full_poll > max(_FULL_POLL_S, 20 * self._clock.full_poll_took)
         found = self._readiness.poll(self._request.input, full=full, final=final)
@@ -240,6 +259,7 @@ class Conductor:
             heapq.heappush(self._waiting, ready)
             if self._tally.see(ready.frame) and ready.live:
                 self._seen_at[ready.frame] = seen_at
+        return len(found)
 
     def _why_end(self) -> str:
         now, request = time.monotonic(), self._request
@@ -262,11 +282,7 @@ class Conductor:
     def _writer_finished(self) -> bool:
         if self._flag is not None and self._flag.is_set():
             return True
-        return self._readiness.nothing_more_to_come(
-            self._request.input,
-            finished=self._request.mode == "finished",
-            stall_timeout_s=self._request.stall_timeout_s,
-        )
+        return self._readiness.nothing_more_to_come(self._request.input, stall_timeout_s=self._request.stall_timeout_s)
 
     def _process_batch(self) -> None:
         started = time.monotonic()
@@ -280,7 +296,7 @@ class Conductor:
             tally.settle(row.frame, row.status)
         self._result.write_counts(written=tally.written, processed=tally.processed, failed=tally.failed)
         done = time.monotonic()
-        tally.add_lags(done - self._seen_at.pop(row.frame) for row in rows if row.frame in self._seen_at)
+        tally.lags.add(done - self._seen_at.pop(row.frame) for row in rows if row.frame in self._seen_at)
         self._progress.write("running", tally)
         self._adapt(len(rows), done - started)
 

@@ -132,7 +132,8 @@ class Pipeline:
                 if not filter_mask & (1 << index):
                     data = self._undo(self.filters[index], data)
             return np.frombuffer(data, dtype=self.dtype).reshape(self.shape)
-        except (zlib.error, ValueError, RuntimeError, OSError) as error:
+        except (zlib.error, ValueError, RuntimeError, OSError, MemoryError, SystemError) as error:
+            # the last two: dectris' decoder believes whatever size a damaged chunk begins with
             raise FrameUnreadable(f"chunk of {len(raw)} bytes is no {self.label} data: {error}") from error
 
     def _undo(self, item: Filter, data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class CollectionEnd:
         Raises
         ------
         UnusableInput
-            When it isn't what the orchestrator writes.
+            When it isn't what the orchestrator writes, and isn't just being written.
         """
         if path is None:
             return None
@@ -37,7 +38,16 @@ class CollectionEnd:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if _changed_within(path, GRACE_S):  # somebody is still writing it
+                return None
             raise UnusableInput(f"{path}: no collection-end document: {error!r}", remedy="check --end-file") from error
+
+
+def _changed_within(path: Path, seconds: float) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < seconds
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ Consistency Flags"). Files are opened without locks, so that reading can never s
 
 from __future__ import annotations
 
+import errno
+import resource
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -30,6 +32,12 @@ Mode: TypeAlias = Literal["auto", "live", "finished"]
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OPEN_FOR_WRITING, _SWMR = 0x01, 0x04
 _MOST_LINKS = 32
+
+
+def allow_many_files() -> None:
+    """Let this process open as many files as the system lets it: every data file of a scan stays open."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class WriterState(Enum):
@@ -65,6 +73,8 @@ def writer_state(path: Path) -> WriterState:
     except FileNotFoundError as error:
         raise NotThereYet(f"{path}: no such file", remedy="check --input and the detector's writer") from error
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise _too_many_files(path) from error
         raise UnusableInput(f"{path}: {error.strerror}", remedy="check the file's permissions") from error
 
 
@@ -122,6 +132,14 @@ class Library:
         self._files.clear()
         self._live.clear()
 
+    def let_go(self, path: Path) -> None:
+        """Close one file and its datasets."""
+        key = _identity(path)
+        self._datasets = {place: dataset for place, dataset in self._datasets.items() if place[0] != key}
+        self._live.pop(key, None)
+        if (file := self._files.pop(key, None)) is not None:
+            file.close()
+
     def file(self, path: Path) -> h5py.File:
         """Return the open file; open it when this is the first time.
 
@@ -134,6 +152,8 @@ class Library:
             key = _identity(path)
         except FileNotFoundError as error:
             raise NotThereYet(f"{path}: no such file", remedy="check --input and the detector's writer") from error
+        except OSError as error:
+            raise UnusableInput(f"{path}: {error.strerror}", remedy="check the path and its permissions") from error
         if key not in self._files:
             live = self._opens_live(path)
             self._files[key] = _open(path, swmr=live)
@@ -270,11 +290,20 @@ def _has_swmr_superblock(path: Path) -> bool:
     return len(head) == 9 and head[8] >= 3
 
 
+def _too_many_files(path: Path) -> UnusableInput:
+    limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return UnusableInput(
+        f"{path}: {limit} files are open, and no more are allowed", remedy="raise the hard limit (ulimit -Hn)"
+    )
+
+
 def _open(path: Path, *, swmr: bool) -> h5py.File:
     try:
         return h5py.File(path, "r", swmr=swmr, locking=False)
     except OSError as error:
         text = str(error)
+        if error.errno == errno.EMFILE:
+            raise _too_many_files(path) from error
         what = "truncated" if "truncated" in text else "can't be opened as HDF5"
         raise NotThereYet(
             f"{path}: {what}: {text}", remedy="copy or write the file again", settled=settled(path)

@@ -62,11 +62,15 @@ def identify(file: Path, dataset: str, layout: Layout, first: FrameDataset) -> I
 
 def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
     found: dict[Path, FileIdentity] = {}
+    itself = file.resolve()
     for segment in layout.segments:
         path = segment.file.resolve()
-        if path == file.resolve() or path in found or not path.exists():
+        if path == itself or path in found:
             continue
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
         found[path] = FileIdentity(
             path=str(path),
             dataset=segment.dataset,

@@ -71,6 +71,8 @@ def load_image(library: Library, text: str, base: Path, shape: tuple[int, int], 
         image = LoadedImage(read_edf(path), 1)
     else:
         raise InvalidParameters(f"{parameter}: {text}", remedy="give FILE.npy, FILE.edf or FILE.h5::/path")
+    if image.values.dtype.kind not in "buif":
+        raise InvalidParameters(f"{parameter}: {text} holds {image.values.dtype}", remedy="give an image of numbers")
     if image.values.shape != shape:
         raise InvalidParameters(
             f"{parameter}: {text} has shape {image.values.shape}, the frames have {shape}",
@@ -92,13 +94,22 @@ def _from_hdf5(library: Library, path: Path, inside: str, parameter: str) -> Loa
         dataset = library.dataset(path, name)
     except KernelError as error:
         raise InvalidParameters(f"{parameter}: {error}", remedy=error.remedy) from error
+    try:
+        return _of_dataset(dataset, f"{path}::{name}", choice, parameter)
+    except (OSError, RuntimeError) as error:
+        raise InvalidParameters(f"{parameter}: {path}::{name}: {error}", remedy="check it with h5dump") from error
+
+
+def _of_dataset(dataset: h5py.Dataset, place: str, choice: str, parameter: str) -> LoadedImage:
     stack = dataset.shape[:-2]
+    if 0 in stack:
+        raise InvalidParameters(f"{parameter}: {place} has no frames (shape {dataset.shape})")
     if not stack or (choice in {"", "mean"} and np.prod(stack) == 1):
         return LoadedImage(dataset[()].reshape(dataset.shape[-2:]), 1)
     if choice in {"", "mean"}:
         return _mean(dataset, stack)
     if not choice.isdecimal() or int(choice) >= np.prod(stack):
-        raise InvalidParameters(f"{parameter}: [{choice}] isn't one of the {np.prod(stack)} frames of {path}::{name}")
+        raise InvalidParameters(f"{parameter}: [{choice}] isn't one of the {np.prod(stack)} frames of {place}")
     index = tuple(int(part) for part in np.unravel_index(int(choice), stack))
     return LoadedImage(dataset[index], 1)
 

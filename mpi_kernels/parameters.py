@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mpi_kernels.errors import InvalidParameters
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ImageSpec = Annotated[
     str,
@@ -30,10 +31,10 @@ class AzimuthalParameters(BaseModel):
     unit: Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad"] = Field(
         "q_nm^-1", description="Radial axis: q = 4π/λ sin θ in nm⁻¹ or Å⁻¹, or the scattering angle 2θ."
     )
-    radial_range: tuple[float, float] | None = Field(
+    radial_range: tuple[Finite, Finite] | None = Field(
         None, description="Lower and upper edge of the radial axis, in `unit`. Without: all unmasked pixels."
     )
-    azimuthal_range_deg: tuple[float, float] | None = Field(
+    azimuthal_range_deg: tuple[Finite, Finite] | None = Field(
         None,
         description="Use only pixels with this azimuthal angle, from the x axis (fast, right) towards y (slow); "
         "the first may be larger than the second: then the sector goes through ±180°.",
@@ -59,7 +60,7 @@ class AzimuthalParameters(BaseModel):
     )
     mask: ImageSpec | None = Field(None, description="Image; pixels that aren't zero there are left out.")
     use_pixel_mask: bool = Field(True, description="Leave out the pixels that the NXdetector's pixel_mask marks.")
-    saturation_value: float | None = Field(
+    saturation_value: Finite | None = Field(
         None, description="Pixels above it are left out; without: the NXdetector's saturation_value, if it has one."
     )
     dark: ImageSpec | None = Field(None, description="Image that is subtracted from frames and background.")

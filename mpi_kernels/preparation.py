@@ -55,6 +55,8 @@ def prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) -
     )
     geometry = _geometry(facts, frames, parameters)
     images = _pixel_images(library, frames, parameters, facts, geometry)
+    if not images.valid.any():
+        raise _no_pixel_left()
     integrator = Integrator(
         images,
         bins=parameters.bins,
@@ -67,11 +69,16 @@ def prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) -
         error_model=parameters.error_model,
     )
     if integrator.pixels == 0:
-        raise InvalidParameters(
-            "mask, ranges and flat together leave no pixel", remedy="check mask, radial_range and azimuthal_range_deg"
-        )
+        raise _no_pixel_left()
     masked = int(images.valid.size - np.count_nonzero(images.valid))
     return Prepared(parameters, integrator, geometry, read_names(library, frames.file), masked)
+
+
+def _no_pixel_left() -> InvalidParameters:
+    return InvalidParameters(
+        "masks, ranges, flat and dark together leave no pixel",
+        remedy="check mask, use_pixel_mask, radial_range, azimuthal_range_deg and the images",
+    )
 
 
 def _geometry(facts: DetectorFacts, frames: Frames, parameters: AzimuthalParameters) -> Geometry:

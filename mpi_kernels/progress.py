@@ -3,81 +3,98 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
 
 from mpi_kernels.errors import KernelError, OutputUnwritable
 from mpi_kernels.identity import InputIdentity
 from mpi_kernels.rows import Status
 
 INTERVAL_S = 0.2
+_UNSEEN, _SEEN, _SETTLED = 0, 1, 2
+_LAG_STEP, _SHORTEST_LAG_S = 0.01, 1e-6
 
 
 class Tally:
-    """Which frames were seen and what became of them."""
+    """Which frames were seen and what became of them; one byte a frame."""
 
     def __init__(self, expected: int | None) -> None:
         self.expected = expected
-        self._status: dict[int, Status | None] = {}
-        self._counts: Counter[Status | None] = Counter()
-        self._lags_s = array("d")
+        self.lags = Lags()
+        self.highest = -1
+        """Number of the highest frame seen; -1 before the first."""
+        self._marks = bytearray()
+        self._counts = Counter[int]()
 
     def see(self, frame: int) -> bool:
         """Note that a frame can be read; return whether that is news."""
-        if frame in self._status:
+        if frame >= len(self._marks):
+            self._marks.extend(bytes(frame + 1))
+        if self._marks[frame] != _UNSEEN:
             return False
-        self._status[frame] = None
-        self._counts[None] += 1
+        self._mark(frame, _SEEN)
+        self.highest = max(self.highest, frame)
         return True
 
     def settle(self, frame: int, status: Status) -> None:
         """Note what became of a frame; later words replace earlier ones."""
-        self._counts[self._status[frame]] -= 1
-        self._counts[status] += 1
-        self._status[frame] = status
+        self._mark(frame, _SETTLED + status)
 
-    def add_lags(self, lags_s: Iterable[float]) -> None:
-        """Note how long frames took from being visible to their results being readable."""
-        self._lags_s.extend(lags_s)
+    def _mark(self, frame: int, mark: int) -> None:
+        self._counts[self._marks[frame]] -= 1
+        self._counts[mark] += 1
+        self._marks[frame] = mark
 
     @property
     def written(self) -> int:
-        return len(self._status) - self._counts[Status.MISSING]
+        return self._counts[_SEEN] + self.processed + self.failed
 
     @property
     def processed(self) -> int:
-        return self._counts[Status.PROCESSED]
+        return self._counts[_SETTLED + Status.PROCESSED]
 
     @property
     def failed(self) -> int:
-        return self._counts[Status.FAILED]
+        return self._counts[_SETTLED + Status.FAILED]
+
+
+class Lags:
+    """Times from a frame's being visible to its result's being readable: counted, in steps of 1 %, and not kept."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[int]()
+        self.max_s: float | None = None
+
+    def add(self, lags_s: Iterable[float]) -> None:
+        """Note the times of some frames."""
+        for lag_s in lags_s:
+            self._counts[round(math.log(max(lag_s, _SHORTEST_LAG_S)) / _LAG_STEP)] += 1
+            self.max_s = lag_s if self.max_s is None else max(self.max_s, lag_s)
 
     @property
-    def highest(self) -> int:
-        """Number of the highest frame seen; -1 before the first."""
-        return max(self._status, default=-1)
-
-    @property
-    def lag_median_s(self) -> float | None:
-        return float(np.median(self._lags_s)) if self._lags_s else None
-
-    @property
-    def lag_max_s(self) -> float | None:
-        return max(self._lags_s, default=None)
+    def median_s(self) -> float | None:
+        """The median, to half a step; None when there are no times."""
+        if self.max_s is None:
+            return None
+        left = (self._counts.total() + 1) // 2
+        for step in sorted(self._counts):
+            left -= self._counts[step]
+            if left <= 0:
+                return min(math.exp(step * _LAG_STEP), self.max_s)
+        raise AssertionError("the counts add up to their total")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """The progress file's content (``docs/reference/kernel-command-line.md``)."""
+    """What changes in the progress file (``docs/reference/kernel-command-line.md``)."""
 
     kernel: str
     state: str
@@ -91,9 +108,6 @@ class Progress:
     message: str
     updated_at: str
     ranks: int
-    inputs: dict[str, InputIdentity | None]
-    parameters: Mapping[str, object] | None
-    software: Mapping[str, str]
 
 
 class ProgressFile:
@@ -109,9 +123,21 @@ class ProgressFile:
         software: Mapping[str, str],
     ) -> None:
         self._path, self._kernel, self._ranks = path, kernel, ranks
-        self._parameters, self._software = parameters, software
+        self._settled = {"parameters": parameters, "software": software}
+        self._inputs: dict[str, InputIdentity | None] = {"open": None, "end": None}
+        self._constant = ""
+        self._join_constant_part()
         self._written_at = -INTERVAL_S
-        self.inputs: dict[str, InputIdentity | None] = {"open": None, "end": None}
+
+    def note_input(self, moment: str, identity: InputIdentity) -> None:
+        """Note what the input is at ``open`` or ``end``."""
+        self._inputs[moment] = identity
+        self._join_constant_part()
+
+    def _join_constant_part(self) -> None:
+        # thousands of data files make a megabyte of it: too much to put together for every write
+        inputs = {moment: identity and asdict(identity) for moment, identity in self._inputs.items()}
+        self._constant = json.dumps({"inputs": inputs, **self._settled})[1:]
 
     def write(self, state: str, tally: Tally, *, ended_because: str = "", message: str = "", now: bool = False) -> None:
         """Replace the file, unless that was done less than 0.2 s ago and `now` isn't set.
@@ -129,17 +155,14 @@ class ProgressFile:
             written=tally.written,
             processed=tally.processed,
             failed=tally.failed,
-            lag_median_s=tally.lag_median_s,
-            lag_max_s=tally.lag_max_s,
+            lag_median_s=tally.lags.median_s,
+            lag_max_s=tally.lags.max_s,
             ended_because=ended_because,
             message=message,
             updated_at=datetime.now(UTC).isoformat(),
             ranks=self._ranks,
-            inputs=self.inputs,
-            parameters=self._parameters,
-            software=self._software,
         )
-        _replace(self._path, json.dumps(asdict(progress)))
+        _replace(self._path, f"{json.dumps(asdict(progress))[:-1]}, {self._constant}")
         self._written_at = time.monotonic()
 
     def write_last_word(self, tally: Tally, error: KernelError) -> None:
@@ -156,6 +179,8 @@ def _replace(path: Path, text: str) -> None:
         temporary.write_text(text + "\n")
         temporary.replace(path)
     except OSError as error:
+        with suppress(OSError):  # half a file isn't left behind
+            temporary.unlink(missing_ok=True)
         raise OutputUnwritable(
             f"{path}: {error.strerror}", remedy="check --progress, its folder and disk space"
         ) from error

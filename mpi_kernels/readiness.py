@@ -8,8 +8,12 @@ the next chunk exists, and counts as provisional: it is read again when the writ
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
+from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_kernels.errors import NotThereYet, UnusableInput
-from mpi_kernels.hdf5_files import Library, WriterState, writer_state
+from mpi_kernels.hdf5_files import Library, WriterState, settled, writer_state
 from mpi_kernels.segments import Layout, Segment
 from mpi_kernels.source import FrameDataset, FrameSource
 
+MOST_AT_ONCE = 4096
+"""One look finds no more frames than this; the next goes on from there."""
 _WINDOW = 64
 """How far ahead of the newest frame a poll looks; frames behind a longer gap are found by the next full poll."""
+_NEAR = 16 * _WINDOW
+"""Gaps are looked at by every poll when they are so near to the newest frame, or to the oldest gap."""
+_MISSING_AT_ONCE = 8
+"""A poll tries to open so many data files that weren't there; a full poll tries all."""
 _KEY_NAMES = ("uid", "unique_keys", "unique_ids", "frame_uid")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Ready:
     """A frame that can be read."""
 
@@ -54,11 +64,9 @@ class Keys:
         """Read the keys from `start` to before `stop`."""
         if self._live:
             self._dataset.refresh()
-        if len(self._id.shape) > 1 and self._id.shape[1] > 1:  # a grid scan: counted in C order
-            self._start, self._values = 0, self._dataset[...].reshape(-1)
-        else:
-            stop = min(stop, self._id.shape[0])
-            self._start, self._values = start, self._dataset[start : max(start, stop)].reshape(-1)
+        row = math.prod(self._id.shape[1:])  # a grid scan is counted in C order
+        first, last = (0, 0) if row == 0 else (start // row, min(-(-stop // row), self._id.shape[0]))
+        self._start, self._values = first * row, self._dataset[first : max(first, last)].reshape(-1)
 
     def has(self, number: int) -> bool:
         """Whether the frame was written, as far as the last look reached."""
@@ -73,12 +81,24 @@ class SegmentWatch:
 
     def __init__(self, number: int, segment: Segment, dataset: FrameDataset, keys: Keys | None) -> None:
         self._number, self._segment, self._dataset, self._keys = number, segment, dataset, keys
-        self._top = 0
-        self._gaps: set[int] = set()
-        self._provisional: set[int] = set()
+        self._found = np.zeros(_WINDOW, bool)
+        self._low = 0  # the lowest frame that wasn't found yet
+        self._top = 0  # one above the highest that was
+        self._looked_at = 0
+        self._provisional = array("q")
+
+    @property
+    def live(self) -> bool:
+        """Whether the segment's file was opened while somebody wrote it."""
+        return self._dataset.live
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that had its place in the file at the last look was found."""
+        return self._low >= self._limit() and not self._provisional
 
     def poll(self, *, full: bool, final: bool) -> Iterator[Ready]:
-        """Yield the frames that have become ready.
+        """Yield the frames that have become ready; it may be left before its end.
 
         Parameters
         ----------
@@ -87,20 +107,25 @@ class SegmentWatch:
         final
             The writer has finished: whatever is in the file is complete.
         """
+        if self._segment.count is not None and self._low >= self._segment.count and not self._provisional:
+            return
         self._dataset.refresh()
+        look_again = self._dataset.live or (final and self._keys is not None)
         final = final or not self._dataset.live
-        limit = self._segment.positions.count_below(self._dataset.extent)
-        limit = limit if self._segment.count is None else min(limit, self._segment.count)
+        limit = self._limit()
         if self._keys is not None:
-            self._look_at_keys(limit, full=full)
-        if final and self._provisional:
-            again, self._provisional = sorted(self._provisional), set()
-            yield from (self._ready(index, provisional=False) for index in again)
-        for index in self._candidates(limit, full=full or final):
+            self._look_at_keys(self._low if look_again else self._looked_at, limit, full=full or final)
+        while final and self._provisional:
+            yield self._ready(self._provisional.pop(), provisional=False)
+        for index in self._candidates(limit, full=full) if look_again else self._not_looked_at(limit):
             if self._is_ready(index, final=final):
                 provisional = self._guesses and not final
                 self._note(index, provisional=provisional)
                 yield self._ready(index, provisional=provisional)
+
+    def _limit(self) -> int:
+        limit = self._segment.positions.count_below(self._dataset.extent)
+        return limit if self._segment.count is None else min(limit, self._segment.count)
 
     @property
     def _guesses(self) -> bool:
@@ -109,31 +134,46 @@ class SegmentWatch:
     def _ready(self, index: int, *, provisional: bool) -> Ready:
         return Ready(self._segment.frames.at(index), self._number, index, provisional, self._dataset.live)
 
-    def _look_at_keys(self, limit: int, *, full: bool) -> None:
+    def _look_at_keys(self, first: int, limit: int, *, full: bool) -> None:
         assert self._keys is not None  # noqa: S101
-        first = min(self._gaps, default=self._top)
-        if not full and self._top - first > 16 * _WINDOW:  # an old gap is left to the full polls
-            first = self._top
-        last = limit if full else min(limit, self._top + 16 * _WINDOW)
+        if not full and self._top - first > _NEAR:  # an old gap is left to the full polls
+            first = self._top - _NEAR
+        last = limit if full else min(limit, self._top + _NEAR)
         numbers = self._segment.frames if self._keys.by_frame else self._segment.positions
         if last > first:
             self._keys.look(numbers.at(first), numbers.at(last - 1) + 1)
 
     def _candidates(self, limit: int, *, full: bool) -> Iterator[int]:
-        gaps = sorted(self._gaps)
-        yield from gaps if full else gaps[:_WINDOW]
+        if full:
+            yield from self._gaps(self._low, self._top)
+        else:
+            middle = min(self._low + _NEAR, self._top)
+            yield from self._gaps(self._low, middle)[:_WINDOW]
+            yield from self._gaps(max(middle, self._top - _NEAR), self._top)[-_WINDOW:]
         index = self._top
         while index < limit and (full or index < self._top + _WINDOW):  # _top moves on as frames are found
             yield index
             index += 1
 
+    def _gaps(self, start: int, stop: int) -> list[int]:
+        gaps: list[int] = (start + np.flatnonzero(~self._found[start:stop])).tolist()
+        return gaps
+
+    def _not_looked_at(self, limit: int) -> Iterator[int]:
+        """Yield each frame once: a file that nobody writes doesn't change."""
+        while self._looked_at < limit:
+            self._looked_at += 1
+            yield self._looked_at - 1
+
     def _note(self, index: int, *, provisional: bool) -> None:
-        if index >= self._top:
-            self._gaps.update(range(self._top, index))
-            self._top = index + 1
-        self._gaps.discard(index)
+        if index >= len(self._found):
+            self._found = np.concatenate([self._found, np.zeros(index + 1, bool)])
+        self._found[index] = True
+        self._top = max(self._top, index + 1)
+        while self._low < self._top and self._found[self._low]:
+            self._low += 1
         if provisional:
-            self._provisional.add(index)
+            self._provisional.append(index)
 
     def _is_ready(self, index: int, *, final: bool) -> bool:
         position = self._segment.positions.at(index)
@@ -158,50 +198,80 @@ class SegmentWatch:
 class Readiness:
     """Finds ready frames in all segments, and whether their writers have finished."""
 
-    def __init__(self, library: Library, layout: Layout, source: FrameSource, keys_dataset: str | None) -> None:
+    def __init__(
+        self, library: Library, layout: Layout, source: FrameSource, keys_dataset: str | None, *, finished: bool
+    ) -> None:
         self._library, self._layout, self._source = library, layout, source
         self._keys_dataset = keys_dataset
+        self._finished = finished  # the caller says that the input is finished as it is
         self._watches: dict[int, SegmentWatch] = {}
+        self._missing: list[int] = []  # segments whose file isn't there, or may be opened again
+        self._done: set[int] = set()
+        self._known = 0
+        self._being_written: Path | None = None
 
     def poll(self, file: Path, *, full: bool = False, final: bool = False) -> list[Ready]:
-        """Return the frames that have become ready since the last poll, in frame order."""
+        """Return frames that have become ready since the last poll, in frame order; no more than `MOST_AT_ONCE`."""
         self._layout.extend()
-        found: list[Ready] = []
-        for number, segment in enumerate(self._layout.segments):
-            if number not in self._watches:
-                try:
-                    self._watches[number] = self._watch(number, segment, file)
-                except NotThereYet:
-                    continue  # its file may still appear
-            found.extend(self._watches[number].poll(full=full, final=final))
-        return sorted(found, key=lambda ready: ready.frame)
+        self._missing.extend(range(self._known, len(self._layout.segments)))
+        self._known = len(self._layout.segments)
+        self._open_missing(file, full=full, final=final)
+        frames = itertools.islice(self._poll_each(full=full, final=final), MOST_AT_ONCE)
+        return sorted(frames, key=lambda ready: ready.frame)
+
+    def _poll_each(self, *, full: bool, final: bool) -> Iterator[Ready]:
+        for number, watch in self._watches.items():
+            if number in self._done and not full:
+                continue
+            complete = self._layout.is_complete(number)  # before the look
+            yield from watch.poll(full=full, final=final)
+            if complete and watch.caught_up:
+                self._done.add(number)
+
+    def _open_missing(self, file: Path, *, full: bool, final: bool) -> None:
+        for number in self._missing[: None if full else _MISSING_AT_ONCE]:
+            # otherwise its file may still appear
+            with suppress(NotThereYet):
+                self._watches[number] = self._watch(number, self._layout.segments[number], file, final=final)
+        self._missing = [number for number in self._missing if number not in self._watches]
 
     @property
     def segments(self) -> Sequence[Segment]:
         """All segments known so far; `Ready.segment` counts them."""
         return self._layout.segments
 
-    def nothing_more_to_come(self, file: Path, *, finished: bool, stall_timeout_s: float) -> bool:
+    def nothing_more_to_come(self, file: Path, *, stall_timeout_s: float) -> bool:
         """Whether every file that is there was closed by its writer, and no more is to be expected.
 
         Parameters
         ----------
-        finished
-            The caller says that the input is finished as it is.
         stall_timeout_s
             Missing files aren't expected any more when those that are there haven't changed for so long.
         """
+        if self._being_written is not None and writer_state(self._being_written) is not WriterState.CLOSED:
+            return False  # with thousands of files, asking all of them each time takes long
         files = {self._layout.segments[number].file for number in self._watches} | {file}
-        if any(writer_state(item) is not WriterState.CLOSED for item in files):
+        self._being_written = next((item for item in files if writer_state(item) is not WriterState.CLOSED), None)
+        if self._being_written is not None:
             return False
-        if finished:
+        missing = self._layout.open_ended or bool(self._missing)
+        if self._finished or not missing:
             return True
-        missing = self._layout.open_ended or len(self._watches) < len(self._layout.segments)
-        return not missing or all(time.time() - item.stat().st_mtime > stall_timeout_s for item in files)
+        return all(time.time() - item.stat().st_mtime > stall_timeout_s for item in files)
 
-    def _watch(self, number: int, segment: Segment, file: Path) -> SegmentWatch:
+    def _watch(self, number: int, segment: Segment, file: Path, *, final: bool) -> SegmentWatch:
         dataset = self._source.dataset(segment)
+        if not (final or self._finished or dataset.live) and self._may_be_opened_again(segment, dataset):
+            self._source.let_go(segment)
+            raise NotThereYet(f"{segment}: closed, but frames are missing")
         return SegmentWatch(number, segment, dataset, self._find_keys(segment, file))
+
+    @staticmethod
+    def _may_be_opened_again(segment: Segment, dataset: FrameDataset) -> bool:
+        """Whether a closed data file lacks frames and is so new that its writer may just be about to write them."""
+        if segment.count is None or dataset.holds(segment.positions.at(segment.count - 1) + 1):
+            return False
+        return not settled(segment.file)
 
     def _find_keys(self, segment: Segment, file: Path) -> Keys | None:
         if self._keys_dataset is not None:

@@ -14,17 +14,19 @@ from mpi4py import MPI
 
 from mpi_kernels.conductor import Conductor
 from mpi_kernels.errors import ExitCode
+from mpi_kernels.hdf5_files import allow_many_files
 from mpi_kernels.ranks import work
 from mpi_kernels.request import Request
 
 
 def run(comm: MPI.Comm, request: Request) -> ExitCode:
     """Process one input with all ranks of `comm`; rank 0 returns the run's exit code, the others `COMPLETE`."""
+    allow_many_files()
     try:
         if comm.rank == 0:
             return Conductor(comm, request).run()
         work(comm, request.mode)
-    except Exception:  # noqa: BLE001  the other ranks wait for this one: end them, with the traceback
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001  the other ranks wait for this one: end them, with the traceback
         traceback.print_exc()
         sys.stderr.flush()
         if comm.size > 1:

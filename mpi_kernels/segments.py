@@ -95,13 +95,15 @@ class Layout:
     def __init__(self, library: Library, file: Path, dataset: str) -> None:
         self._library = library
         self._series: tuple[Path, str] | None = None
+        self._names: list[str] = []  # listed once: nobody can add links to a file that is open here
         self.virtual_shape: tuple[int, ...] | None = None
         """Shape of the virtual dataset, None if the frames lie elsewhere."""
         place = library.locate(file, dataset)
         if library.group(place) is not None:
             self._series = (place.file, place.path)
             self.segments: list[Segment] = []
-            if not self._series_names():
+            self._names = self._series_names()
+            if not self._names:
                 raise UnusableInput(
                     f"{place}: a group without data_000001, data_000002, …", remedy="give the dataset of the frames"
                 )
@@ -111,10 +113,14 @@ class Layout:
         else:
             self.segments = [Segment(place.file, place.path)]
 
+    def is_complete(self, number: int) -> bool:
+        """Whether a segment is known to have all its frames: the one after it has begun."""
+        return self._series is not None and number < len(self.segments) - 1
+
     @property
     def open_ended(self) -> bool:
         """Whether data files that the master names are still missing."""
-        return self._series is not None and len(self.segments) < len(self._series_names())
+        return len(self.segments) < len(self._names)
 
     def extend(self) -> None:
         """Add the segments of a series whose files have appeared (DECTRIS masters: ``data_000001``, …).
@@ -122,7 +128,7 @@ class Layout:
         A file's first frame number is known when the file before it is complete.
         """
         while self.open_ended:
-            group, name = self._series, self._series_names()[len(self.segments)]
+            group, name = self._series, self._names[len(self.segments)]
             assert group is not None  # noqa: S101  open_ended says so
             try:
                 start = self._frames_so_far()

@@ -148,7 +148,7 @@ def _datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
 
 
 def _clipped(text: str) -> bytes:
-    return text.encode()[:_TEXT]
+    return text.encode("utf-8", "backslashreplace")[:_TEXT].decode("utf-8", "ignore").encode()
 
 
 def _group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
@@ -260,13 +260,14 @@ def _frames_group(entry: h5py.Group, expected: int | None) -> h5py.Group:
     times = _per_frame(frames, "processed_time", np.float64, np.nan)
     times.attrs["units"] = "s"
     times.attrs["start"] = "1970-01-01T00:00:00+00:00"
-    _per_frame(frames, "message", f"S{_TEXT}", None)
+    text = h5py.string_dtype("utf-8", _TEXT)
+    _per_frame(frames, "message", text, None)
     _changing(frames, "expected", -1 if expected is None else expected)
     for name in ("written", "processed", "failed"):
         _changing(frames, name, 0)
     _changing(frames, "finished", 0)
     for name in ("ended_because", "end_time", "reading_route"):
-        frames.create_dataset(name, shape=(1,), maxshape=(None,), chunks=(1,), dtype=f"S{_TEXT}", data=[b""])
+        frames.create_dataset(name, shape=(1,), maxshape=(None,), chunks=(1,), dtype=text, data=[b""])
     return frames
 
 

@@ -63,6 +63,7 @@ class FrameDataset:
         """Whether the file gains storage frame by frame, so that storage tells which frames were written."""
         self._any_chunk = False
         self._first: bytes | None = None
+        self._first_unreadable = False
         self._last: tuple[int, bytes | None] = (-1, None)
 
     @property
@@ -93,7 +94,12 @@ class FrameDataset:
         """See what the writer has flushed. Nothing to do for finished files."""
         if not self.live:
             return
-        self._dataset.refresh()  # the handle's, so that h5py forgets the shape as well
+        try:
+            self._dataset.refresh()  # the handle's, so that h5py forgets the shape as well
+        except (OSError, RuntimeError) as error:
+            raise UnusableInput(
+                f"{self.place}: can't be read any more: {error}", remedy="see whether the file was damaged or replaced"
+            ) from error
         lead = self._id.shape[:-2]
         for axis in range(1, len(lead)):
             if lead[axis] != self._lead[axis] and math.prod(self._lead[:axis]) > 1:
@@ -102,6 +108,18 @@ class FrameDataset:
                     remedy="process the file again when it is finished",
                 )
         self._lead = lead
+
+    def holds(self, count: int) -> bool:
+        """Whether as many frames are in the file, wherever they lie; quick, however many they are."""
+        if self.extent < count:
+            return False
+        if not self.allocated_as_written:
+            return True
+        tiles = math.prod(
+            -(-size // length) for size, length in zip(self.frame_shape, (self.chunks or ())[-2:], strict=True)
+        )
+        enough: bool = self._id.get_num_chunks() * self.frames_per_chunk >= count * tiles
+        return enough
 
     def has(self, position: int) -> bool:
         """Whether every chunk of a frame is in the file."""
@@ -169,8 +187,8 @@ class FrameDataset:
         """
         if self.chunks is None:
             return
-        if self._first is None and self.has(0):
-            self._first = self._stored(0)[1] if self.direct else self._sliced(0).tobytes()
+        if self._first is None and not self._first_unreadable and self.has(0):
+            self._read_first()
         for other, known in ((0, self._first), self._last):
             if other != position and known == content and not self._has_both(position, other, content):
                 raise KernelError(
@@ -178,6 +196,12 @@ class FrameDataset:
                     remedy="no result of this run can be trusted; report it with the file (h5py issue 2803)",
                 )
         self._last = (position, content)
+
+    def _read_first(self) -> None:
+        try:
+            self._first = self._stored(0)[1] if self.direct else self._sliced(0).tobytes()
+        except FrameUnreadable:  # then no other frame can be taken for it
+            self._first_unreadable = True
 
     def _has_both(self, position: int, other: int, content: bytes) -> bool:
         """Whether the file holds two equal frames in different places."""
@@ -227,6 +251,7 @@ class FrameSource:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._opened: dict[tuple[Path, str], FrameDataset] = {}
+        self._give_up_at: dict[Path, float] = {}
 
     def dataset(self, segment: Segment) -> FrameDataset:
         """Return the segment's dataset; open it when this is the first time.
@@ -262,6 +287,11 @@ class FrameSource:
         if (segment.file, segment.dataset) in self._opened:
             self._opened[segment.file, segment.dataset].refresh()
 
+    def let_go(self, segment: Segment) -> None:
+        """Close a segment's file, to be opened anew when somebody asks for it again."""
+        self._opened = {key: frames for key, frames in self._opened.items() if key[0] != segment.file}
+        self._library.let_go(segment.file)
+
     def read(self, segment: Segment, index: int) -> NDArray[Any] | None:
         """Return the `index`-th frame of a segment; None when nobody wrote it, as far as can be told.
 
@@ -270,11 +300,18 @@ class FrameSource:
         FrameUnreadable
             Also when the segment's file can't be opened on this rank.
         """
-        try:
-            dataset = self.dataset(segment)
-        except NotThereYet as error:
-            raise FrameUnreadable(f"{segment}: {error}") from error
-        return dataset.read(segment.positions.at(index))
+        return self._dataset_soon(segment).read(segment.positions.at(index))
+
+    def _dataset_soon(self, segment: Segment) -> FrameDataset:
+        """Return the segment's dataset; where this node doesn't see the file yet, wait for it, once."""
+        give_up = self._give_up_at.setdefault(segment.file, time.monotonic() + VISIBLE_WITHIN_S)
+        while True:
+            try:
+                return self.dataset(segment)
+            except NotThereYet as error:
+                if time.monotonic() > give_up:
+                    raise FrameUnreadable(f"{segment}: {error}") from error
+            time.sleep(_RETRY_S)
 
 
 def _bytes_at(file: Path, chunk: h5py.h5d.StoreInfo) -> bytes:

@@ -1,4 +1,4 @@
-"""The wish to end in order: SIGTERM or SIGUSR1, at any rank."""
+"""The wish to end in order: SIGTERM, SIGUSR1 or Ctrl-C, at any rank; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import FrameType
 
 from mpi4py import MPI
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _TAG = 15
 
 
@@ -22,6 +22,8 @@ class Termination:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  a signal handler's signature
         self._wanted = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     @property
     def wanted(self) -> bool:

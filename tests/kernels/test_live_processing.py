@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
+from mpi_kernels.readiness import MOST_AT_ONCE
+
 from .harness import (
     NEXUS_DATASET,
     assert_rows_are_the_frames,
@@ -187,6 +189,29 @@ def test_end_is_recognised_and_named(tmp_path: Path, ending: str) -> None:
         assert file["entry/frames/finished"][0] == 1
 
 
+def test_frames_beyond_the_announced_number_are_processed_if_they_are_there(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"))
+    write_in_own_process(spec)
+    result = tmp_path / "result.nxs"
+    assert run_kernel(Path(spec.path), result, expected=5).returncode == 0
+    assert progress_of(result)["ended_because"] == "expected number reached"
+    assert_rows_are_the_frames(result, spec, list(range(12)))
+
+
+def test_stack_that_is_found_in_several_portions_is_processed_whole(tmp_path: Path) -> None:
+    frames = 2 * MOST_AT_ONCE + 5
+    path, result = tmp_path / "scan.h5", tmp_path / "result.nxs"
+    spec = Spec(path=str(path), shape=(3, 4))
+    with h5py.File(path, "w", libver="latest") as file:
+        detector = add_geometry(file, spec)
+        data = detector.create_dataset("data", shape=(frames, 3, 4), chunks=(1, 3, 4), dtype="u4")
+        for number in range(frames):
+            data.id.write_direct_chunk((number, 0, 0), np.full((3, 4), number, "u4").tobytes())
+    assert run_kernel(path, result, expected=frames, parameters={"bins": 1, "solid_angle": False}).returncode == 0
+    with h5py.File(result) as file:
+        np.testing.assert_array_equal(file["entry/data/I"][:, 0], np.arange(frames))
+
+
 def test_file_of_a_killed_writer_is_processed_to_where_it_got(tmp_path: Path) -> None:
     spec = Spec(path=str(tmp_path / "scan.h5"), close=False)
     first, second = tmp_path / "first.nxs", tmp_path / "second.nxs"
@@ -199,7 +224,7 @@ def test_file_of_a_killed_writer_is_processed_to_where_it_got(tmp_path: Path) ->
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [None, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signal_ends_in_order_as_partial(tmp_path: Path, ranks: int | None, number: signal.Signals) -> None:
     spec = Spec(path=str(tmp_path / "scan.h5"), frames=400, interval_s=0.05)
     result = tmp_path / "result.nxs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -170,6 +171,11 @@ PARAMETERS = {
     "mask of another shape": ({"mask": "wrong.npy"}, ["mask: wrong.npy has shape (3, 3)", "(60, 80)"]),
     "mask of another kind": ({"mask": "image.tiff"}, ["mask: image.tiff", "FILE.npy"]),
     "background frame out of range": ({"background": f"scan.h5::{NEXUS_DATASET}[9]"}, ["background: [9]", "4 frames"]),
+    "mask of everything": ({"mask": "ones.npy"}, ["no pixel", "mask"]),
+    "mask of words": ({"mask": "words.npy"}, ["mask: words.npy holds <U3"]),
+    "background that cannot be read": ({"background": "broken.h5::data"}, ["background: ", "broken.h5::data"]),
+    "background without frames": ({"background": "empty.h5::data"}, ["background: ", "empty.h5::data has no frames"]),
+    "range without end": ({"radial_range": [0, float("inf")]}, ["radial_range", "finite"]),
     "no pixel left": ({"radial_range": [500, 501]}, ["no pixel", "radial_range"]),
     "missing PONI file": ({"poni": "a.poni"}, ["poni: ", "a.poni"]),
     "PONI file without distance": ({"poni": "empty.poni"}, ["empty.poni: no distance"]),
@@ -181,6 +187,13 @@ PARAMETERS = {
 def test_wrong_parameter_is_named(scan: Path, tmp_path: Path, case: str) -> None:
     parameters, words = PARAMETERS[case]
     np.save(tmp_path / "wrong.npy", np.zeros((3, 3)))
+    np.save(tmp_path / "ones.npy", np.ones((60, 80)))
+    np.save(tmp_path / "words.npy", np.array(["one"]))
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file.create_dataset("data", shape=(0, 60, 80), maxshape=(None, 60, 80), dtype="u4")
+    with h5py.File(tmp_path / "broken.h5", "w") as file:
+        data = file.create_dataset("data", shape=(60, 80), chunks=(60, 80), dtype="u4", compression="gzip")
+        data.id.write_direct_chunk((0, 0), b"no gzip at all")
     (tmp_path / "image.tiff").write_bytes(b"II")
     (tmp_path / "empty.poni").write_text("# nothing\n")
     assert_refused(run_kernel(scan, tmp_path / "r.nxs", parameters=parameters), 2, *words)
@@ -258,6 +271,49 @@ def test_older_result_is_replaced(scan: Path, tmp_path: Path) -> None:
         assert file["entry/frames/processed"][0] == 4
 
 
+def test_older_result_stays_whole_for_who_has_it_open(scan: Path, tmp_path: Path) -> None:
+    result = tmp_path / "r.nxs"
+    assert run_kernel(scan, result, parameters={"bins": 7}).returncode == 0
+    with h5py.File(result, "r", swmr=True) as viewer:
+        assert run_kernel(scan, result, parameters={"bins": 9}).returncode == 0
+        viewer["entry/data/I"].refresh()
+        assert viewer["entry/data/I"][()].shape == (4, 7)
+    with h5py.File(result) as file:
+        assert file["entry/data/I"].shape == (4, 9)
+    assert not list(tmp_path.glob(".r.nxs*"))
+
+
+def test_more_data_files_than_may_be_open_by_default(scan: Path, tmp_path: Path) -> None:
+    files = 80
+    master = tmp_path / "master.h5"
+    with h5py.File(master, "w", libver="latest") as file:
+        with h5py.File(scan) as part:
+            part.copy("entry/instrument", file.require_group("entry"))
+        for number in range(files):
+            (tmp_path / f"part{number}.h5").symlink_to(shutil.copy(scan, tmp_path / f"copy{number}.h5"))
+            file[f"entry/data/data_{number:06d}"] = h5py.ExternalLink(f"part{number}.h5", NEXUS_DATASET)
+    command = kernel_command(master, tmp_path / "r.nxs", ranks=None, dataset="/entry/data")
+    for limit, code in (("ulimit -S -n 64", 0), ("ulimit -n 64", 3)):
+        shell = ["bash", "-c", f'{limit}; exec "$@"', "bash", *command]
+        done = subprocess.run(shell, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code, done.stderr
+    assert "64 files are open, and no more are allowed (raise the hard limit" in done.stderr
+
+
+def test_reason_why_a_frame_failed_is_text_however_long_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / ("ü" * 120)
+    folder.mkdir()
+    spec = Spec(path=str(folder / "scan.h5"), frames=2, compression="gzip")
+    write(spec)
+    with h5py.File(spec.path, "r+") as file:
+        file[NEXUS_DATASET].id.write_direct_chunk((1, 0, 0), b"no gzip at all")
+    assert run_kernel(Path(spec.path), tmp_path / "r.nxs").returncode == 4
+    with h5py.File(tmp_path / "r.nxs") as file:
+        message = file["entry/frames/message"].asstr()[1]
+    assert str(tmp_path) in message
+    assert message.endswith("ü")
+
+
 def test_file_that_appears_later_is_waited_for(tmp_path: Path) -> None:
     result = tmp_path / "r.nxs"
     spec = Spec(path=str(tmp_path / "scan.h5"), frames=4)
@@ -285,6 +341,30 @@ def test_data_files_of_different_shapes_end_all_ranks(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "r.nxs") as file:
         assert file["entry/frames/ended_because"][0] == b"error"
         assert file["entry/frames/finished"][0] == 0
+
+
+FAULT_ON_RANK_0 = """
+import sys
+from mpi_kernels import conductor
+from mpi_kernels.__main__ import main
+
+def fault(*_):
+    raise ZeroDivisionError("a fault that nobody foresaw")
+
+conductor.Conductor._process_batch = fault
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_unforeseen_fault_is_the_last_word_of_the_progress_file(scan: Path, tmp_path: Path) -> None:
+    command = kernel_command(scan, tmp_path / "r.nxs", ranks=None)
+    command[1:1] = ["-c", FAULT_ON_RANK_0]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError: a fault that nobody foresaw" in done.stderr
+    progress = progress_of(tmp_path / "r.nxs")
+    assert (progress["state"], progress["ended_because"]) == ("failed", "error")
+    assert "ZeroDivisionError" in str(progress["message"])
 
 
 FAULT_ON_LAST_RANK = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,5 +62,12 @@ def test_end_file_that_is_not_there_says_nothing(tmp_path: Path) -> None:
 def test_broken_end_file_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "collection-end.json"
     path.write_text(content)
+    os.utime(path, (1, 1))
     with pytest.raises(UnusableInput, match=r"collection-end\.json"):
         CollectionEnd.read(path)
+
+
+def test_end_file_that_is_just_being_written_says_nothing_yet(tmp_path: Path) -> None:
+    path = tmp_path / "collection-end.json"
+    path.write_text('{"uid": "u", "outco')
+    assert CollectionEnd.read(path) is None
