@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import string
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from typer.main import get_command
 
 from orchestrator.cli import app
 from orchestrator.cli.common import ExitCode
+from orchestrator.messages import understand
+from orchestrator.planning import check_allowed
+from orchestrator.planning import plan as plan_collection
+from orchestrator.records import CollectionStart, RawMessage
+from orchestrator.settings import load_settings
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PAGES = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")])
@@ -80,6 +86,44 @@ def test_commands_in_a_page_exist(page: Path) -> None:
     assert set(re.findall(r"(?:`|^    )orchestrator ([a-z]+)", text, re.MULTILINE)) - _commands() == set()
     scripts = {CHECKOUT / path for path in re.findall(r"script/[a-z]+(?![a-z./])", text)}
     assert {_name(path) for path in scripts if not shutil.which(path)} == set()
+
+
+TUTORIAL = CHECKOUT / "docs" / "tutorials" / "first-collection.md"
+
+
+def _written_by_tutorial(name: str, **variables: object) -> str:
+    """Return the file that the tutorial has its reader write with ``cat > NAME <<END``."""
+    (text,) = re.findall(rf"^cat > {re.escape(name)} <<END\n(.*?)^END$", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE)
+    return string.Template(text).substitute({name: str(value) for name, value in variables.items()})
+
+
+def test_the_site_and_message_of_the_tutorial_lead_to_the_plan_that_it_shows(tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    broker = {"ORCHESTRATOR_BROKER": "127.0.0.1:1", "ORCHESTRATOR_BROKER_CREDENTIALS": tmp_path / "login.toml"}
+    site.write_text(_written_by_tutorial(site.name, CHECKOUT=CHECKOUT, **broker))
+    body = _written_by_tutorial("start.json", PWD=tmp_path).encode()
+    start = understand(RawMessage(body=body, source="tutorial"))
+    assert isinstance(start, CollectionStart)
+    settings = load_settings(site)
+    check_allowed(start.file, settings.allowed_roots)
+    (plan,) = plan_collection(start, settings).plans
+    for parameter in plan.parameters:
+        assert (
+            f"    {parameter.name}  {parameter.value}  {parameter.origin}   {parameter.place}\n" in TUTORIAL.read_text()
+        )
+    assert f"runs/i99/cm1-1/{plan.recipe}-{start.uid}-*/result.nxs" in TUTORIAL.read_text()
+
+
+def test_what_the_tutorial_puts_in_place_of_slurm_is_understood(tmp_path: Path) -> None:
+    (instead,) = re.findall(r"^```toml\n(\[gateway\].*?)^```", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE)
+    with_slurm = _written_by_tutorial(
+        "site.toml", CHECKOUT=CHECKOUT, ORCHESTRATOR_BROKER="x:1", ORCHESTRATOR_BROKER_CREDENTIALS="login.toml"
+    )
+    site = tmp_path / "site.toml"
+    site.write_text(re.sub(r"\[stomp\].*?(?=\[defaults\])", instead, with_slurm, flags=re.DOTALL))
+    settings = load_settings(site)
+    assert (settings.gateway.route, settings.stomp) == ("local", None)
+    assert settings.spool is not None
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_program() -> None:
