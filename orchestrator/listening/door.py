@@ -4,7 +4,8 @@ In: bytes from outside. Out: calls of one handler, which answers with a verdict 
 
 - A message leaves its sender's side (queue or folder) only after the handler has returned. Whatever dies in between, it
   comes again, and the handler counts it as a duplicate.
-- While the store is unavailable the message stays where it is; the door waits, longer each time, and takes no other.
+- While the store is unavailable, or has another release's schema, the message stays where it is; the door waits, longer
+  each time, and takes no other.
 - What was rejected is put aside with the reason (dead-letter queue or folder) before it leaves its place.
 - A door whose other side is missing says so in its status, keeps trying, and never ends the service.
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeAlias
 
-from orchestrator.errors import StoreUnavailable
+from orchestrator.errors import InvalidSettings, StoreUnavailable
 from orchestrator.messages import MAX_BYTES
 from orchestrator.records import RawMessage, utc_now
 
@@ -47,7 +48,8 @@ class Rejected:
 Verdict: TypeAlias = Accepted | Rejected
 
 Handler: TypeAlias = Callable[[RawMessage], Verdict]
-"""Returns after the commit. Raises `StoreUnavailable` when the message has to stay with its sender for now."""
+"""Returns after the commit. Raises `StoreUnavailable` or `InvalidSettings` when the message has to stay with its sender
+for now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +146,15 @@ class Door(ABC):
         its turn.
         """
         self._count(received=1)
+        said = ""
         for delay_s in backoff(initial_s=0.2, longest_s=15.0):
             try:
                 verdict = handler(raw)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, InvalidSettings) as error:
                 self._count(held=1)
-                log.warning("%s: holding a message for %.1f s: %s", self.name, delay_s, error.full_text)
+                if error.full_text != said:
+                    log.warning("%s: holding a message until this is over: %s", self.name, error.full_text)
+                said = error.full_text
                 if self._stopping.wait(delay_s) or not still_ours():
                     return None
                 continue

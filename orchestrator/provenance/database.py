@@ -6,6 +6,7 @@ Whatever the database or the network does wrong becomes `StoreUnavailable` with 
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,11 @@ _FAULTS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
 
 _NO_PERMISSION = "42501"
 """PostgreSQL's code for a user without the rights, which its driver takes for a programming error."""
+
+_NO_SUCH = {"42703", "42P01", 1054, 1146}
+"""Codes of PostgreSQL and MariaDB for a column or table that isn't there."""
+
+_NO_SUCH_ON_SQLITE = re.compile(r"^(no such (table|column)|table \w+ has no column)")
 
 _EXAMPLES = "sqlite:////var/lib/orchestrator/provenance.sqlite, postgresql://user@host/name, mariadb://user@host/name"
 
@@ -80,13 +86,22 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Look at the database; what is changed inside isn't kept."""
-        with self.errors_named(), Session(self._engine, expire_on_commit=False) as session:
+        with (
+            self.errors_named(),
+            self._schema_differences_named(),
+            Session(self._engine, expire_on_commit=False) as session,
+        ):
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Change the database: all of it, durably, when the block ends; nothing when it raises."""
-        with self.errors_named(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with (
+            self.errors_named(),
+            self._schema_differences_named(),
+            Session(self._writer, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     @contextmanager
@@ -111,16 +126,40 @@ class Database:
                 raise error.orig from error
             raise
 
+    @contextmanager
+    def _schema_differences_named(self) -> Iterator[None]:
+        """Turn a table or column that isn't there into `InvalidSettings`: no waiting helps, an upgrade does."""
+        try:
+            yield
+        except DBAPIError as error:
+            if not _is_schema_difference(error):
+                raise
+            raise InvalidSettings(
+                f"{self._address} hasn't this release's schema: {_words(error)}",
+                remedy="run `orchestrator db upgrade`, and see that all programs on it are of one release",
+            ) from error
+
+    @property
+    def _address(self) -> str:
+        return f"database {self.url.render_as_string(hide_password=True)}"
+
     def _unavailable(self, error: SQLAlchemyError) -> StoreUnavailable:
-        cause = getattr(error, "orig", None) or error
-        words = " ".join(str(part) for part in cause.args) or type(cause).__name__
-        return StoreUnavailable(
-            f"database {self.url.render_as_string(hide_password=True)}: {words.strip()}", remedy=_remedy(words)
-        )
+        words = _words(error)
+        return StoreUnavailable(f"{self._address}: {words}", remedy=_remedy(words))
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def _words(error: SQLAlchemyError) -> str:
+    cause = getattr(error, "orig", None) or error
+    return (" ".join(str(part) for part in cause.args) or type(cause).__name__).strip()
+
+
+def _is_schema_difference(error: DBAPIError) -> bool:
+    codes = {getattr(error.orig, "sqlstate", None), next(iter(getattr(error.orig, "args", ())), None)}
+    return not codes.isdisjoint(_NO_SUCH) or _NO_SUCH_ON_SQLITE.search(_words(error)) is not None
 
 
 def _remedy(words: str) -> str:

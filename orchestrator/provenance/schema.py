@@ -1,7 +1,8 @@
 """The schema's revision: which one a database has, which one this release needs, and the way there.
 
 The numbered files in ``migrations/versions/`` run in order, under a lock, so that two programs that start at once don't
-both do it. There is no way back: a backup is.
+both do it. There is no way back: a backup is. Alembic, which takes its time to import, is needed only where a migration
+is to be run.
 """
 
 from __future__ import annotations
@@ -12,10 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from orchestrator.errors import InvalidSettings, StoreUnavailable
@@ -61,7 +58,7 @@ def schema_status(database: Database, *, migrations: Path = MIGRATIONS) -> Schem
     if file is not None and not file.exists():  # asking would make it
         return _status(database, None, migrations)
     with database.errors_named(), database.engine.connect() as connection:
-        return _status(database, MigrationContext.configure(connection).get_current_revision(), migrations)
+        return _status(database, _revision(connection), migrations)
 
 
 def upgrade_schema(database: Database, *, migrations: Path = MIGRATIONS) -> SchemaStatus:
@@ -81,13 +78,11 @@ def upgrade_schema(database: Database, *, migrations: Path = MIGRATIONS) -> Sche
     """
     _make_parent(database)
     with database.connected() as connection, _migrating(connection):
-        revision = MigrationContext.configure(connection).get_current_revision()
+        revision = _revision(connection)
         before = _status(database, revision, migrations)
         _refuse_foreign(before, connection)
         if not before.current:
-            config = _config(migrations)
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            _migrate(connection, migrations)
             log.info("Database %s upgraded from %s to %s", before.address, revision or "nothing", before.newest)
     return before
 
@@ -114,16 +109,31 @@ def check_schema(status: SchemaStatus) -> None:
     )
 
 
-def _config(migrations: Path) -> Config:
+def revisions(migrations: Path) -> list[str]:
+    """Return the revisions that this release knows, oldest first: the files' names begin with them."""
+    return sorted(path.name.partition("_")[0] for path in (migrations / "versions").glob("[0-9]*_*.py"))
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
+
+
+def _migrate(connection: Connection, migrations: Path) -> None:
+    from alembic import command  # noqa: PLC0415 - costs every command a quarter of a second
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
-    return config
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def _status(database: Database, revision: str | None, migrations: Path) -> SchemaStatus:
-    scripts = ScriptDirectory.from_config(_config(migrations))
-    order = [script.revision for script in scripts.walk_revisions()][::-1]
+    order = revisions(migrations)
     known = revision is None or revision in order
     done = order.index(revision) + 1 if revision in order else 0
     return SchemaStatus(

@@ -227,6 +227,22 @@ class DoorContract:
         assert store.bodies == [b"a", b"b"]
         assert len(store.deliveries) == 2
 
+    def test_a_message_stays_with_its_sender_while_the_database_has_another_schema(self, place: Place) -> None:
+        tries: list[bytes] = []
+
+        def handle(raw: RawMessage) -> Verdict:
+            tries.append(raw.body)
+            if len(tries) < 3:
+                raise InvalidSettings("the database has another release's schema")
+            return Accepted()
+
+        door = place.door()
+        place.put(b"a")
+        door.start(handle)
+        eventually(lambda: door.status().counts.accepted == 1)
+        assert door.stop()
+        assert (door.status().counts.held, door.status().counts.rejected) == (2, 0)
+
     def test_a_message_whose_handling_outlives_the_stop_isnt_lost(self, place: Place) -> None:
         begun, go_on = threading.Event(), threading.Event()
 

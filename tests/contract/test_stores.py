@@ -414,6 +414,35 @@ class StoreContract:
         plan = a_plan()
         assert store.record_runs(receipt.message_id, [plan], note="now") == [plan.run_id]
 
+    def test_attempts_of_runs_that_ended_lately_are_found_with_their_last_report(self, store: Store) -> None:
+        tag = submitted(store)
+        store.record_report(tag, a_report(tag, JobState.COMPLETED))
+        assert store.ended_attempts(NOON) == []
+        store.finish_run(tag.run_id, RunState.COMPLETE, "", NOON)
+        (attempt,) = store.ended_attempts(NOON)
+        assert (attempt.tag, attempt.last_report) == (tag, a_report(tag, JobState.COMPLETED))
+        assert store.ended_attempts(NOON + timedelta(seconds=1)) == []
+
+    def test_what_was_heard_instead_of_an_answer_is_kept_until_the_next_intent(self, store: Store) -> None:
+        tag = planned(store)
+        store.record_intent(tag, SCRIPT, gateway="cli")
+        store.record_unanswered(tag, "timed out")
+        (unsettled,) = store.unsettled_attempts()
+        assert (unsettled.reason, store.run(tag.run_id).summary.reason) == ("timed out", "timed out")
+        store.record_submit_failed(tag, "timed out; no job", refused=False)
+        store.record_intent(tag, SCRIPT, gateway="cli")
+        assert store.unsettled_attempts()[0].reason == ""
+        store.record_submitted(tag, a_job())
+        store.record_unanswered(tag, "too late")
+        assert store.run(tag.run_id).summary.reason == ""
+
+    def test_what_was_said_of_one_job_is_not_said_of_another_that_takes_its_place(self, store: Store) -> None:
+        tag = submitted(store)
+        store.record_report(tag, a_report(tag, JobState.COMPLETED, exit_code=0, ended_at=NOON))
+        store.record_submitted(tag, a_job(43))
+        (attempt,) = store.active_attempts()
+        assert (attempt.identity, attempt.last_report) == (a_job(43).identity, None)
+
     def test_progress_is_kept_as_it_was_told(self, store: Store) -> None:
         tag = submitted(store)
         assert store.run(tag.run_id).summary.counts is None
@@ -728,6 +757,17 @@ class StoreContract:
                 connection.execute(text("ALTER TABLE outputs ADD COLUMN stray INTEGER"))
                 connection.execute(text("CREATE INDEX ix_stray ON outputs (size)"))
             assert len(_differences(store)) == 2
+
+    def test_a_schema_that_was_changed_under_a_running_program_is_named_with_the_remedy(self, place: Place) -> None:
+        with Store.open(place.new(), create=True) as store:
+            with store.connected() as connection:
+                connection.execute(text("ALTER TABLE messages DROP COLUMN note"))
+                connection.execute(text("DROP TABLE outputs"))
+            with pytest.raises(InvalidSettings, match=r"note.*") as raised:
+                store.record_message(a_message(), understood=a_start())
+            assert "orchestrator db upgrade" in raised.value.remedy
+            with pytest.raises(InvalidSettings, match="outputs"), store.reading() as session:
+                session.scalar(text("SELECT count(*) FROM outputs"))
 
     def test_programs_that_start_together_migrate_once(self, place: Place) -> None:
         url = place.new()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import event, inspect, text
 
 from orchestrator.errors import InvalidInput, InvalidSettings, StoreUnavailable
 from orchestrator.provenance import SchemaStatus, Store
 from orchestrator.provenance.database import parse_url
-from orchestrator.provenance.schema import MIGRATIONS, check_schema, schema_status, upgrade_schema
+from orchestrator.provenance.schema import MIGRATIONS, check_schema, revisions, schema_status, upgrade_schema
 from orchestrator.records import CollectionStart, RawMessage
 
 START = CollectionStart(uid="c-1", beamline="i22", detector="d", file=Path("/a.h5"), dataset="/entry/data")
@@ -192,3 +196,20 @@ def test_an_older_schema_is_refused_with_the_command_that_helps() -> None:
     with pytest.raises(InvalidSettings, match="has schema 0001, this release needs 0002") as raised:
         check_schema(older)
     assert "orchestrator db upgrade" in raised.value.remedy
+
+
+def test_the_files_of_the_migrations_are_named_after_their_revisions() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    scripts = [*ScriptDirectory.from_config(config).walk_revisions()][::-1]
+    assert [script.revision for script in scripts] == revisions(MIGRATIONS)
+    assert all(Path(script.path).name.startswith(f"{script.revision}_") for script in scripts)
+
+
+def test_a_store_that_is_up_to_date_opens_without_the_migration_library(url: str) -> None:
+    Store.open(url).close()
+    program = (
+        "import sys; from orchestrator.provenance import Store\n"
+        "Store.open(sys.argv[1]).close(); sys.exit('alembic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, url], check=False).returncode == 0
