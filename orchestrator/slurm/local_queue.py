@@ -31,7 +31,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO
 
@@ -42,8 +42,11 @@ from orchestrator.slurm.environment import for_jobs
 MARKER = "ORCHESTRATOR_LOCAL_JOB_FOLDER"
 """Every process of a job carries this variable with the job's folder; that is how stragglers are found and ended."""
 
+KEPT_FOR = timedelta(days=30)
+"""How long a job is remembered after its end; what matters of it stands in its run's directory."""
+
 _HALF = ".new-"
-"""What the folder's name begins with until the job exists; one that is left was cut off by a crash."""
+"""What the folder's name begins with while the job doesn't exist yet, or any more; a crash can leave one behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +138,14 @@ class JobFolder:
         except FileNotFoundError:
             return None
 
+    def ended_long_ago(self) -> bool:
+        """Whether the job ended so long ago that nobody asks about it any more."""
+        # Its status is the last thing that changed in the folder.
+        if self.path.stat().st_mtime > (utc_now() - KEPT_FOR).timestamp():
+            return False
+        status = self.status()
+        return status is not None and status.ended
+
     def write_job(self, job: LocalJob) -> None:
         write_atomically(self.path / "job.json", job.to_json())
 
@@ -190,11 +201,14 @@ class LocalQueue:
         self.root = root
 
     def prepare(self, parallel: int) -> None:
-        """Make the folder, and say how many jobs may run at once."""
+        """Make the folder, say how many jobs may run at once, and clear away what ended long ago."""
         for folder in (self.root / "jobs", self.root / "active"):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.root / "parallel", str(parallel))
         with self._locked():
+            for job in self.folders():
+                if job.ended_long_ago():
+                    job.path.rename(self.root / "jobs" / f"{_HALF}{job.path.name}")
             for half in (self.root / "jobs").glob(f"{_HALF}*"):
                 shutil.rmtree(half)
 

@@ -39,6 +39,7 @@ from orchestrator.records import (
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.gateway import Gateway
 from orchestrator.slurm.local import LocalGateway
+from orchestrator.slurm.local_queue import KEPT_FOR
 from orchestrator.slurm.memory import Meets, MemoryGateway
 from orchestrator.stack import Stack
 
@@ -599,6 +600,20 @@ for attempt in range(1, 1000):
         eventually(lambda: True if log.exists() and log.read_text() else None)
         gateway.cancel(job)
         assert reaches(gateway, job, JobState.CANCELLED).signal == signal.SIGKILL
+
+    def test_jobs_that_ended_long_ago_are_cleared_away_at_a_start_and_no_others(
+        self, make_gateway: Callable[..., LocalGateway], tmp_path: Path
+    ) -> None:
+        gateway = make_gateway()
+        old, new, running = (self.submit(gateway, tmp_path, work).identity for work in (SUCCEEDS, SUCCEEDS, GOES_ON))
+        for job in (old, new):
+            reaches(gateway, job, JobState.COMPLETED)
+        for job in (old, running):
+            folder = gateway._queue.folder(job.job_id)
+            long_ago = (utc_now() - KEPT_FOR - timedelta(days=1)).timestamp()
+            os.utime(folder.path, (long_ago, long_ago))
+        again = make_gateway()
+        assert set(again.account([old, new, running])) == {new, running}
 
     def test_script_that_cannot_be_launched_is_a_failure(self, gateway: LocalGateway, tmp_path: Path) -> None:
         work = replace(SUCCEEDS, lines=f"#SBATCH --output={tmp_path}/absent/log")
