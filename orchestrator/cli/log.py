@@ -44,7 +44,8 @@ def log(
             path = _path(summary, attempt or summary.attempts)
             if not path.exists():
                 raise _no_log(summary, path)
-            _copy(path, 0)
+            if not _copy(path, 0):
+                err.print("The job has printed nothing; kernels are silent when all goes well.")
 
 
 def _path(summary: RunSummary, attempt: int) -> Path:

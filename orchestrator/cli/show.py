@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from orchestrator.cli.common import JsonOption, SiteOption, out, print_fields, p
 from orchestrator.cli.description import Findings, Section, describe
 from orchestrator.cli.result_note import read_result_note
 from orchestrator.cli.run_argument import RunArgument
+from orchestrator.cli.waiting import with_waiting_reasons
 from orchestrator.errors import NotFound
 from orchestrator.provenance import RunDetail
 from orchestrator.runs import RunDirectory
@@ -54,6 +55,8 @@ def show(
         raise typer.BadParameter("--script, --template, --message and --json print different things; give one of them")
     with open_store(load_settings(site)) as store:
         detail = store.run(run)
+        (summary,) = with_waiting_reasons(store, [detail.summary])
+        detail = replace(detail, summary=summary)
         reruns = [rerun.run_id for rerun in store.runs(parent=detail.summary.run_id, limit=MOST_RERUNS)]
     if script or template or message:
         sys.stdout.buffer.write(_document(detail, script=script, template=template))

@@ -36,6 +36,7 @@ def test_a_run_whose_job_waits_says_why(site: SiteWithRuns) -> None:
     assert site.told("runs", "--json")[0]["reason"] == ""
     site.report(tag, JobState.PENDING, reason="Priority", started_at=None)
     assert site.call("runs").rstrip().endswith("live:42  its job waits: jobs of higher priority go first (Priority)")
+    assert "because     its job waits: jobs of higher priority go first (Priority)" in site.call("show", "latest")
     site.report(tag, JobState.PENDING, reason="PartitionTimeLimit", started_at=None)
     assert "than its partition allows (PartitionTimeLimit); it never will" in site.call("runs", "--active")
     site.report(tag, JobState.PENDING, reason="SomethingNew", started_at=None)

@@ -145,6 +145,13 @@ def test_the_log_is_printed_as_it_is(site: SiteWithRuns) -> None:
     assert site.call("log", tag.run_id) == "[bold]µ\x1b[0m\nsecond\n"
 
 
+def test_a_job_that_printed_nothing_is_no_riddle(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    site.attempt(tag).log.touch()
+    assert site.call("log", tag.run_id) == ""
+    assert "has printed nothing" in site.said
+
+
 def test_a_log_that_is_not_there_is_explained(site: SiteWithRuns) -> None:
     tag = site.submitted()
     site.call("log", tag.run_id, code=ExitCode.NOT_FOUND)
