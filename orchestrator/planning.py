@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,9 @@ from orchestrator.settings import Match, Recipe, Settings
 
 _NAMESPACE = uuid.UUID("0d3f2c5e-5b0e-5f59-9a3c-6e1f5d8f7b21")
 """Never to be changed: the ids of all automatic runs hang on it."""
+
+_WORD = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.,:^%+-]{0,63}")
+"""Text of a message that names no file anywhere but in the run's own directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,12 @@ def plan(
         reasons = list(_reasons_against(recipe, start))
         if reasons:
             not_chosen.append(NotChosen(recipe=name, reason=", ".join(reasons)))
-        else:
+            continue
+        try:
             one = plan_recipe(name, start, settings, user_parameters=user_parameters, parent_run=parent_run)
+        except PathNotAllowed as error:
+            not_chosen.append(NotChosen(recipe=name, reason=error.full_text))
+        else:
             plans.append(replace(one, requester=requester))
     return Planning(plans=tuple(plans), not_chosen=tuple(not_chosen))
 
@@ -159,7 +167,13 @@ def plan_recipe(
     user_parameters: Mapping[str, Json] | None = None,
     parent_run: str | None = None,
 ) -> JobPlan:
-    """Return the plan of one recipe for a collection, whether or not the recipe wants it; see `plan`."""
+    """Return the plan of one recipe for a collection, whether or not the recipe wants it; see `plan`.
+
+    Raises
+    ------
+    PathNotAllowed
+        When the message sets a parameter to a file outside the allowed roots.
+    """
     recipe, defaults = settings.recipes[name], settings.defaults
     run_id = run_id_of(start.uid, name, user_parameters, parent_run)
     run = RunDirectory.under(
@@ -214,7 +228,24 @@ def _parameters(
         decide(key, value, Origin.RECIPE, settings.place(f"recipes.{name}.parameters.{key}"))
     for key, field in recipe.from_metadata.items():
         if field in start.metadata:
-            decide(key, start.metadata[field], Origin.MESSAGE, f"message: metadata.{field}")
+            place = f"message: metadata.{field}"
+            decide(key, _from_message(start.metadata[field], place, settings), Origin.MESSAGE, place)
     for key, value in user_parameters.items():
         decide(key, value, Origin.USER, f"request: {key}")
     return tuple(decided[key] for key in sorted(decided))
+
+
+def _from_message(value: Json, place: str, settings: Settings) -> Json:
+    """Return a message's value for a parameter; text that may name a file is held to the allowed roots.
+
+    Kernels read some parameters as files (``mask``, ``poni``), and which ones isn't known here, so all text is checked.
+    """
+    if not isinstance(value, str) or (_WORD.fullmatch(value) and "::" not in value):
+        return value
+    file, separator, inside = value.partition("::")
+    try:
+        return f"{check_allowed(Path(file), settings.allowed_roots)}{separator}{inside}"
+    except PathNotAllowed as error:
+        raise PathNotAllowed(
+            f"{place}: {error}", remedy="send a number, a word, or the absolute path of a file below allowed_roots"
+        ) from error

@@ -156,6 +156,43 @@ def test_metadata_sets_only_what_the_recipe_lets_it(settings: Settings) -> None:
     assert one.parameter_values() == {"bins": 200, "error_model": "poisson", "unit": "2th_deg"}
 
 
+@pytest.mark.parametrize("value", [3, 0.5, True, "poisson", "q_nm^-1", "mask.npy"])
+def test_numbers_and_words_of_a_message_reach_the_kernel_as_they_are(settings: Settings, value: Any) -> None:
+    one = plan(start(metadata={"energy_keV": 12, "azint_bins": value}), settings).plans[0]
+    assert one.parameter_values()["bins"] == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/etc/passwd", "../../../etc/passwd", "..", "", "~/x", "x/../../y", "/data/../etc/shadow",
+        "/etc/a.h5::/entry/mask", "a.h5::/data/x", "/etc/a\n", "mask.npy\n", "file:///etc/passwd", "x" * 65, "\u2024\u2024/x",
+    ],
+)  # fmt: skip
+def test_a_message_cant_name_a_file_outside_the_allowed_roots(settings: Settings, value: str) -> None:
+    """The recipe isn't chosen, with the reason; others go on."""
+    planning = plan(start(metadata={"energy_keV": 12, "azint_bins": value}), settings)
+    assert [one.recipe for one in planning.plans] == ["everything"]
+    reason = {one.recipe: one.reason for one in planning.not_chosen}["saxs"]
+    assert reason.startswith("message: metadata.azint_bins: ")
+    assert "outside the allowed roots" in reason
+
+
+def test_a_file_that_a_message_names_is_handed_on_as_where_it_really_leads(tmp_path: Path) -> None:
+    (tmp_path / "test.toml").write_text(SITE)
+    site = load_settings(tmp_path / "test.toml", {"allowed_roots": [str(tmp_path / "data")]})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret.npy").touch()
+    (tmp_path / "data" / "link.npy").symlink_to(tmp_path / "secret.npy")
+    (tmp_path / "data" / "current.h5").symlink_to(tmp_path / "data" / "mask-7.h5")
+    metadata = {"energy_keV": 12, "azint_bins": f"{tmp_path}/data/current.h5::/entry/mask[mean]"}
+    assert plan(start(metadata=metadata), site).plans[0].parameter_values()["bins"] == (
+        f"{(tmp_path / 'data').resolve()}/mask-7.h5::/entry/mask[mean]"
+    )
+    metadata["azint_bins"] = f"{tmp_path}/data/link.npy"
+    assert chosen(start(metadata=metadata), site) == ["everything"]
+
+
 def test_resources_environment_and_modules_come_from_recipe_over_defaults(settings: Settings) -> None:
     saxs, everything = plan(start(), settings).plans
     assert (saxs.resources.ntasks, saxs.resources.partition, saxs.resources.time_limit_min) == (2, "live", 60)
