@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +16,7 @@ from orchestrator.dispatching import cancel
 from orchestrator.errors import GatewayUnavailable, RunDirectoryUnavailable
 from orchestrator.listening.door import Accepted, Rejected
 from orchestrator.planning import Planning
-from orchestrator.provenance import MessageState
+from orchestrator.provenance import MessageState, Store
 from orchestrator.records import CollectionStart, JobReport, RawMessage, RunState, RunTag
 from orchestrator.settings import Settings
 from orchestrator.slurm.memory import Meets
@@ -340,3 +341,27 @@ def test_a_fault_in_one_message_holds_up_no_other(trip: Trip, monkeypatch: pytes
     with pytest.raises(ZeroDivisionError):
         trip.dispatcher.plan_waiting()
     assert trip.run("good").summary.state is RunState.PLANNED
+
+
+def test_two_services_on_one_database_double_nothing(trip: Trip) -> None:
+    uids = [f"c{number}" for number in range(12)]
+    for uid in uids:
+        trip.start(uid)
+
+    def serve(_: int) -> None:
+        with Store.open(trip.settings.database) as store:
+            dispatcher = replace(trip.dispatcher, store=store)
+            for _round in range(2):
+                dispatcher.plan_waiting()
+                dispatcher.settle()
+                dispatcher.submit_planned()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(serve, range(3)))
+    assert len(trip.gateway.jobs) == len(uids)
+    jobs = {job.name: job.identity for job in trip.gateway.jobs}
+    for uid in uids:
+        run = trip.run(uid)
+        assert run.summary.state is RunState.PENDING
+        assert run.summary.job == jobs[run.attempts[0].tag.job_name]
+        assert trip.directory(uid).script.read_text() == run.attempts[0].script_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -289,6 +290,55 @@ def test_a_template_outside_the_folder_isnt_read(rendered: Callable[..., str], f
         rendered("{% include '../secret' %}")
 
 
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("{% include 'test.sbatch.j2' %}", "nested too deeply"),
+        ("{% if 1 %}" * 150 + "{% for x in [1] %}" * 25 + "{% endfor %}" * 25 + "{% endif %}" * 150, "nested too deeply"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "nested too deeply"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "may not use Pow"),
+        ("{% for i in range(1000000000) %}{% endfor %}", "too big"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}", "more than 10000 times"),
+        ("{% for i in [1, 1] recursive %}{{ loop([1, 1]) }}{% endfor %}", "may not use recursive"),
+        ("{{ 'x' * 100000000000 }}", "for numbers"),
+        ("{{ '%1000000000d' % 1 }}", "for numbers"),
+    ],
+)
+def test_a_template_that_would_never_end_or_fill_the_memory_is_refused_at_once(
+    rendered: Callable[..., str], body: str, complaint: str
+) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidTemplate, match=r"test\.sbatch\.j2") as refused:
+        rendered(body)
+    assert complaint in str(refused.value)
+    assert time.process_time() - began < 5
+
+
+def test_many_values_take_little_time(rendered: Callable[..., str]) -> None:
+    began = time.process_time()
+    script = rendered("{% for i in range(9000) %}echo {{ i }} # {{ i }}\n{% endfor %}")
+    assert "\necho 8999 # 8999\n" in script
+    assert time.process_time() - began < 10
+
+
+def test_arithmetic_with_numbers_is_allowed(rendered: Callable[..., str]) -> None:
+    assert "echo 8 1\n" in rendered("echo {{ job.attempt * 8 }} {{ 9 % 2 }}\n")
+
+
+def test_a_template_that_isnt_utf8_names_file_and_line(rendered: Callable[..., str], folder: Path) -> None:
+    (folder / "_part.j2").write_bytes(b"echo\n# caf\xe9\n")
+    with pytest.raises(InvalidTemplate, match=r"_part\.j2, line 2: byte 0xe9 isn't UTF-8"):
+        rendered("{% include '_part.j2' %}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_template_without_rights_is_named(rendered: Callable[..., str], folder: Path) -> None:
+    (folder / "_part.j2").write_text("")
+    (folder / "_part.j2").chmod(0)
+    with pytest.raises(InvalidTemplate, match=r"_part\.j2: Permission denied"):
+        rendered("{% include '_part.j2' %}")
+
+
 def test_a_script_without_a_bash_line_is_refused(rendered: Callable[..., str]) -> None:
     with pytest.raises(InvalidTemplate, match="doesn't begin with #!/bin/bash"):
         rendered("echo", shebang="#!/bin/sh\n")
@@ -497,6 +547,16 @@ def test_the_kernel_is_called_with_the_documented_command_line(
         "--progress", str(run.attempt(1).progress), "--expected", "200", "--appear-timeout", "60.0",
         "--stall-timeout", "30.0", "--run-id", RUN_ID,
     ]  # fmt: skip
+
+
+def test_a_requeued_job_has_a_progress_file_of_its_own(
+    job: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert job().wait(20) == 0
+    attempt = RunDirectory(tmp_path / "it's a run").attempt(1)
+    arguments = json.loads((tmp_path / "arguments.json").read_text())
+    assert arguments[arguments.index("--progress") + 1] == str(attempt.progress_of(2))
 
 
 def test_without_an_announced_number_none_is_handed_over(
