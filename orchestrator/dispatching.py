@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -58,7 +58,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 BATCH = 100
-"""Most messages or runs taken from the store at once, so that a burst can't starve the other steps."""
+"""Most messages decided about, or jobs made, in one round, so that a burst can't starve the other steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,9 @@ class Dispatcher:
         made = 0
         obstacles: list[str] = []
         closed: dict[str | None, GatewayUnavailable] = {}
-        for planned in self.store.planned_runs(BATCH):
+        for planned in self._planned_runs():
+            if made >= BATCH:
+                break
             partition = planned.plan.resources.partition
             if partition in closed:
                 continue
@@ -195,14 +197,15 @@ class Dispatcher:
                 obstacles.append(f"{error.filename or planned.plan.run_directory}: {error.strerror}")
                 reason = f"waiting: its directory can't be written: {obstacles[-1]}"
                 self.store.record_obstacle(planned.tag.run_id, reason)
-        for unavailable in closed.values():
-            raise unavailable
-        if obstacles:
-            raise RunDirectoryUnavailable(
-                f"{len(obstacles)} runs wait for their directory: {obstacles[0]}",
-                remedy="free space or correct the rights; the runs go on by themselves",
-            )
+        _raise_first([*closed.values(), *_in_one(obstacles)])
         return made
+
+    def _planned_runs(self) -> Iterator[PlannedRun]:
+        """Give each run that waits, in portions: those that can't be submitted now don't hide the ones behind them."""
+        portion = self.store.planned_runs(BATCH)
+        while portion:
+            yield from portion
+            portion = self.store.planned_runs(BATCH, after=portion[-1])
 
     def _submit(self, planned: PlannedRun) -> bool:
         tag = planned.tag
@@ -300,6 +303,18 @@ def _for_each(items: Iterable[T], step: Callable[[T], int]) -> int:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's, and raised below
             faults.append(error)
+    _raise_first(faults)
+    return total
+
+
+def _raise_first(faults: Iterable[Exception]) -> None:
     for fault in faults:
         raise fault
-    return total
+
+
+def _in_one(obstacles: Sequence[str]) -> Iterator[RunDirectoryUnavailable]:
+    if obstacles:
+        yield RunDirectoryUnavailable(
+            f"{len(obstacles)} runs wait for their directory: {obstacles[0]}",
+            remedy="free space or correct the rights; the runs go on by themselves",
+        )

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +24,7 @@ from orchestrator.listening.door import Door, Handler, Verdict, backoff
 from orchestrator.listening.spool import SpoolDoor
 from orchestrator.listening.stomp import StompDoor
 from orchestrator.provenance import Store
-from orchestrator.records import RawMessage
+from orchestrator.records import RawMessage, utc_now
 from orchestrator.settings import Settings
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.gateway import Gateway
@@ -74,6 +74,12 @@ def open_doors(settings: Settings) -> tuple[Door, ...]:
             f"{settings.source}: no door for messages", remedy="add a table [stomp] or [spool] to the site file"
         )
     return tuple(doors)
+
+
+def steady_clock() -> Callable[[], datetime]:
+    """Return a clock that starts at the present time and then only goes on, whatever is done to the machine's."""
+    began, began_at_s = utc_now(), time.monotonic()
+    return lambda: began + timedelta(seconds=time.monotonic() - began_at_s)
 
 
 @dataclass(kw_only=True)
@@ -144,7 +150,10 @@ class Service:
         gateway = self.settings.gateway
         self.dispatcher = Dispatcher(store=self.store, gateway=self.gateway, settings=self.settings)
         self.follower = Follower(
-            store=self.store, gateway=self.gateway, vanish_after=timedelta(seconds=gateway.vanish_after_s)
+            store=self.store,
+            gateway=self.gateway,
+            vanish_after=timedelta(seconds=gateway.vanish_after_s),
+            now=steady_clock(),
         )
         self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S)
         self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)

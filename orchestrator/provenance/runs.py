@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session, undefer
 
 from orchestrator.errors import NotFound
@@ -65,8 +65,8 @@ class RunStore(Database):
             row.state, row.reason, row.ended_at = RunState.REFUSED, reason, utc_now()
         return True
 
-    def planned_runs(self, limit: int = 1000) -> Sequence[PlannedRun]:
-        """Return runs that wait to be submitted, oldest first."""
+    def planned_runs(self, limit: int = 1000, *, after: PlannedRun | None = None) -> Sequence[PlannedRun]:
+        """Return runs that wait to be submitted, oldest first; with `after`, those behind that one."""
         wanted = (
             select(RunRow, MessageRow)
             .outerjoin(MessageRow, RunRow.message_id == MessageRow.id)
@@ -75,6 +75,11 @@ class RunStore(Database):
             .order_by(RunRow.created_at, RunRow.run_id)
             .limit(limit)
         )
+        if after is not None:
+            later = RunRow.created_at > after.created_at
+            wanted = wanted.where(
+                or_(later, and_(RunRow.created_at == after.created_at, RunRow.run_id > after.tag.run_id))
+            )
         with self.reading() as session:
             return [_planned(run, message) for run, message in session.execute(wanted)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ from orchestrator.dispatching import cancel
 from orchestrator.errors import GatewayUnavailable, RunDirectoryUnavailable
 from orchestrator.listening.door import Accepted, Rejected
 from orchestrator.planning import Planning
-from orchestrator.provenance import MessageState, Store
+from orchestrator.provenance import MessageState, PlannedRun, Store
 from orchestrator.records import CollectionStart, JobReport, RawMessage, RunState, RunTag
 from orchestrator.settings import Settings
 from orchestrator.slurm.memory import Meets
@@ -188,6 +189,11 @@ def test_a_file_outside_the_allowed_roots_makes_no_run(trip: Trip) -> None:
     assert "leads to /etc/passwd" in record.note
 
 
+def showing(planned: Sequence[PlannedRun]) -> Callable[..., Sequence[PlannedRun]]:
+    """Return what stands for the store's planned runs as they were."""
+    return lambda _limit, *, after=None: [] if after else planned
+
+
 def test_a_run_that_another_process_has_submitted_is_not_refused_by_this_one(
     trip: Trip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +201,7 @@ def test_a_run_that_another_process_has_submitted_is_not_refused_by_this_one(
     trip.dispatcher.plan_waiting()
     seen_before = trip.store.planned_runs()
     trip.dispatcher.submit_planned()
-    monkeypatch.setattr(trip.store, "planned_runs", lambda *_: seen_before)
+    monkeypatch.setattr(trip.store, "planned_runs", showing(seen_before))
     other = replace(trip.dispatcher, settings=trip.settings.model_copy(update={"templates": trip.folder}))
     assert other.submit_planned() == 0
     assert trip.run().summary.state is RunState.PENDING
@@ -210,7 +216,7 @@ def test_only_who_has_the_intent_writes_the_runs_directory(trip: Trip, monkeypat
     shutil.copytree(trip.settings.templates, templates)
     with (templates / "azimuthal.sbatch.j2").open("a") as stream:
         stream.write("# another release\n")
-    monkeypatch.setattr(trip.store, "planned_runs", lambda *_: seen_before)
+    monkeypatch.setattr(trip.store, "planned_runs", showing(seen_before))
     other = replace(trip.dispatcher, settings=trip.settings.model_copy(update={"templates": templates}))
     assert other.submit_planned() == 0
     assert trip.directory().script.read_text() == trip.run().attempts[0].script_text
@@ -248,7 +254,7 @@ def test_a_closed_partition_holds_up_its_own_runs_only(trip: Trip, monkeypatch: 
     resources = replace(elsewhere.plan.resources, partition="other")
     planned["open"] = replace(elsewhere, plan=replace(elsewhere.plan, resources=resources))
     trip.gateway.upcoming.append(Meets.UNAVAILABLE)
-    monkeypatch.setattr(trip.store, "planned_runs", lambda *_: list(planned.values()))
+    monkeypatch.setattr(trip.store, "planned_runs", showing(list(planned.values())))
     with pytest.raises(GatewayUnavailable):
         trip.dispatcher.submit_planned()
     states = {uid: trip.run(uid).summary.state for uid in planned}
@@ -365,3 +371,21 @@ def test_two_services_on_one_database_double_nothing(trip: Trip) -> None:
         assert run.summary.state is RunState.PENDING
         assert run.summary.job == jobs[run.attempts[0].tag.job_name]
         assert trip.directory(uid).script.read_text() == run.attempts[0].script_text
+
+
+def test_more_runs_than_one_round_takes_cannot_hide_those_behind_them(
+    trip: Trip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatching, "BATCH", 2)
+    for uid in ("blocked-1", "blocked-2", "blocked-3", "good-1", "good-2", "good-3"):
+        trip.start(uid)
+    for _ in range(3):
+        trip.dispatcher.plan_waiting()
+    for number in (1, 2, 3):
+        path = trip.directory(f"blocked-{number}").path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a file where the directory belongs")
+    for _ in range(2):
+        with pytest.raises(RunDirectoryUnavailable):
+            trip.dispatcher.submit_planned()
+    assert [trip.run(f"good-{number}").summary.state for number in (1, 2, 3)] == [RunState.PENDING] * 3

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from orchestrator import service as service_module
 from orchestrator.demonstration import shipped
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import GatewayUnavailable, InvalidSettings
-from orchestrator.service import Loop, Service, open_doors, open_gateway
+from orchestrator.service import Loop, Service, open_doors, open_gateway, steady_clock
 from orchestrator.settings import Settings, load_settings
 
 
@@ -132,3 +134,10 @@ def test_an_obstacle_to_one_dispatch_step_holds_up_no_other(tmp_path: Path, monk
         service._dispatch_step()
     service.store.close()
     assert calls == ["plan_waiting", "settle", "submit_planned"]
+
+
+def test_the_followers_patience_does_not_depend_on_the_machines_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = steady_clock()
+    before = clock()
+    monkeypatch.setattr(service_module, "utc_now", lambda: before + timedelta(days=1))
+    assert before <= clock() < before + timedelta(hours=1)
