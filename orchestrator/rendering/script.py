@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateNotFound, TemplateSyntaxError
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orchestrator.errors import InvalidTemplate
@@ -30,6 +34,9 @@ from orchestrator.sbatch_options import PathText, directive, shown
 
 MAX_SCRIPT_BYTES = 4 * 1024 * 1024
 """What slurmctld takes by default (SchedulerParameters=max_script_size)."""
+
+MAX_ROUNDS = 10_000
+"""Rounds of all loops of a script together; a template with more has a mistake that would hold up the service."""
 
 _SHEBANG = re.compile(r"#!(/usr)?/bin/(env )?bash\n")
 _DIRECTIVE = re.compile(r"[ \t]*#(SBATCH|PBS|BSUB)")
@@ -125,6 +132,18 @@ class _Value:
     line: int
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which ``*`` and ``%`` are for numbers: with text a typo could fill the memory."""
+
+    intercepted_binops = frozenset({"*", "%"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Multiply or divide, having checked that both are numbers."""
+        if not (isinstance(left, int | float) and isinstance(right, int | float)):
+            raise SecurityError(f"{operator} is for numbers")
+        return super().call_binop(context, operator, left, right)
+
+
 class _Rendering:
     """One rendering; holds the values until they are put into the script."""
 
@@ -132,11 +151,13 @@ class _Rendering:
         self.folder = folder
         self._nonce = secrets.token_hex(8)
         self._values: list[_Value] = []
-        self._environment = ImmutableSandboxedEnvironment(
+        self._rounds = 0
+        self._environment = _Sandbox(
             loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
             finalize=self._only_placeholders, autoescape=False, cache_size=0,
         )  # fmt: skip
         self._environment.filters[folder.PLACEHOLDER_FILTER] = self._placeholder
+        self._environment.filters[folder.COUNTED_FILTER] = self._counted
         self._environment.globals = {"sbatch": _sbatch, "range": self._environment.globals["range"]}
 
     def script(self, template: str, variables: Mapping[str, object]) -> str:
@@ -151,26 +172,44 @@ class _Rendering:
         return script
 
     def compile(self, template: str) -> Template:
-        try:
+        with self._readable(template):
             return self._environment.get_template(template)
-        except TemplateNotFound as error:
-            raise self._not_found(error) from error
-        except TemplateSyntaxError as error:
-            raise _syntax_error(error) from error
 
     def _rendered(self, template: str, variables: Mapping[str, object]) -> str:
         compiled = self.compile(template)
         try:
-            return compiled.render(variables)
-        except TemplateNotFound as error:  # an included one
-            raise self._not_found(error) from error
-        except TemplateSyntaxError as error:
-            raise _syntax_error(error) from error
+            with self._readable(template):  # those that it includes
+                return compiled.render(variables)
         except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
             name, line = self.folder.place_of(error, default=template)
             raise InvalidTemplate(
                 f"{self.folder.path / name}, line {line}: {error}",
                 remedy=f"a template may use: {', '.join(sorted(variables))}; see docs/how-to/write-a-job-template.md",
+            ) from error
+
+    @contextmanager
+    def _readable(self, template: str) -> Iterator[None]:
+        """Word what is wrong with a template as a file or as a program."""
+        try:
+            yield
+        except TemplateNotFound as error:
+            raise self._not_found(error) from error
+        except TemplateSyntaxError as error:
+            raise _syntax_error(error) from error
+        except OSError as error:
+            raise InvalidTemplate(
+                f"{error.filename or template}: {error.strerror}", remedy="check its rights"
+            ) from error
+        except UnicodeDecodeError as error:
+            line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+            raise InvalidTemplate(
+                f"{self.folder.path / self.folder.latest}, line {line}: byte 0x{byte:02x} isn't UTF-8",
+                remedy="save the template in UTF-8",
+            ) from error
+        except (RecursionError, MemoryError, SyntaxError) as error:
+            raise InvalidTemplate(
+                f"{self.folder.path / template}: nested too deeply or too large: {error}",
+                remedy="a template may not include itself, and needs few levels of blocks and parentheses",
             ) from error
 
     def _not_found(self, error: TemplateNotFound) -> InvalidTemplate:
@@ -186,6 +225,13 @@ class _Rendering:
             str(value)  # raises, with the name that isn't defined
         self._values.append(_Value(value, template, line))
         return _Placeholder(f"\x02{self._nonce}:{len(self._values) - 1}\x03")
+
+    def _counted(self, values: Iterable[object]) -> Iterator[object]:
+        for value in values:
+            self._rounds += 1
+            if self._rounds > MAX_ROUNDS:
+                raise SecurityError(f"the loops of this script go round more than {MAX_ROUNDS} times")
+            yield value
 
     def _only_placeholders(self, value: object) -> object:
         if type(value) is not _Placeholder:

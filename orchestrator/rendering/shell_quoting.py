@@ -10,6 +10,7 @@ Source: the Bash Reference Manual, 3.1.2 Quoting and 3.2 Shell Commands.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -111,6 +112,10 @@ class _Scanner:
     arithmetic_depth: int = 0
     word_start: bool = True
 
+    def __post_init__(self) -> None:
+        self.starts = sorted(self.spots)
+        self.ends = {spot.end: spot for spot in self.spots.values()}
+
     def run(self) -> str:
         while self.position < len(self.text):
             spot = self.spots.get(self.position)
@@ -130,7 +135,7 @@ class _Scanner:
         if self.stack:
             raise self._misplaced(spot, _NAMES[self.stack[-1]])
         before, after = self.text[spot.start - 1 : spot.start] or "\n", self.text[spot.end : spot.end + 1] or "\n"
-        if _SUBSCRIPT.search(self.text, 0, spot.start):
+        if _SUBSCRIPT.search(self._line_before(spot.start)):
             raise self._misplaced(spot, "an array's subscript, which is arithmetic")
         if not _MAY_PRECEDE.fullmatch(before) and self._previous(spot) is None:
             raise self._misplaced(spot, f"a word behind {before!r}")
@@ -140,7 +145,7 @@ class _Scanner:
         self.word_start = False
 
     def _previous(self, spot: Spot) -> Spot | None:
-        return next((other for other in self.spots.values() if other.end == spot.start), None)
+        return self.ends.get(spot.start)
 
     def _put(self, spot: Spot, context: str) -> None:
         self.out.append(self.text[self.copied : spot.start])
@@ -306,9 +311,8 @@ class _Scanner:
         while self.position < len(self.text):
             end = self.text.find("\n", self.position)
             end = len(self.text) if end < 0 else end
-            for start, spot in self.spots.items():
-                if self.position <= start < end:
-                    raise self._misplaced(spot, f"the here-document {name}")
+            for spot in self._spots_before(end):
+                raise self._misplaced(spot, f"the here-document {name}")
             line = self.text[self.position : end]
             if line.endswith("\\"):
                 raise self._fault("a line of a here-document that ends in a backslash can't be followed with certainty")
@@ -320,11 +324,19 @@ class _Scanner:
     def _comment(self) -> None:
         end = self.text.find("\n", self.position)
         end = len(self.text) if end < 0 else end
-        for start in sorted(start for start in self.spots if self.position <= start < end):
-            self._put(self.spots[start], "comment")
+        for spot in self._spots_before(end):
+            self._put(spot, "comment")
         self.position = end
 
     # ------------------------------------------------------------------------------------------------ helpers
+
+    def _spots_before(self, end: int) -> list[Spot]:
+        """Return the spots from the present position up to `end`."""
+        found = self.starts[bisect_left(self.starts, self.position) : bisect_left(self.starts, end)]
+        return [self.spots[start] for start in found]
+
+    def _line_before(self, position: int) -> str:
+        return self.text[self.text.rfind("\n", 0, position) + 1 : position]
 
     def _at(self, token: str) -> bool:
         return self.text.startswith(token, self.position)

@@ -21,7 +21,7 @@ PARTIAL = "_sbatch.j2"
 
 _REFUSED: tuple[type[nodes.Node], ...] = (
     nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock, nodes.Import, nodes.FromImport,
-    nodes.ScopedEvalContextModifier, nodes.EvalContextModifier,
+    nodes.ScopedEvalContextModifier, nodes.EvalContextModifier, nodes.Pow,
 )  # fmt: skip
 
 
@@ -30,10 +30,13 @@ class TemplateFolder(FileSystemLoader):
 
     PLACEHOLDER_FILTER: ClassVar[str] = "placeholder for a value"
     """Not a name that a template could write."""
+    COUNTED_FILTER: ClassVar[str] = "rounds of a loop"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.path = path
+        self.latest = ""
+        """Name of the template that was asked for last."""
         self._loaded: dict[str, str] = {}
 
     def names(self) -> list[str]:
@@ -46,11 +49,14 @@ class TemplateFolder(FileSystemLoader):
 
     def load(self, environment: Environment, name: str, globals: Mapping[str, object] | None = None) -> Template:  # noqa: A002
         """Read, check and compile one template."""
+        self.latest = name
         source, filename, uptodate = self.get_source(environment, name)
         tree = environment.parse(source, name, filename)
         self._check(tree, name)
         for output in tree.find_all(nodes.Output):
             output.nodes = [self._through_placeholder(node, name) for node in output.nodes]
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, self.COUNTED_FILTER, [], [], None, None, lineno=loop.lineno)
         self._loaded[name] = source
         code = environment.compile(tree, name, filename)
         return environment.template_class.from_code(environment, code, dict(globals or {}), uptodate)
@@ -74,6 +80,9 @@ class TemplateFolder(FileSystemLoader):
                 f"{self.path / name}, line {node.lineno}: a job template may not use {type(node).__name__}",
                 remedy="use if, for, set with a value, include, extends and block; values are quoted by themselves",
             )
+        for loop in tree.find_all(nodes.For):
+            if loop.recursive:
+                raise InvalidTemplate(f"{self.path / name}, line {loop.lineno}: a job template may not use recursive")
         for used in tree.find_all(nodes.Name):
             if used.name in {"super", "self"}:
                 raise InvalidTemplate(

@@ -294,7 +294,7 @@ def test_a_template_outside_the_folder_isnt_read(rendered: Callable[..., str], f
     ("body", "complaint"),
     [
         ("{% include 'test.sbatch.j2' %}", "nested too deeply"),
-        ("{% if 1 %}" * 150 + "{% for x in [1] %}" * 25 + "{% endfor %}" * 25 + "{% endif %}" * 150, "nested too deeply"),
+        ("{% for x in [1] %}" * 25 + "{% endfor %}" * 25, "nested too deeply"),
         ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "nested too deeply"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "may not use Pow"),
         ("{% for i in range(1000000000) %}{% endfor %}", "too big"),
