@@ -136,6 +136,6 @@ def pending_reason(word: str) -> PendingReason:
     """Return a pending reason in plain words; one that isn't in the table keeps its own."""
     bare = word.strip().strip("()")
     for pattern, text, hopeless in _REASONS:
-        if re.fullmatch(pattern, bare):
+        if re.fullmatch(pattern, bare.replace(" ", "_")):  # squeue writes some reasons either way
             return PendingReason(word=bare, text=text, hopeless=hopeless)
     return PendingReason(word=bare, text=bare)

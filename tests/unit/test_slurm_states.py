@@ -79,6 +79,7 @@ def test_every_compact_code_stands_for_a_word_of_the_tables() -> None:
         ("(Resources)", False),
         ("ReqNodeNotAvail", False),
         ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", False),
+        ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions", False),
         ("JobHeldUser", False),
         ("DependencyNeverSatisfied", True),
         ("PartitionTimeLimit", True),
@@ -98,6 +99,7 @@ def test_reasons_are_told_in_plain_words_and_the_hopeless_ones_are_marked(word: 
     reason = pending_reason(word)
     assert reason.hopeless is hopeless
     assert " " in reason.text
+    assert reason.text != reason.word
 
 
 def test_reason_that_is_not_in_the_table_keeps_its_own_word() -> None:
