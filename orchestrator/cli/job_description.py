@@ -116,6 +116,8 @@ def _event(event: JobEvent) -> str:
             told = ("a second job for this attempt left without doing anything",)
         case "end":
             told = ("the kernel ended with exit code", member(event, "exit_code"))
+        case "outputs":
+            told = ("the job recorded the digest of what it made",)
         case "cancel":
             told = ("cancelled by", member(event, "by"))
         case "not-submitted":
