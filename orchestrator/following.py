@@ -60,6 +60,9 @@ minute ago (acregmax, acdirmax; nfs(5))."""
 LATE_PATIENCE = timedelta(minutes=5)
 """How long after a run's end what is still missing is looked for: usage, because accounting lags, and last lines."""
 
+USAGE_INTERVAL = timedelta(seconds=10)
+"""Shortest time between two questions to accounting about usage: it may have none to tell."""
+
 
 @dataclass(kw_only=True)
 class _Memory:
@@ -93,6 +96,7 @@ class Follower:
     _memory: dict[RunTag, _Memory] = field(default_factory=dict)
     _late: dict[RunTag, _Late] | None = None
     _accounting_silent: bool = False
+    _usage_asked_at: datetime | None = None
 
     def cycle(self) -> int:
         """Go once over all active jobs; return how many stay active.
@@ -314,6 +318,10 @@ class Follower:
         """Ask accounting, which lags, for the usage of jobs that have ended."""
         late = self._still_late()
         wanted = {item.attempt.identity: item for item in late.values() if _lacks_usage(item.attempt.last_report)}
+        now = self.now()
+        if not wanted or (self._usage_asked_at is not None and now - self._usage_asked_at < USAGE_INTERVAL):
+            return
+        self._usage_asked_at = now
         for identity, report in (self._ask_accounting(tuple(wanted)) or {}).items():
             attempt = wanted[identity].attempt
             if report.state.ended and report.usage and attempt.last_report is not None:

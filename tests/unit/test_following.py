@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from orchestrator.errors import GatewayUnavailable
-from orchestrator.following import LAST_WORD_PATIENCE, LATE_PATIENCE
+from orchestrator.following import LAST_WORD_PATIENCE, LATE_PATIENCE, USAGE_INTERVAL
 from orchestrator.provenance import InputMoment
 from orchestrator.records import Evidence, JobIdentity, JobReport, RunState
 from orchestrator.slurm.memory import Meets
@@ -349,3 +349,13 @@ def test_the_follower_remembers_nothing_of_runs_that_are_over(trip: Trip) -> Non
     trip.follower.cycle()
     trip.follower.cycle()
     assert not trip.follower.remembered
+
+
+def test_accounting_that_tells_no_usage_is_not_asked_in_every_cycle(trip: Trip) -> None:
+    trip.gateway.set_state(trip.submitted(), "TIMEOUT", exit_code=0)
+    for _ in range(5):
+        trip.follower.cycle()
+    assert trip.gateway.calls.count("account") == 1
+    trip.clock.ahead = USAGE_INTERVAL
+    trip.follower.cycle()
+    assert trip.gateway.calls.count("account") == 2
