@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -141,18 +143,26 @@ class _Lines:
 
 def _print(summary: Summary, folder: Path) -> None:
     print_fields(_fields(summary), label_width=20, indent=0)
-    run, site = summary.run[:8], f"--site {shlex.quote(summary.site)}"
+    program, run, site = _program(), summary.run[:8], f"--site {shlex.quote(summary.site)}"
     out.print("\nTo look further:")
     for command in ("show", "log"):
-        out.print(Text(f"  orchestrator {command} {run} {site}"))
+        out.print(Text(f"  {program} {command} {run} {site}"))
     if summary.service_pid is None:
         out.print(f"\nDaemons are ended; what was recorded stays in {folder} until you remove it.")
         return
     out.print(Text(f"\nThe service goes on (--keep). To end it:\n  kill {summary.service_pid}"))
     if (stack := folder / "stack").is_dir():
         option = f"--dir {shlex.quote(str(stack))}"
-        out.print(Text(f'To use its SLURM in this shell:\n  eval "$(orchestrator stack env {option})"'))
-        out.print(Text(f"To end SLURM and ActiveMQ:\n  orchestrator stack down {option}"))
+        out.print(Text(f'To use its SLURM in this shell:\n  eval "$({program} stack env {option})"'))
+        out.print(Text(f"To end SLURM and ActiveMQ:\n  {program} stack down {option}"))
+
+
+def _program() -> str:
+    """Return how this shell calls the program: script/demo runs it without its folder being on the PATH."""
+    here = Path(sys.executable).with_name("orchestrator")
+    if shutil.which("orchestrator") == str(here):
+        return "orchestrator"
+    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
 
 
 def _fields(summary: Summary) -> Iterator[tuple[str, str]]:
