@@ -162,7 +162,7 @@ class _Rendering:
 
     def script(self, template: str, variables: Mapping[str, object]) -> str:
         text = self._without_unset_directives(self._rendered(template, variables))
-        self._refuse_forged_placeholders(text, template)
+        self._refuse_control_characters(text, template)
         try:
             script = place_values(text, self._spots(text), lambda spot, context: self._written(spot, context, text))
         except Misplaced as error:
@@ -249,9 +249,15 @@ class _Rendering:
 
         return re.sub(f"^\x02{self._nonce}:(\\d+)\x03\n", kept, text, flags=re.MULTILINE)
 
-    def _refuse_forged_placeholders(self, text: str, template: str) -> None:
-        if any("\x02" in chunk or "\x03" in chunk for chunk in re.split(f"\x02{self._nonce}:\\d+\x03", text)):
-            raise InvalidTemplate(f"{self.folder.path / template}: contains the control characters \\x02 or \\x03")
+    def _refuse_control_characters(self, text: str, template: str) -> None:
+        """Refuse what would forge a placeholder, and what bash doesn't read as it stands, such as NUL."""
+        own = re.sub(f"\x02{self._nonce}:\\d+\x03", "", text)
+        for found in re.finditer(r"[\x00-\x08\x0b-\x1f\x7f]", own):
+            line = own.count("\n", 0, found.start()) + 1
+            raise InvalidTemplate(
+                f"{self.folder.path / template} (line {line} of the script): the control character {found[0]!a}",
+                remedy="remove it from the template; in bash it can be written as $'\\x1b'",
+            )
 
     def _check_directives(self, script: str, template: str) -> None:
         """Refuse lines that sbatch would read and that don't come from ``sbatch()``, be they literal or a comment."""

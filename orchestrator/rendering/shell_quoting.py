@@ -21,7 +21,22 @@ _RESERVED = frozenset(
 _MAY_PRECEDE = re.compile(r"""[\sA-Za-z0-9_=:/.,@%+;|&()<>"'}-]""")
 _MAY_FOLLOW = re.compile(r"""[\sA-Za-z0-9_=:/.,@%+;|&)"'$-]""")
 _SUBSCRIPT = re.compile(r"[A-Za-z0-9_]\[[^\]\n]*\Z")
-_HEREDOC = re.compile(r"<<(?P<tabs>-?)[ \t]*(?P<word>(?:'[^'\n]*'|\"[^\"\n]*\"|\\.|[^\s'\"\\;&|()<>])+)")
+_ELEMENT = re.compile(r"\[[^\]\n]*\Z"), re.compile(r"[^\]\n]*\]\+?=")
+"""Around a value: the subscript of an element in ``name=([ … ]=x)``; with spaces it looks like a test."""
+_HEREDOC = re.compile(
+    r"<<(?P<tabs>-?)[ \t]*(?P<quote>['\"]?)(?P<word>[A-Za-z0-9_][A-Za-z0-9_ .-]*?)(?P=quote)(?=[ \t\n;&|()<>]|\Z)"
+)
+_NO_COMMENT = re.compile(r"(?:[?*+@!]\([^)]*|(?:\A|[\s(\w])\[[^\]]*)\Z")
+"""Before a ``#``: a pattern or a subscript is open, in which bash may see no comment."""
+_EVALUATES = re.compile(
+    r"""(?:\A|[;&|({!]|\b(?:then|do|else|elif|if|while|until|time|builtin|command)[ \t])[ \t]*(?:\w+=\S*[ \t]+)*
+    (?:(?:eval|trap|let|unset|read|mapfile|readarray|alias|getopts)[ \t][^;&|]*
+    |(?:declare|typeset|local)[ \t](?:[^;&|]*[ \t])?(?:-[A-Za-z]*[in][A-Za-z]*[ \t][^;&|]*)?
+    |(?:\[|test|printf)[ \t](?:[^;&|]*[ \t])?-v[ \t]+
+    |(?:\S*/)?(?:bash|sh|dash|ksh|zsh)[ \t](?:[^;&|]*[ \t])?-[A-Za-z]*c[ \t]+)\Z""",
+    re.VERBOSE,
+)
+"""Before a value: a command that takes its words for code, or for names, whose subscripts are code."""
 _NAMES = {
     "'": "single quotes",
     "$'": "single quotes",
@@ -81,9 +96,10 @@ def quote(text: str, *, bare: bool = True) -> str:
 def _escaped(character: str) -> str:
     if character in "\\'":
         return "\\" + character
-    if character.isprintable():
+    if " " <= character <= "~":
         return character
-    # As bytes: what \u means to bash depends on the locale.
+    # As bytes: what \u means to bash depends on the locale, and so does whether a backslash belongs to the character
+    # before it.
     return {"\n": "\\n", "\t": "\\t"}.get(character) or "".join(f"\\x{byte:02x}" for byte in character.encode())
 
 
@@ -137,6 +153,12 @@ class _Scanner:
         before, after = self.text[spot.start - 1 : spot.start] or "\n", self.text[spot.end : spot.end + 1] or "\n"
         if _SUBSCRIPT.search(self._line_before(spot.start)):
             raise self._misplaced(spot, "an array's subscript, which is arithmetic")
+        if _ELEMENT[0].search(self._line_before(spot.start)) and _ELEMENT[1].match(self.text, spot.end):
+            raise self._misplaced(spot, "an array's subscript, which is arithmetic")
+        if _EVALUATES.search(self._command_before(spot.start)):
+            raise self._misplaced(
+                spot, "a command that takes its words for code (eval, trap, bash -c, read, test -v …)"
+            )
         if not _MAY_PRECEDE.fullmatch(before) and self._previous(spot) is None:
             raise self._misplaced(spot, f"a word behind {before!r}")
         if not _MAY_FOLLOW.fullmatch(after) and spot.end not in self.spots:
@@ -190,6 +212,8 @@ class _Scanner:
             self._pop()
         elif self._at("$'") and '"' not in self.stack:
             self._push("$'", 2)
+        elif self._at("<(") or self._at(">("):
+            raise self._fault("a process substitution in ${…} can't be followed with certainty")
         elif self._at("'") and '"' in self.stack:
             raise self._fault("a single quote in ${…} inside double quotes can't be followed with certainty")
         elif self._at("'") or self._at('"'):
@@ -204,6 +228,8 @@ class _Scanner:
         elif self._at(")") and self.arithmetic_depth:
             self.arithmetic_depth -= 1
             self._skip(1)
+        elif self._at("))#"):
+            raise self._fault("'))#' can't be followed with certainty; put a space before the comment")
         elif self._at("))"):
             self._pop(2)
         elif self._at(")"):
@@ -218,13 +244,19 @@ class _Scanner:
         if self._at("\n"):
             self._newline()
         elif self._at("\\\n"):
-            self.position += 2
+            self._continued(top)
         elif self._at("\\"):
             self._skip(2)
         elif self._at("#") and self.word_start:
-            self._comment()
+            self._comment(top)
         elif not (self._expansion_begins() or self._quote_begins() or self._group(top) or self._heredoc(top)):
             self._plain_character(top)
+
+    def _continued(self, top: str) -> None:
+        before = self.text[self.position - 1 : self.position]
+        if before in set("$<>([]") or (top and not self.word_start):
+            raise self._fault("a line that is continued in the middle of a word can't be followed with certainty")
+        self.position += 2
 
     def _plain_character(self, top: str) -> None:
         if self.word_start and top in {"$(", "("} and re.compile(r"case\b").match(self.text, self.position):
@@ -240,6 +272,8 @@ class _Scanner:
             self._push_arithmetic(3)
         elif self._at("$("):
             self._push("$(", 2)
+        elif re.compile(r"\$\{[\s|(]").match(self.text, self.position):
+            raise self._fault("a command inside ${…} can't be followed with certainty", remedy="write $(…)")
         elif self._at("${"):
             self._push("${", 2)
         elif self._at("`"):
@@ -268,7 +302,7 @@ class _Scanner:
             self._push_arithmetic(2)
         elif self.word_start and re.compile(r"\[\[\s").match(self.text, self.position):
             self._push("[[", 2)
-        elif top == "[[" and self.word_start and self._at("]]"):
+        elif top == "[[" and self.word_start and re.compile(r"\]\](?=[\s;&|()<>]|\Z)").match(self.text, self.position):
             self._pop(2)
         elif top in {"$(", "("} and self._at("("):
             self._push("(", 1)
@@ -276,24 +310,27 @@ class _Scanner:
             if self.heredocs:
                 raise self._fault("a here-document that begins in $(…) and goes on behind it can't be followed")
             self._pop()
+            self.word_start = top == "("
         else:
             return False
         return True
 
     def _heredoc(self, top: str) -> bool:
-        if top == "[[" or not self._at("<<"):
+        if not self._at("<<"):
             return False
+        if top == "[[":
+            raise self._fault("'<<' inside [[ … ]] can't be followed with certainty")
         if self._at("<<<"):
             self.position += 3
             self.word_start = True
             return True
         found = _HEREDOC.match(self.text, self.position)
-        for start in () if found is None else range(found.start(), found.end()):
-            if start in self.spots:
-                raise self._misplaced(self.spots[start], "the name of a here-document")
-        if found is None:
+        value = re.compile(r"<<-?[^\s;&|()<>]*?(?=\x02)|<<-?[ \t]+(?=\x02)").match(self.text, self.position)
+        if value is not None and value.end() in self.spots:
+            raise self._misplaced(self.spots[value.end()], "the name of a here-document")
+        if found is None or (" " in found["word"] and not found["quote"]):
             raise self._fault("the name of a here-document can't be read", remedy="write its name as a plain word")
-        self.heredocs.append((re.sub(r"['\"\\]", "", found["word"]), bool(found["tabs"])))
+        self.heredocs.append((found["word"], bool(found["tabs"])))
         self.position = found.end()
         self.word_start = False
         return True
@@ -321,7 +358,9 @@ class _Scanner:
                 return True
         return False
 
-    def _comment(self) -> None:
+    def _comment(self, top: str) -> None:
+        if top == "[[" or _NO_COMMENT.search(self._line_before(self.position)):
+            raise self._fault("'#' behind an open bracket can't be followed with certainty; put it on another line")
         end = self.text.find("\n", self.position)
         end = len(self.text) if end < 0 else end
         for spot in self._spots_before(end):
@@ -337,6 +376,16 @@ class _Scanner:
 
     def _line_before(self, position: int) -> str:
         return self.text[self.text.rfind("\n", 0, position) + 1 : position]
+
+    def _command_before(self, position: int) -> str:
+        """Return the line before a position, with the lines that it continues."""
+        lines = [self._line_before(position)]
+        start = position - len(lines[0])
+        while self.text.endswith("\\\n", 0, start):
+            start -= 2
+            lines.insert(0, self._line_before(start))
+            start -= len(lines[0])
+        return " ".join(lines)
 
     def _at(self, token: str) -> bool:
         return self.text.startswith(token, self.position)
@@ -371,10 +420,12 @@ class _Scanner:
         return Misplaced(reason, line=self._line(self.position), remedy=remedy)
 
     def _misplaced(self, spot: Spot, where: str) -> Misplaced:
-        quotes = where.endswith("quotes")
-        remedy = "remove the quotes around {{ … }}: values are quoted by themselves"
-        if not quotes:
-            remedy = 'give it to a variable first (name={{ … }}) and use "$name" there'
+        remedy = 'give it to a variable first (name={{ … }}) and use "$name" there'
+        if where.endswith("quotes"):
+            remedy = "remove the quotes around {{ … }}: values are quoted by themselves"
+        elif any(word in where for word in ("arithmetic", "[[", "for code")):
+            # A variable doesn't help: bash evaluates what is in it, down to commands in a subscript.
+            remedy = 'calculate in the template ({{ a + 1 }}), compare with [ {{ a }} = "$b" ] or {% if %}'
         inside = "as" if where.startswith(("a word", "the name")) else "inside"
         return Misplaced(
             f"the value stands {inside} {where}", line=self._line(spot.start), value=spot.number, remedy=remedy

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import InvalidTemplate
 from orchestrator.records import CollectionStart, JobPlan, Resources, RunTag
 from orchestrator.rendering import MAX_SCRIPT_BYTES, render, template_variables
+from orchestrator.rendering.shell_quoting import quote
 from orchestrator.runs import RunDirectory
 from orchestrator.sbatch_options import OPTIONS, PathText, directive
 
@@ -113,7 +114,8 @@ def assert_shown_in_every_place(rendered: Callable[..., str], cwd: Path, a: str,
 FRAGMENTS = [
     "'", '"', "$'", "$(", ")", "`", "${x:-", "}", "$((", "((", "))", "<<E", "<<-'E'", "\n", "\nE\n", " ", "#", " #",
     "\\", "echo ", "[[ ", " ]]", "case x in ", " x) ", ";;", " esac", "a[", "]=1", "=", "; ", "| cat", "(", "$", "1",
-    "{", "if ", "then ", "fi\n",
+    "{", "if ", "then ", "fi\n", "a=([", "#'", "]]", "@(", "<(", "$\"", "\\\n", "<<$'E'", "((1))", "[ ", " ]",
+    "' ", " '",
 ]  # fmt: skip
 HARMFUL = [
     "$(touch hacked)", "`touch hacked`", "'$(touch hacked)'", "a[$(touch hacked)]", '"$(touch hacked)',
@@ -163,6 +165,18 @@ def test_in_no_script_that_is_accepted_a_value_is_run(
         ("x=$( ((x = {{ job.attempt }})) )", "inside an arithmetic expression"),
         ("echo {{ plan.run_id }}[0]=1", "as a word before '['"),
         ("echo ~{{ plan.run_id }}", "as a word behind '~'"),
+        ("a=([ {{ plan.run_id }} ]=1)", "inside an array's subscript"),
+        ("a=(x [1 + {{ plan.run_id }} ]+=1)", "inside an array's subscript"),
+        ("[[ 1 -eq ]]{{ plan.run_id }} ]]", "inside a [[ ]] test"),
+        ("eval echo {{ plan.run_id }}", "inside a command that takes its words for code"),
+        ("true && trap {{ plan.run_id }} EXIT", "inside a command that takes its words for code"),
+        ("if let x={{ plan.run_id }}; then :; fi", "inside a command that takes its words for code"),
+        ("IFS= read -r {{ plan.run_id }}", "inside a command that takes its words for code"),
+        ("declare \\\n  {{ plan.run_id }}=1", "inside a command that takes its words for code"),
+        ("local -i x={{ plan.run_id }}", "inside a command that takes its words for code"),
+        ("[ ! -v {{ plan.run_id }} ]", "inside a command that takes its words for code"),
+        ("printf -v {{ plan.run_id }} x", "inside a command that takes its words for code"),
+        ("/bin/sh -ec {{ plan.run_id }}", "inside a command that takes its words for code"),
     ],
 )  # fmt: skip
 def test_a_value_where_no_quoting_is_right_is_refused_with_its_line(
@@ -188,6 +202,21 @@ def test_a_value_where_no_quoting_is_right_is_refused_with_its_line(
         ("cat <<END\na\\\nEND\nEND", "ends in a backslash"),
         ("x=$(cat <<END)\nEND", "goes on behind it"),
         ("((echo a) ; echo b)", "put a space between"),
+        ("((1))# it's", "put a space before the comment"),
+        ("a[ # ]=1", "'#' behind an open bracket"),
+        ("a=([ # ]=1)", "'#' behind an open bracket"),
+        ("ls @(#)", "'#' behind an open bracket"),
+        ("[[ a =~ (#) ]]", "'#' behind an open bracket"),
+        ("cat <<$'E'\n$E\nE", "write its name as a plain word"),
+        ("cat <<'E\\F'\nEF\nE\\F", "write its name as a plain word"),
+        ("cat <<E\\\nF\nE\nEF", "write its name as a plain word"),
+        ("echo [[ <<E\n'\nE\n ]]", "inside [[ … ]]"),
+        ("cat <\\\n<E\n'\nE", "continued in the middle of a word"),
+        ("echo $(ca\\\nse x in x) echo ;; esac)", "continued in the middle of a word"),
+        ("echo ${x:-<(echo })}", "process substitution in ${…}"),
+        ("echo ${ echo '}'; }", "write $(…)"),
+        ("echo a\0b", "control character"),
+        ("echo a\x1bb", "control character"),
     ],
 )
 def test_a_script_that_cant_be_followed_is_refused(rendered: Callable[..., str], body: str, complaint: str) -> None:
@@ -212,6 +241,29 @@ def test_what_is_no_word_is_refused(rendered: Callable[..., str], expression: st
         rendered(f"\necho {{{{ {expression} }}}}", "\0", "\ud800")
     assert complaint in str(refused.value)
     assert "test.sbatch.j2, line 3" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'if [ -f {{ plan.modules[0] }} ] && [ "$1" = {{ plan.modules[0] }} ]; then :; fi',
+        "f() { local name={{ plan.modules[0] }}; declare -r other={{ plan.modules[0] }}; }; f",
+        "[[ -n $HOME ]] && : {{ plan.modules[0] }}",
+        ": file[0-9]*.h5 {{ plan.modules[0] }} 2> /dev/null # it's [a note]",
+        "((1)) # it's\nbash -n {{ plan.modules[0] }} 2> /dev/null; printf x {{ plan.modules[0] }} > /dev/null",
+        'declare -A a=(["x y"]=1)\na["x y"]=2 # note\n: \\\n  {{ plan.modules[0] }}',
+        "echo let read eval {{ plan.modules[0] }} | cat -v > /dev/null",
+    ],
+)
+def test_usual_lines_take_values(rendered: Callable[..., str], tmp_path: Path, body: str) -> None:
+    before = sorted(tmp_path.iterdir())
+    bash(rendered(f"{body}\n", "$(touch hacked)"), tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_behind_a_backslash_no_character_stands_whose_bytes_another_encoding_joins_with_it() -> None:
+    """In GBK or Shift JIS a backslash may be the second half of a character, and would escape nothing."""
+    assert quote("é'\n") == r"$'\xc3\xa9\'\n'"
 
 
 def test_a_list_stands_alone(rendered: Callable[..., str]) -> None:
