@@ -45,8 +45,13 @@ class RunDirectory:
 
     @classmethod
     def under(cls, root: Path, *, beamline: str, visit: str | None, recipe: str, uid: str, run_id: str) -> RunDirectory:
-        """Name the directory of a run below the site's runs root; the same arguments always give the same name."""
-        leaf = f"{safe_name(recipe, limit=40)}-{safe_name(uid)}-{run_id[:8]}"
+        """Name the directory of a run below the site's runs root; the same arguments always give the same name.
+
+        A uid that can't stand there as it is gets the whole run id: eight digits are too few to tell it from another
+        one that was chosen so that both come out the same.
+        """
+        part = safe_name(uid)
+        leaf = f"{safe_name(recipe, limit=40)}-{part}-{run_id[:8] if part == uid else run_id}"
         return cls(root / safe_name(beamline) / safe_name(visit or "no-visit") / leaf)
 
     @property

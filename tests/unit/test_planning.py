@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import NoRecipe, PathNotAllowed
 from orchestrator.planning import check_allowed, plan, plan_recipe, run_id_of
 from orchestrator.records import CollectionStart, Origin
+from orchestrator.runs import RunDirectory
 from orchestrator.settings import Settings, load_settings
 
 SITE = """
@@ -226,6 +228,28 @@ def test_a_persons_run_is_another_than_the_automatic_one(settings: Settings) -> 
 def test_other_collections_or_recipes_have_other_run_ids(one: tuple[str, str], other: tuple[str, str]) -> None:
     assert UUID(run_id_of(*one)).version == 5
     assert (run_id_of(*one) == run_id_of(*other)) is (one == other)
+
+
+@given(st.text(), st.none() | st.text(), st.text(), st.text())
+def test_a_runs_directory_is_three_levels_below_the_root_whatever_names_are_given(
+    beamline: str, visit: str | None, recipe: str, uid: str
+) -> None:
+    path = RunDirectory.under(
+        Path("/runs"), beamline=beamline, visit=visit, recipe=recipe, uid=uid, run_id=run_id_of(uid, recipe)
+    ).path
+    assert path.parents[2] == Path("/runs")
+    assert all(re.fullmatch(r"[A-Za-z0-9_+=@][A-Za-z0-9._+=@-]{0,140}", part) for part in path.parts[2:])
+
+
+@pytest.mark.parametrize(("one", "other"), [("scan:1", "scan_1"), ("x" * 60 + "1", "x" * 60 + "2")])
+def test_uids_that_look_alike_as_file_names_have_directories_of_their_own(one: str, other: str) -> None:
+    """Even if the run ids were made to begin alike, which takes some hours of guessing."""
+
+    def directory(uid: str, rest: str) -> RunDirectory:
+        run_id = f"f2b6e637-ac89-5759-a844-{rest}"
+        return RunDirectory.under(Path("/runs"), beamline="i22", visit=None, recipe="saxs", uid=uid, run_id=run_id)
+
+    assert directory(one, "9ff0d2c16ec0") != directory(other, "9ff0d2c16ec1")
 
 
 # ------------------------------------------------------------------------------------------------- allowed roots
