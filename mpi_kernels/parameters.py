@@ -12,10 +12,10 @@ from mpi_kernels.errors import InvalidParameters
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 ImageSpec = Annotated[
-    str,
+    Name,
     Field(
-        min_length=1,
         description="An image of the frame's shape: FILE.npy, FILE.edf, FILE.h5::/path[INDEX] or FILE.h5::/path[mean] "
         "(a stack without index means its mean). Relative paths count from the parameter file.",
     ),
@@ -46,12 +46,10 @@ class AzimuthalParameters(BaseModel):
     polarization_factor: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         None, description="1 linear horizontal, 0 unpolarised, -1 linear vertical; without: no correction."
     )
-    poni: str | None = Field(
-        None, min_length=1, description="PONI file (pyFAI) with the geometry. Without: the input file's NXdetector."
+    poni: Name | None = Field(
+        None, description="PONI file (pyFAI) with the geometry. Without: the input file's NXdetector."
     )
-    detector: str | None = Field(
-        None, min_length=1, description="Path of the NXdetector group, where the input file has several."
-    )
+    detector: Name | None = Field(None, description="Path of the NXdetector group, where the input file has several.")
     pixel_size_m: tuple[Positive, Positive] | None = Field(
         None, description="Pixel size (y, x) in metres, where the geometry doesn't say; wins over what it says."
     )

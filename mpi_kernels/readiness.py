@@ -33,6 +33,8 @@ _WINDOW = 64
 """How far ahead of the newest frame a poll looks; frames behind a longer gap are found by the next full poll."""
 _NEAR = 16 * _WINDOW
 """Gaps are looked at by every poll when they are so near to the newest frame, or to the oldest gap."""
+_FAR_AT_ONCE, _FAR_KEYS_AT_ONCE = 8192, 65536
+"""A full poll looks at so many of the other frames, in turn: looking a chunk up that isn't there takes 20 µs."""
 _MISSING_AT_ONCE = 8
 """A poll tries to open so many data files that weren't there; a full poll tries all."""
 _KEY_NAMES = ("uid", "unique_keys", "unique_ids", "frame_uid")
@@ -84,7 +86,8 @@ class SegmentWatch:
         self._found = np.zeros(_WINDOW, bool)
         self._low = 0  # the lowest frame that wasn't found yet
         self._top = 0  # one above the highest that was
-        self._looked_at = 0
+        self._found_count = self._looked_at = 0
+        self._turn = 0
         self._provisional = array("q")
 
     @property
@@ -103,21 +106,22 @@ class SegmentWatch:
         Parameters
         ----------
         full
-            Look at every frame that could be there, not only near the newest.
+            Look farther than near the newest: in turn at every frame that could be there.
         final
             The writer has finished: whatever is in the file is complete.
         """
         if self._segment.count is not None and self._low >= self._segment.count and not self._provisional:
             return
         self._dataset.refresh()
-        look_again = self._dataset.live or (final and self._keys is not None)
+        rescan = self._dataset.live or (final and self._keys is not None)
+        candidates = self._candidates(full=full, final=final) if rescan else self._not_looked_at()
         final = final or not self._dataset.live
         limit = self._limit()
         if self._keys is not None:
-            self._look_at_keys(self._low if look_again else self._looked_at, limit, full=full or final)
+            self._look_at_keys(self._low if rescan else self._looked_at, limit, full=full or final)
         while final and self._provisional:
             yield self._ready(self._provisional.pop(), provisional=False)
-        for index in self._candidates(limit, full=full) if look_again else self._not_looked_at(limit):
+        for index in candidates:
             if self._is_ready(index, final=final):
                 provisional = self._guesses and not final
                 self._note(index, provisional=provisional)
@@ -143,24 +147,39 @@ class SegmentWatch:
         if last > first:
             self._keys.look(numbers.at(first), numbers.at(last - 1) + 1)
 
-    def _candidates(self, limit: int, *, full: bool) -> Iterator[int]:
-        if full:
-            yield from self._gaps(self._low, self._top)
-        else:
-            middle = min(self._low + _NEAR, self._top)
-            yield from self._gaps(self._low, middle)[:_WINDOW]
-            yield from self._gaps(max(middle, self._top - _NEAR), self._top)[-_WINDOW:]
+    def _candidates(self, *, full: bool, final: bool) -> Iterator[int]:
+        limit = self._limit()
+        middle = min(self._low + _NEAR, self._top)
+        yield from self._gaps(self._low, middle)[:_WINDOW].tolist()
+        yield from self._gaps(max(middle, self._top - _NEAR), self._top)[-_WINDOW:].tolist()
         index = self._top
-        while index < limit and (full or index < self._top + _WINDOW):  # _top moves on as frames are found
+        while index < limit and index < self._top + _WINDOW:  # _top moves on as frames are found
             yield index
             index += 1
+        stored = self._stored_frames() if full or final else 0
+        if stored <= self._found_count:
+            return
+        far = np.concatenate([self._gaps(self._low, self._top), np.arange(self._top, limit)])
+        if not final:
+            at_once = _FAR_AT_ONCE if self._keys is None else _FAR_KEYS_AT_ONCE
+            start = self._turn % max(1, len(far))
+            self._turn = start + at_once
+            far = far[start : start + at_once]
+        for index in far.tolist():
+            yield index
+            if stored <= self._found_count:
+                return
 
-    def _gaps(self, start: int, stop: int) -> list[int]:
-        gaps: list[int] = (start + np.flatnonzero(~self._found[start:stop])).tolist()
-        return gaps
+    def _stored_frames(self) -> float:
+        """Return an upper bound of how many frames are in the file."""
+        return math.inf if self._keys is not None or self._guesses else self._dataset.stored_frames
 
-    def _not_looked_at(self, limit: int) -> Iterator[int]:
+    def _gaps(self, start: int, stop: int) -> NDArray[np.intp]:
+        return start + np.flatnonzero(~self._found[start:stop])
+
+    def _not_looked_at(self) -> Iterator[int]:
         """Yield each frame once: a file that nobody writes doesn't change."""
+        limit = self._limit()
         while self._looked_at < limit:
             self._looked_at += 1
             yield self._looked_at - 1
@@ -168,6 +187,7 @@ class SegmentWatch:
     def _note(self, index: int, *, provisional: bool) -> None:
         if index >= len(self._found):
             self._found = np.concatenate([self._found, np.zeros(index + 1, bool)])
+        self._found_count += not self._found[index]
         self._found[index] = True
         self._top = max(self._top, index + 1)
         while self._low < self._top and self._found[self._low]:

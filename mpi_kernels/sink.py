@@ -8,6 +8,7 @@ reader that sees ``processed`` sees the values. Layout: ``docs/reference/result-
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_kernels.errors import OutputUnwritable
 from mpi_kernels.geometry import HC_KEV_ANGSTROM
@@ -90,18 +92,24 @@ class ResultFile:
             return
         with self._writable():
             self._grow(max(row.frame for row in rows) + 1)
-            for row in rows:
-                if row.intensity is not None:
-                    self._data["I"][row.frame] = row.intensity
-                if row.sigma is not None:
-                    self._data["I_errors"][row.frame] = row.sigma
+            runs = list(_neighbours(rows))
+            for first, run in runs:
+                self._write_values("I", first, [row.intensity for row in run])
+                if "I_errors" in self._data:
+                    self._write_values("I_errors", first, [row.sigma for row in run])
             self._file.flush()
             now = time.time()
+            for first, run in runs:
+                self._frames["status"][first : first + len(run)] = [row.status for row in run]
+                self._frames["processed_time"][first : first + len(run)] = now
             for row in rows:
-                self._frames["status"][row.frame] = row.status
-                self._frames["processed_time"][row.frame] = now
                 if row.reason:
                     self._frames["message"][row.frame] = _clipped(row.reason)
+
+    def _write_values(self, name: str, first: int, values: Sequence[NDArray[np.float64] | None]) -> None:
+        dataset = self._data[name]
+        none = np.full(dataset.shape[1], np.nan)
+        dataset[first : first + len(values)] = np.stack([none if value is None else value for value in values])
 
     def write_counts(self, *, written: int, processed: int, failed: int) -> None:
         """Write the counts and make them, and the rows' status, readable."""
@@ -143,12 +151,25 @@ class ResultFile:
             ) from error
 
 
+def _neighbours(rows: Sequence[Row]) -> Iterator[tuple[int, list[Row]]]:
+    """Yield runs of rows with adjacent frames, each with its first frame: one write takes as long as one row's."""
+    latest = {row.frame: row for row in rows}
+    for _, run in itertools.groupby(enumerate(sorted(latest)), key=lambda item: item[1] - item[0]):
+        frames = [frame for _, frame in run]
+        yield frames[0], [latest[frame] for frame in frames]
+
+
 def _datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
     return dict(group.items())
 
 
 def _clipped(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")[:_TEXT].decode("utf-8", "ignore").encode()
+    return _readable(text).encode()[:_TEXT].decode("utf-8", "ignore").encode()
+
+
+def _readable(text: str) -> str:
+    """Return `text` with escapes for what UTF-8 and HDF5 can't hold: bytes of another encoding in names and paths."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", r"\0")
 
 
 def _group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
@@ -163,7 +184,7 @@ def _entry(file: h5py.File, prepared: Prepared, making: Making) -> h5py.Group:
     entry = _group(file, "entry", "NXentry")
     entry.attrs["default"] = "data"
     entry["definition"] = "NXazint1d"
-    entry["title"] = f"azimuthal integration of {making.input}::{making.dataset}"
+    entry["title"] = _readable(f"azimuthal integration of {making.input}::{making.dataset}")
     entry["start_time"] = making.started_at.isoformat()
     entry["solid_angle_applied"] = np.bool_(prepared.parameters.solid_angle)
     entry["polarization_applied"] = np.bool_(prepared.parameters.polarization_factor is not None)
@@ -177,11 +198,11 @@ def _entry(file: h5py.File, prepared: Prepared, making: Making) -> h5py.Group:
 def _instrument(entry: h5py.Group, prepared: Prepared) -> None:
     names, wavelength_m = prepared.names, prepared.geometry.wavelength_m
     instrument = _group(entry, "instrument", "NXinstrument")
-    instrument["name"] = names.instrument or "not stated"
+    instrument["name"] = _readable(names.instrument) or "not stated"
     source = _group(instrument, "source", "NXsource")
-    source["name"] = names.source or "not stated"
-    source["type"] = names.source_type or "not stated"
-    source["probe"] = names.probe or "not stated"
+    source["name"] = _readable(names.source) or "not stated"
+    source["type"] = _readable(names.source_type) or "not stated"
+    source["probe"] = _readable(names.probe) or "not stated"
     if wavelength_m is not None:
         monochromator = _group(instrument, "monochromator", "NXmonochromator")
         angstrom = wavelength_m * 1e10
@@ -205,7 +226,7 @@ def _reduction(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
         given[name] = "none" if value is None else value
     given["parameters_json"] = prepared.parameters.model_dump_json()
     for name in ("command_line", "run_id", "input", "dataset", "host", "software"):
-        given[f"made_{name}"] = getattr(making, name)
+        given[f"made_{name}"] = _readable(getattr(making, name))
     given["made_ranks"] = making.ranks
     given["masked_pixels"] = prepared.masked_pixels
     given["geometry_json"] = _geometry_json(prepared)

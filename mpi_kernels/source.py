@@ -111,15 +111,16 @@ class FrameDataset:
 
     def holds(self, count: int) -> bool:
         """Whether as many frames are in the file, wherever they lie; quick, however many they are."""
-        if self.extent < count:
-            return False
-        if not self.allocated_as_written:
-            return True
-        tiles = math.prod(
-            -(-size // length) for size, length in zip(self.frame_shape, (self.chunks or ())[-2:], strict=True)
-        )
-        enough: bool = self._id.get_num_chunks() * self.frames_per_chunk >= count * tiles
-        return enough
+        return self.extent >= count <= self.stored_frames
+
+    @property
+    def stored_frames(self) -> int:
+        """An upper bound of how many frames are in the file, by the number of its chunks."""
+        if self.chunks is None or not self.allocated_as_written:
+            return self.extent
+        tiles = math.prod(-(-size // length) for size, length in zip(self.frame_shape, self.chunks[-2:], strict=True))
+        stored: int = self._id.get_num_chunks() * self.frames_per_chunk // tiles
+        return stored
 
     def has(self, position: int) -> bool:
         """Whether every chunk of a frame is in the file."""

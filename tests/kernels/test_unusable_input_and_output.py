@@ -175,6 +175,8 @@ PARAMETERS = {
     "mask of words": ({"mask": "words.npy"}, ["mask: words.npy holds <U3"]),
     "background that cannot be read": ({"background": "broken.h5::data"}, ["background: ", "broken.h5::data"]),
     "background without frames": ({"background": "empty.h5::data"}, ["background: ", "empty.h5::data has no frames"]),
+    "empty name": ({"poni": ""}, ["poni: "]),
+    "name with a null byte": ({"mask": "a\0b"}, ["mask: "]),
     "range without end": ({"radial_range": [0, float("inf")]}, ["radial_range", "finite"]),
     "no pixel left": ({"radial_range": [500, 501]}, ["no pixel", "radial_range"]),
     "missing PONI file": ({"poni": "a.poni"}, ["poni: ", "a.poni"]),
@@ -312,6 +314,20 @@ def test_reason_why_a_frame_failed_is_text_however_long_its_path(tmp_path: Path)
         message = file["entry/frames/message"].asstr()[1]
     assert str(tmp_path) in message
     assert message.endswith("ü")
+
+
+def test_names_in_another_encoding_are_written_with_escapes(scan: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xb5")
+    folder.mkdir()
+    with h5py.File(scan, "r+") as file:
+        del file["entry/instrument/name"]
+        file["entry/instrument"].create_dataset("name", data=b"beamline \xb5", dtype=h5py.string_dtype())
+    path = shutil.copy(scan, folder / "scan.h5")
+    done = run_kernel(path, tmp_path / "r.nxs")
+    assert (done.returncode, done.stderr) == (0, "")
+    with h5py.File(tmp_path / "r.nxs") as file:
+        assert file["entry/instrument/name"].asstr()[()].startswith("beamline ")
+        assert r"\udcb5/scan.h5" in file["entry/reduction/input/made_input"].asstr()[()]
 
 
 def test_file_that_appears_later_is_waited_for(tmp_path: Path) -> None:

@@ -129,6 +129,24 @@ def test_gaps_at_both_ends_are_filled_by_ordinary_polls_and_those_between_by_ful
         library.close()
 
 
+def test_full_polls_find_what_is_far_away_a_part_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    stack(path, 100_000, range(70_000, 70_002))
+    with writer_of(path) as write:
+        library = Library()
+        found, dataset = watch(library, path, live=True)
+        frames: list[int] = []
+        for _ in range(20):
+            dataset.looks = 0
+            frames += [ready.frame for ready in found.poll(full=True, final=False)]
+            assert dataset.looks < 10_000
+        assert frames == [70_000, 70_001]
+        assert dataset.looks < 500  # the number of chunks says that there is no other
+        write(40_000)
+        assert [ready.frame for ready in found.poll(full=False, final=True)] == [40_000]
+        library.close()
+
+
 def test_provisional_frames_come_again_at_the_end_whatever_the_portions(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     stack(path, 10, range(10), chunk=5)
