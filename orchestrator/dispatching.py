@@ -224,10 +224,7 @@ class Dispatcher:
         except OSError as error:
             self.store.record_submit_failed(tag, f"its directory can't be written: {error}", refused=False)
             raise
-        directory = RunDirectory(planned.plan.run_directory)
-        return self._hand_over(
-            Submission(tag=tag, script=script, script_path=directory.script, working_directory=directory.path)
-        )
+        return self._hand_over(Submission(tag=tag, script=script, working_directory=planned.plan.run_directory))
 
     def _hand_over(self, submission: Submission) -> bool:
         tag = submission.tag

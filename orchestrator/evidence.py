@@ -53,6 +53,10 @@ class KernelProgress:
     message: str
     inputs: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     """What the input was at ``open`` and at ``end``, as far as the kernel has told."""
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+    """All of them, the kernel's defaults included; empty where it could take none."""
+    software: Mapping[str, Json] = field(default_factory=dict)
+    """What it had loaded: interpreter, HDF5, MPI, decoder, with their versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +112,17 @@ def read_progress(path: Path) -> KernelProgress | None:
             ended_because=str(document.get("ended_because", "")),
         )
         inputs = {moment: dict(told) for moment, told in document.get("inputs", {}).items() if told is not None}
+        parameters, software = (dict(document.get(name) or {}) for name in ("parameters", "software"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a progress file: {error!r}") from error
-    return KernelProgress(counts=counts, state=state, message=str(document.get("message", "")), inputs=inputs)
+    return KernelProgress(
+        counts=counts,
+        state=state,
+        message=str(document.get("message", "")),
+        inputs=inputs,
+        parameters=parameters,
+        software=software,
+    )
 
 
 def _optional(kind: Callable[[Any], Number], value: object) -> Number | None:

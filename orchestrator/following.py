@@ -70,6 +70,7 @@ class _Memory:
 
     events_read: int = 0
     inputs_known: set[str] = field(default_factory=set)
+    kernel_known: bool = False
     counts: FrameCounts | None = None
     missing_since: datetime | None = None
     ended_since: datetime | None = None
@@ -169,6 +170,10 @@ class Follower:
         if progress.counts != (memory.counts or attempt.counts):
             self.store.record_progress(attempt.tag.run_id, progress.counts)
             memory.counts = progress.counts
+        if progress.parameters and not memory.kernel_known:
+            self.store.record_defaults(attempt.tag.run_id, progress.parameters, place="the kernel's")
+            self.store.record_software(attempt.tag, {"loaded": dict(progress.software)})
+            memory.kernel_known = True
         for moment in progress.inputs.keys() - memory.inputs_known:
             document = dict(progress.inputs[moment])
             self.store.record_input(attempt.tag.run_id, input_from_json(document, InputMoment(moment)))
@@ -179,8 +184,8 @@ class Follower:
         for event in events[memory.events_read :]:
             detail = dict(event.detail)
             self.store.record_event(attempt.tag, event.kind, detail, event.at, sequence=event.sequence)
-            if event.kind == "begin":
-                self.store.record_software(attempt.tag, detail.get("software"))
+            if event.kind == "begin" and isinstance(software := detail.get("software"), dict):
+                self.store.record_software(attempt.tag, software)
             if event is of_newest_start(events, "outputs"):
                 for output in _outputs(detail):
                     self.store.record_output(attempt.tag.run_id, output)

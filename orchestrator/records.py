@@ -212,8 +212,6 @@ class Submission:
 
     tag: RunTag
     script: BatchScript
-    script_path: Path
-    """The script's file in the run's directory; its content is ``script.text``."""
     working_directory: Path
 
 

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 
+import mpi4py
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -20,6 +21,10 @@ from orchestrator.errors import StackError
 from orchestrator.stack.programs import find_program
 
 CHECKOUT = Path(__file__).parent.parent
+
+# Tests run the kernels under a launcher of their own. MPI in pytest's own process would leave its marks in the
+# environment of everything that tests start, and mpirun would take itself for a part of that one.
+mpi4py.rc.initialize = False
 
 # Its own time limits measure the machine: a busy one, or the first run in a fresh checkout, exceeds them.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

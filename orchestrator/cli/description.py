@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.cli.job_description import Field, describe_history, describe_job, member
-from orchestrator.cli.result_note import ResultNote
 from orchestrator.cli.wording import resources_asked, seconds, size, when
 from orchestrator.provenance import AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
 from orchestrator.records import FrameCounts, Json, Origin, RunState
@@ -25,8 +24,6 @@ class Findings:
 
     sizes: Mapping[Path, int | None]
     """Bytes of files that the run made, None for those that are gone."""
-    note: ResultNote | None
-    """What the result says itself; None when there is no result."""
     reruns: Sequence[str] = ()
     """Ids of runs that have this one as their parent."""
     options: str = ""
@@ -48,8 +45,8 @@ def describe(run: RunDetail, findings: Findings) -> tuple[Section, ...]:
         "Frames": _frames(run),
         "Result": _result(run, findings),
         "What was processed": _input(run),
-        "Parameters": _parameters(run, findings.note),
-        "Code": _code(run, findings.note),
+        "Parameters": _parameters(run),
+        "Code": _code(run),
         "Script": _script(run),
         "Asked for": _request(run, findings),
         **{f"Job of attempt {attempt.tag.attempt}": describe_job(attempt, run) for attempt in run.attempts},
@@ -168,31 +165,25 @@ def _nanoseconds(mtime_ns: int | None) -> str:
     return when(None if mtime_ns is None else datetime.fromtimestamp(mtime_ns / 1e9, UTC))
 
 
-def _parameters(run: RunDetail, note: ResultNote | None) -> Iterator[Field]:
-    chosen = {parameter.name for parameter in run.parameters}
-    lines = [(parameter.name, parameter.value, parameter.origin, parameter.place) for parameter in run.parameters]
-    if note is not None:
-        defaults = (item for item in note.parameters.items() if item[0] not in chosen)
-        lines += [(name, value, Origin.DEFAULT, "the kernel's, as the result says") for name, value in defaults]
-    values = ["none" if value is None else json.dumps(value, ensure_ascii=False) for _, value, _, _ in lines]
+def _parameters(run: RunDetail) -> Iterator[Field]:
+    values = [
+        "none" if parameter.value is None else json.dumps(parameter.value, ensure_ascii=False)
+        for parameter in run.parameters
+    ]
     width = min(max(map(len, values), default=0), 24)
-    for (name, _, origin, place), value in zip(lines, values, strict=True):
-        yield name, f"{value:<{width}}  {origin:<7}  {place}"
-    if note is None:
-        yield "others", f"the defaults of kernel {run.plan.kernel}"
-    elif not note.parameters:
-        yield "others", note.unreadable_because or "the result doesn't say"
+    for parameter, value in zip(run.parameters, values, strict=True):
+        yield parameter.name, f"{value:<{width}}  {parameter.origin:<7}  {parameter.place}"
+    if all(parameter.origin is not Origin.DEFAULT for parameter in run.parameters):
+        yield "others", f"the defaults of kernel {run.plan.kernel}, which hasn't told them"
 
 
-def _code(run: RunDetail, note: ResultNote | None) -> Iterator[Field]:
+def _code(run: RunDetail) -> Iterator[Field]:
     yield "kernel", f"{run.plan.kernel}, started by {' '.join((run.plan.launcher, *run.plan.launcher_options))}"
     software = run.attempts[-1].software if run.attempts else None
     if isinstance(software, dict):
         yield from _software(software)
     else:
         yield "software", "no job has begun, so none is recorded"
-    if note is not None and note.software:
-        yield "loaded", f"{note.software}, says the result"
     if run.plan.environment:
         yield "variables", ", ".join(f"{name}={value}" for name, value in run.plan.environment.items())
 
@@ -205,6 +196,9 @@ def _software(software: Mapping[str, Json]) -> Iterator[Field]:
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions.items())
     modules = software.get("modules")
     yield "modules", ", ".join(map(str, modules)) if isinstance(modules, list) and modules else "none"
+    loaded = software.get("loaded")
+    if isinstance(loaded, dict):
+        yield "loaded", ", ".join(f"{name} {version}" for name, version in loaded.items()) + ", says the kernel"
 
 
 def _commit(software: Mapping[str, Json]) -> str:

@@ -15,7 +15,6 @@ from rich.text import Text
 
 from orchestrator.cli.common import JsonOption, SiteOption, out, print_fields, print_json, says_errors
 from orchestrator.cli.description import Findings, Section, describe
-from orchestrator.cli.result_note import read_result_note
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.cli.waiting import with_waiting_reasons
 from orchestrator.errors import NotFound
@@ -62,12 +61,11 @@ def show(
         sys.stdout.buffer.write(_document(detail, script=script, template=template))
         sys.stdout.flush()
         return
-    note = read_result_note(RunDirectory(detail.summary.run_directory).result)
     if as_json:
-        print_json(asdict(detail) | {"reruns": reruns, "result_note": note})
+        print_json(asdict(detail) | {"reruns": reruns})
         return
     options = "" if os.environ.get("ORCHESTRATOR_SITE") else f" --site {shlex.quote(str(site))}"
-    findings = Findings(sizes=_sizes(detail), note=note, reruns=reruns, options=options)
+    findings = Findings(sizes=_sizes(detail), reruns=reruns, options=options)
     _print(detail, describe(detail, findings))
 
 

@@ -214,11 +214,11 @@ class AttemptStore(Database):
             session.add(event_row(tag, kind, sequence, detail, at))
         return True
 
-    def record_software(self, tag: RunTag, software: Json) -> None:
-        """Keep which programs, versions and modules this attempt ran with; a later call replaces an earlier one."""
+    def record_software(self, tag: RunTag, software: Mapping[str, Json]) -> None:
+        """Keep which programs, versions and modules this attempt ran with; a later call replaces what it names anew."""
         with self.writing() as session:
             _run, row = _locked(session, tag)
-            row.software = software
+            row.software = {**(row.software if isinstance(row.software, dict) else {}), **software}
 
 
 def identity_of(row: AttemptRow | None) -> JobIdentity | None:

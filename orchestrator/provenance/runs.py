@@ -6,7 +6,7 @@ deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from orchestrator.provenance.tables import (
     ParameterRow,
     RunRow,
 )
-from orchestrator.records import FrameCounts, JobPlan, Json, RunState, RunTag, utc_now
+from orchestrator.records import FrameCounts, JobPlan, Json, Origin, RunState, RunTag, utc_now
 
 
 class RunStore(Database):
@@ -103,6 +103,27 @@ class RunStore(Database):
             row.frames_finished = counts.finished
             row.ended_because = counts.ended_because
             row.progress_at = utc_now()
+
+    def record_defaults(self, run_id: str, values: Mapping[str, Json], *, place: str) -> None:
+        """Keep the values of those parameters that nobody decided, as the kernel tells them; known ones stay.
+
+        Parameters
+        ----------
+        values
+            All parameters that the kernel took, by name.
+        place
+            Where the defaults come from.
+        """
+        with self.writing() as session:
+            lock_run(session, run_id)
+            known = set(session.scalars(select(ParameterRow.name).where(ParameterRow.run_id == run_id)))
+            session.add_all(
+                ParameterRow(
+                    run_id=run_id, name=name, position=position, value=value, origin=Origin.DEFAULT, place=place
+                )
+                for position, (name, value) in enumerate(values.items(), start=len(known))
+                if name not in known
+            )
 
     def record_input(self, run_id: str, identity: InputIdentity) -> None:
         """Keep what an input file was; a second call for the same path and moment replaces the first."""

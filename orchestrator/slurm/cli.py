@@ -90,7 +90,8 @@ class CliGateway(Gateway):
         answer = self._run(
             "sbatch",
             *options,
-            str(submission.script_path),
+            # Not by its path: who may write there could put another script in its place before sbatch reads it.
+            script=submission.script.text,
             timeout_s=self._submit_timeout_s,
             environment=self._environment,
             folder=submission.working_directory,
@@ -212,12 +213,13 @@ class CliGateway(Gateway):
         timeout_s: float | None = None,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        script: str = "",
     ) -> _Answer:
         path = str(self._programs / program) if self._programs else program
         try:
             done = subprocess.run(
                 [path, *arguments],
-                stdin=subprocess.DEVNULL,
+                input=script.encode(),
                 capture_output=True,
                 timeout=timeout_s or self._query_timeout_s,
                 env=environment or self._environment | {"TZ": "UTC", "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"},

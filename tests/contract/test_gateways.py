@@ -80,11 +80,9 @@ def some_tag(attempt: int = 1) -> RunTag:
 
 
 def submission_of(folder: Path, work: Work, tag: RunTag) -> Submission:
-    path = folder / f"{uuid.uuid4()}.sbatch"
     text = f"#!/bin/bash\n#SBATCH --output={folder}/job-%j.log\n{work.lines}\n{work.body}\n"
-    path.write_text(text)
     script = BatchScript(text=text, template_name="test", template_text="")
-    return Submission(tag=tag, script=script, script_path=path, working_directory=folder)
+    return Submission(tag=tag, script=script, working_directory=folder)
 
 
 def eventually(ask: Callable[[], T | None], *, within_s: float = 60.0) -> T:
@@ -449,9 +447,9 @@ import os, signal
 from pathlib import Path
 from orchestrator.records import *
 from orchestrator.slurm.local import LocalGateway
-script = BatchScript(text=Path({str(submission.script_path)!r}).read_text(), template_name="", template_text="")
+script = BatchScript(text={submission.script.text!r}, template_name="", template_text="")
 LocalGateway(Path({str(tmp_path / "local")!r})).submit(Submission(
-    tag=RunTag(run_id={tag.run_id!r}, attempt=1), script=script, script_path=Path({str(submission.script_path)!r}),
+    tag=RunTag(run_id={tag.run_id!r}, attempt=1), script=script,
     working_directory=Path({str(tmp_path)!r})))
 os.killpg(os.getpgid(0), signal.SIGKILL)
 """
@@ -473,13 +471,12 @@ os.killpg(os.getpgid(0), signal.SIGKILL)
 from pathlib import Path
 from orchestrator.records import *
 from orchestrator.slurm.local import LocalGateway
-path = Path({str(submission.script_path)!r})
-script = BatchScript(text=path.read_text(), template_name="", template_text="")
+script = BatchScript(text={submission.script.text!r}, template_name="", template_text="")
 gateway = LocalGateway(Path({str(tmp_path / "local")!r}), parallel=2)
 print("ready", flush=True)
 for attempt in range(1, 1000):
     tag = RunTag(run_id={run_id!r}, attempt=attempt)
-    gateway.submit(Submission(tag=tag, script=script, script_path=path, working_directory=path.parent))
+    gateway.submit(Submission(tag=tag, script=script, working_directory=Path({str(submission.working_directory)!r})))
 """
         with subprocess.Popen([sys.executable, "-c", service], stdout=subprocess.PIPE) as submitter:
             assert submitter.stdout is not None

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import GatewayUnavailable
 from orchestrator.following import LAST_WORD_PATIENCE, LATE_PATIENCE, USAGE_INTERVAL
 from orchestrator.provenance import InputMoment
-from orchestrator.records import Evidence, JobIdentity, JobReport, RunState
+from orchestrator.records import Evidence, JobIdentity, JobReport, Origin, RunState
 from orchestrator.slurm.memory import Meets
 from tests.unit.trip import Trip
 
@@ -164,6 +164,21 @@ def test_a_broken_file_costs_its_own_run_only(trip: Trip, caplog: pytest.LogCapt
     assert trip.follower.cycle() == 0
     assert trip.run("bad").summary.state is RunState.FAILED
     assert "not a progress file" in caplog.text
+
+
+def test_what_the_kernel_tells_about_itself_joins_the_record(trip: Trip) -> None:
+    trip.submitted()
+    (bins,) = trip.run().parameters
+    trip.kernel_says(state="running", parameters={"bins": 7, "unit": "q_nm^-1", "mask": None}, software={"hdf5": "2.0"})
+    for follower in (trip.follower, trip.new_follower()):
+        follower.cycle()
+    run = trip.run()
+    assert run.parameters[0] == bins  # what was decided stays, with who decided it
+    assert [(item.name, item.value, item.origin) for item in run.parameters[1:]] == [
+        ("unit", "q_nm^-1", Origin.DEFAULT),
+        ("mask", None, Origin.DEFAULT),
+    ]
+    assert run.attempts[0].software == {"loaded": {"hdf5": "2.0"}}
 
 
 def test_a_service_that_starts_again_takes_in_nothing_twice(trip: Trip) -> None:
