@@ -50,6 +50,11 @@ class FrameDataset:
                 f"{self.place}: shape {self._id.shape} of {self._id.dtype}, but frames need (…, y, x) of numbers",
                 remedy="give the dataset of the detector's frames",
             )
+        if dataset.external:
+            raise UnusableInput(
+                f"{self.place}: its values are stored outside HDF5, in {dataset.external[0][0]}",
+                remedy="give a dataset whose frames are stored in HDF5 files; any file could be read this way",
+            )
         self.frame_shape: tuple[int, int] = self._id.shape[-2:]
         self.dtype: np.dtype[np.generic] = self._id.dtype
         self.chunks: tuple[int, ...] | None = dataset.chunks

@@ -110,3 +110,12 @@ def test_number_of_frames_in_a_file_is_told_by_its_chunks(
     dataset = FrameDataset(library.dataset(path, "/data"), path, live=False)
     assert [dataset.holds(count) for count in (held, held + 1)] == [True, False]
     library.close()
+
+
+def test_frames_stored_outside_hdf5_are_refused(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(range(16)))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("frames", (1, 4, 4), "u1", external=[(str(secret), 0, 16)])
+    with h5py.File(tmp_path / "x.h5") as file, pytest.raises(UnusableInput, match="stored outside HDF5"):
+        FrameDataset(file["frames"], tmp_path / "x.h5", live=False)
