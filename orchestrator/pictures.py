@@ -72,10 +72,11 @@ def read_patterns(result: Path) -> Patterns:
         data = default_plot(file)
         signal, axis = str(data.attrs["signal"]), str(np.atleast_1d(data.attrs["axes"])[-1])
         radial, unit = data[axis][()], str(data[axis].attrs.get("units", ""))
+        name = str(data[axis].attrs.get("long_name", axis))
         errors = f"{signal}_errors"
         patterns = Patterns(
             radial=radial,
-            label=f"{axis} ({unit})" if unit else axis,
+            label=f"{name} ({unit})" if unit else name,
             intensity=data[signal][()].reshape(-1, radial.size),
             errors=data[errors][()].reshape(-1, radial.size) if errors in data else None,
         )
