@@ -580,6 +580,25 @@ class StoreContract:
         ]
         assert (detail.summary.state, detail.summary.reason) == (RunState.PENDING, "")
 
+    def test_the_kernels_defaults_join_the_parameters_and_change_none_that_was_decided(self, store: Store) -> None:
+        tag = submitted(store)
+        decided = store.run(tag.run_id).parameters
+        told = {"unit": "q_nm^-1", "dark": None} | {parameter.name: "other" for parameter in decided}
+        for _ in range(2):
+            store.record_defaults(tag.run_id, told, place="the kernel's")
+        parameters = store.run(tag.run_id).parameters
+        assert parameters[: len(decided)] == decided
+        assert {(item.name, item.value, item.origin) for item in parameters[len(decided) :]} == {
+            ("unit", "q_nm^-1", Origin.DEFAULT),
+            ("dark", None, Origin.DEFAULT),
+        }
+
+    def test_software_of_the_job_and_of_the_kernel_stand_side_by_side(self, store: Store) -> None:
+        tag = submitted(store)
+        store.record_software(tag, {"loaded": {"hdf5": "2.0.0"}})
+        store.record_software(tag, {"python": "3.11.2"})
+        assert store.run(tag.run_id).attempts[0].software == {"loaded": {"hdf5": "2.0.0"}, "python": "3.11.2"}
+
     def test_an_obstacle_is_said_while_a_run_waits_and_forgotten_once_it_goes_on(self, store: Store) -> None:
         tag = planned(store)
         store.record_obstacle(tag.run_id, "waiting: no space left")
