@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -162,8 +161,18 @@ def shipped(*parts: str) -> Path:
     raise NotFound(f"{'/'.join(parts)} did not come with this installation", remedy="install the program again")
 
 
-def write_site(demonstration: Demonstration, environment: Mapping[str, str]) -> Path:
-    """Write the demonstration's own site file: the shipped one, with this folder and these addresses."""
+def write_site(
+    demonstration: Demonstration, environment: Mapping[str, str], more_changes: Mapping[str, object] | None = None
+) -> Path:
+    """Write the demonstration's own site file: the shipped one, with this folder and these addresses.
+
+    Parameters
+    ----------
+    environment
+        What the stack told to export; empty when embedded.
+    more_changes
+        Values by their dotted keys, in place of the shipped ones.
+    """
     template = shipped("site-configs", "embedded.toml" if demonstration.embedded else "demo.toml")
     document = tomlkit.parse(template.read_text())
     directory = demonstration.directory
@@ -182,11 +191,10 @@ def write_site(demonstration: Demonstration, environment: Mapping[str, str]) -> 
             "stomp.brokers": [environment["ORCHESTRATOR_BROKER"]],
             "stomp.credentials_file": environment["ORCHESTRATOR_BROKER_CREDENTIALS"],
         }
-    for dotted, value in changes.items():
+    for dotted, value in (changes | dict(more_changes or {})).items():
         _set(document, dotted.split("."), value)
     site = directory / "site.toml"
     site.write_text(tomlkit.dumps(document))
-    tomllib.loads(site.read_text())
     return site
 
 

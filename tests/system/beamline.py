@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import tomlkit
-
 from orchestrator.demonstration import FRAMES_DATASET, Demonstration, write_site
 from orchestrator.listening.spool import drop
 from orchestrator.listening.stomp import publish
@@ -33,22 +31,10 @@ class Beamline:
         self.directory = directory
         (directory / "data").mkdir(parents=True)
         self.environment = {} if stack is None else stack.environment()
-        self.site = write_site(Demonstration(directory=directory, embedded=stack is None), self.environment)
-        if changes:
-            self._change_site(changes)
+        self.site = write_site(Demonstration(directory=directory, embedded=stack is None), self.environment, changes)
         self.settings = load_settings(self.site)
         self.store: Store = open_store(self.settings, create=True)
         self._service: subprocess.Popen[bytes] | None = None
-
-    def _change_site(self, changes: Mapping[str, object]) -> None:
-        document = tomlkit.parse(self.site.read_text())
-        for dotted, value in changes.items():
-            *tables, key = dotted.split(".")
-            table = document
-            for name in tables:
-                table = table.setdefault(name, tomlkit.table())
-            table[key] = value
-        self.site.write_text(tomlkit.dumps(document))
 
     def close(self) -> None:
         self.stop_service()
