@@ -213,6 +213,10 @@ class Submission:
     tag: RunTag
     script: BatchScript
     working_directory: Path
+    after: tuple[JobIdentity, ...] = ()
+    """Jobs that must end with exit code 0 before this one starts (``--dependency=afterok``)."""
+    user: str | None = None
+    """Whose job it is to be; None for the service's own user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +300,8 @@ class JobReport:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     comment: str = ""
+    tasks: Mapping[int, JobState] = field(default_factory=dict)
+    """State of each task of a job array, by its number; empty for other jobs. The report itself is of the whole array."""
     usage: Mapping[str, Scalar] = field(default_factory=dict)
     """From accounting: ``elapsed_s``, ``cpu_s``, ``max_rss_bytes`` and the like."""
 

@@ -50,8 +50,10 @@ class Gateway(ABC):
     def submit(self, submission: Submission) -> SubmittedJob:
         """Hand a script to SLURM, once.
 
-        The script's own ``#SBATCH`` lines decide; the submitter's ``SLURM_*`` and ``SBATCH_*`` variables don't leak
-        into the job. The job carries the tag's name and comment.
+        The script's own ``#SBATCH`` lines decide, ``--array`` among them; the submitter's ``SLURM_*`` and ``SBATCH_*``
+        variables don't leak into the job. The job carries the tag's name and comment, waits for the jobs that the
+        submission comes after, and belongs to the submission's user; a route that can't submit for another user
+        refuses.
 
         Raises
         ------

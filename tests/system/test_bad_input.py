@@ -50,6 +50,13 @@ def message_in(beamline: Beamline, state: MessageState, *, within_s: float = 20)
     return records[0]
 
 
+def wait_until_gone(path: Path, *, within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while path.exists():
+        assert time.monotonic() < deadline, f"{path} is still there"
+        time.sleep(0.1)
+
+
 # ---------------------------------------------------------------------------------------------------- messages
 
 
@@ -70,7 +77,9 @@ def test_a_message_that_cannot_be_understood_is_put_aside_with_the_reason(
     assert record.rejection is not None
     assert words in record.rejection
     assert beamline.settings.spool is not None
-    rejected = beamline.settings.spool.folder / "rejected"
+    folder = beamline.settings.spool.folder
+    wait_until_gone(folder / "bad.json")  # it is put aside after its verdict is recorded
+    rejected = folder / "rejected"
     assert (rejected / "bad.json").read_bytes() == body
     assert words in (rejected / "bad.json.reason.txt").read_text()
     listed = beamline.command("messages", "--state", "rejected")
