@@ -301,7 +301,7 @@ class JobReport:
     ended_at: datetime | None = None
     comment: str = ""
     tasks: Mapping[int, JobState] = field(default_factory=dict)
-    """State of each task of a job array, by its number; empty for other jobs. The report itself is of the whole array."""
+    """State of each task of a job array, by its number; empty for other jobs. The report is of the whole array."""
     usage: Mapping[str, Scalar] = field(default_factory=dict)
     """From accounting: ``elapsed_s``, ``cpu_s``, ``max_rss_bytes`` and the like."""
 
