@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import GatewayError, GatewayUnavailable, InvalidSettings, OrchestratorError, StoreUnavailable
 from orchestrator.evidence import (
     Conclusion,
@@ -302,7 +303,9 @@ class Follower:
         return False
 
     def _conclude(self, attempt: ActiveAttempt, conclusion: Conclusion, ended_at: datetime | None = None) -> None:
+        reached(CrashPoint.BEFORE_CONCLUSION)
         self.store.finish_run(attempt.tag.run_id, conclusion.state, conclusion.reason, ended_at or self.now())
+        reached(CrashPoint.CONCLUDED)
         if self._late is not None:
             self._late[attempt.tag] = _Late(attempt=attempt, since=self.now())
         level = logging.INFO if conclusion.state is RunState.COMPLETE else logging.WARNING

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeAlias
 
+from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import InvalidSettings, StoreUnavailable
 from orchestrator.messages import MAX_BYTES
 from orchestrator.records import RawMessage, utc_now
@@ -146,6 +147,7 @@ class Door(ABC):
         its turn.
         """
         self._count(received=1)
+        reached(CrashPoint.MESSAGE_RECEIVED)
         said = ""
         for delay_s in backoff(initial_s=0.2, longest_s=15.0):
             try:

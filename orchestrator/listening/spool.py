@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import DoorUnavailable, InvalidInput
 from orchestrator.listening.door import Accepted, Door, Handler, Rejected, Verdict, backoff, raw_message
 from orchestrator.messages import MAX_BYTES
@@ -161,7 +162,9 @@ class SpoolDoor(Door):
         try:
             if isinstance(verdict, Rejected):
                 write_atomically(target.with_name(f"{target.name}.reason.txt"), f"{verdict.reason}\n")
+            reached(CrashPoint.BEFORE_ACKNOWLEDGEMENT)
             path.rename(target)
+            reached(CrashPoint.ACKNOWLEDGED)
         except BaseException:
             target.unlink()
             raise

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 
+from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import DoorUnavailable, InvalidSettings
 from orchestrator.listening.broker import BrokerSession, Delivery
 from orchestrator.listening.door import Door, Handler, Rejected, backoff, raw_message
@@ -77,7 +78,9 @@ class StompDoor(Door):
             session.send(
                 self._settings.dead_letter_destination, delivery.body, self._dead_letter_headers(delivery, verdict)
             )
+        reached(CrashPoint.BEFORE_ACKNOWLEDGEMENT)
         session.acknowledge(delivery)
+        reached(CrashPoint.ACKNOWLEDGED)
 
     def _dead_letter_headers(self, delivery: Delivery, verdict: Rejected) -> dict[str, str]:
         return {

@@ -28,6 +28,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import InvalidSettings, OrchestratorError, StoreUnavailable
 
 _DRIVERS = {
@@ -103,6 +104,9 @@ class Database:
             session.begin(),
         ):
             yield session
+            session.flush()
+            reached(CrashPoint.BEFORE_COMMIT)
+        reached(CrashPoint.AFTER_COMMIT)
 
     @contextmanager
     def connected(self) -> Iterator[Connection]:
