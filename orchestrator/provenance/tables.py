@@ -250,3 +250,13 @@ class OutputRow(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Name(64))
     recorded_at: Mapped[datetime]
+
+
+class LeaseRow(Base):
+    """Work that one of several services does at a time, and whose it is until when, by the database's clock."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(Name(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(Name())
+    until: Mapped[datetime]
