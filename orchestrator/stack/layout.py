@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -58,6 +58,8 @@ class Layout:
     """By the daemon's name; ``broker-tls`` is the broker's second one."""
     password: str
     """Of the user ``orchestrator`` at the broker and the database."""
+    slurm_settings: Mapping[str, str] = field(default_factory=dict)
+    """What slurm.conf says otherwise than in other stacks."""
 
     @property
     def logs(self) -> Path:
@@ -188,6 +190,7 @@ def load(directory: Path) -> Layout | None:
             nodes=int(fields["nodes"]),
             ports={str(name): int(port) for name, port in fields["ports"].items()},
             password=str(fields["password"]),
+            slurm_settings={str(name): str(value) for name, value in fields.get("slurm_settings", {}).items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as broken:
         raise StackError(

@@ -43,7 +43,8 @@ SETTINGS = {
     "SchedulerType": "sched/backfill",
     "SchedulerParameters": "batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1",
     "PriorityType": "priority/basic",
-    "PreemptType": "preempt/none",
+    "PreemptType": "preempt/partition_prio",
+    "PreemptMode": "REQUEUE",
     "JobAcctGatherType": "jobacct_gather/linux",
     "JobAcctGatherFrequency": "task=1",
     "JobAcctGatherParams": "OverMemoryKill",
@@ -62,6 +63,9 @@ SETTINGS = {
     "SlurmdDebug": "info",
 }
 
+CGROUP_SETTINGS = "ConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n"
+"""Without effect unless a stack's own settings have TaskPlugin=task/cgroup; cgroup.conf(5)."""
+
 
 def prepare(layout: Layout) -> bool:
     """Write slurm.conf and the key for tokens; return whether the configuration differs from the one before."""
@@ -75,6 +79,7 @@ def prepare(layout: Layout) -> bool:
     text = configuration(layout)
     changed = not layout.slurm_conf.exists() or layout.slurm_conf.read_text() != text
     write_private(layout.slurm_conf, text, mode=0o644)
+    write_private(folder / "cgroup.conf", CGROUP_SETTINGS, mode=0o644)
     return changed
 
 
@@ -99,6 +104,7 @@ def configuration(layout: Layout) -> str:
         **SETTINGS,
         **listening("NoInAddrAny,NoCtldInAddrAny"),
         **_accounting(layout),
+        **layout.slurm_settings,
     }
     lines = [f"{name}={value}" for name, value in settings.items()]
     return "\n".join([*lines, *_nodes(layout), *_partitions(), ""])
@@ -137,6 +143,8 @@ def _partitions() -> list[str]:
     return [
         "PartitionName=live Nodes=ALL Default=YES MaxTime=24:00:00 DefaultTime=01:00:00 State=UP",
         "PartitionName=debug Nodes=ALL Default=NO MaxTime=00:30:00 DefaultTime=00:05:00 State=UP",
+        # Its jobs put those of the others back into the queue where there is no room for both.
+        "PartitionName=urgent Nodes=ALL Default=NO MaxTime=00:30:00 DefaultTime=00:05:00 State=UP PriorityTier=10",
     ]
 
 

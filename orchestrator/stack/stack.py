@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from orchestrator.errors import StackError
@@ -38,7 +38,13 @@ class Stack:
 
     # ------------------------------------------------------------------------------------------ up and down
 
-    def up(self, services: Collection[str] = DEFAULT_SERVICES, *, nodes: int | None = None) -> None:
+    def up(
+        self,
+        services: Collection[str] = DEFAULT_SERVICES,
+        *,
+        nodes: int | None = None,
+        slurm_settings: Mapping[str, str] | None = None,
+    ) -> None:
         """Bring daemons up and wait until each has answered; running ones are kept, dead ones started again.
 
         Parameters
@@ -47,6 +53,9 @@ class Stack:
             Of `Service`; those that they need are added. On a running stack they add to what is there.
         nodes
             Number of slurmd; the present number, or 2, where None.
+        slurm_settings
+            Options of slurm.conf that are to differ from the usual ones (`orchestrator.stack.slurm.SETTINGS`), for
+            good; the present ones where None. SLURM's daemons are started anew when they change.
 
         Raises
         ------
@@ -57,6 +66,8 @@ class Stack:
         catalogue.require_programs(wanted)
         with self._locked():
             facts = self._layout_for(wanted, nodes)
+            if slurm_settings is not None:
+                facts = replace(facts, slurm_settings=dict(slurm_settings))
             layout.save(facts)
             if catalogue.prepare(facts):
                 # Running jobs outlive this.
