@@ -20,10 +20,12 @@ from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, Sub
 from orchestrator.slurm import parsing
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
-from orchestrator.slurm.gateway import Gateway, GatewayInfo
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, dependency
 
 _IDS_PER_CALL = 10_000
 """Linux limits one argument to 128 KiB; this many ids fit."""
+_PRINTED_SO = {"TZ": "UTC", "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8", "SLURM_BITSTR_LEN": "0"}
+"""How the commands are to print: times as seconds, lists of array tasks whole."""
 _ACCOUNTING_ABSENT = re.compile(r"accounting storage is disabled", re.IGNORECASE)
 _ABSENT_STORAGE = frozenset({"accounting_storage/none", "none", "(null)", "", "N/A"})
 _INVALID_ID = "Invalid job id specified"
@@ -86,7 +88,10 @@ class CliGateway(Gateway):
         if not submission.working_directory.is_dir():
             raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")
         # The script carries name and comment too; here they hold whatever a template leaves out.
-        options = ("--parsable", f"--job-name={submission.tag.job_name}", f"--comment={submission.tag.comment}")
+        options = ["--parsable", f"--job-name={submission.tag.job_name}", f"--comment={submission.tag.comment}"]
+        if submission.after:
+            # On the command line, not in the script, which stays fit to be run again by itself.
+            options += [f"--dependency={dependency(submission.after)}", "--kill-on-invalid-dep=yes"]
         answer = self._run(
             "sbatch",
             *options,
@@ -222,7 +227,7 @@ class CliGateway(Gateway):
                 input=script.encode(),
                 capture_output=True,
                 timeout=timeout_s or self._query_timeout_s,
-                env=environment or self._environment | {"TZ": "UTC", "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"},
+                env=environment or self._environment | _PRINTED_SO,
                 cwd=folder,
                 check=False,
                 # A Ctrl-C in the service's terminal must not reach a submission that is under way.

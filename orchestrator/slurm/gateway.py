@@ -19,6 +19,15 @@ CLOCK_DIFFERENCE = timedelta(minutes=5)
 """How far SLURM's clock may be from ours when a job is looked for that was submitted since a moment of ours."""
 
 
+
+def dependency(after: Sequence[JobIdentity]) -> str:
+    """Return SLURM's ``--dependency`` for a job that comes after others; no text when there are none.
+
+    An id that the controller has forgotten counts as satisfied (SLURM 22.05): the job's own fence looks again.
+    """
+    return "afterok:" + ":".join(str(job.job_id) for job in after) if after else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatewayInfo:
     """What stands behind a gateway."""
@@ -53,7 +62,8 @@ class Gateway(ABC):
         The script's own ``#SBATCH`` lines decide, ``--array`` among them; the submitter's ``SLURM_*`` and ``SBATCH_*``
         variables don't leak into the job. The job carries the tag's name and comment, waits for the jobs that the
         submission comes after, and belongs to the submission's user; a route that can't submit for another user
-        refuses.
+        refuses. A job that comes after one that failed never runs: it is cancelled, or waits with the reason
+        ``DependencyNeverSatisfied`` until somebody cancels it. A job array is one job, here and in every report.
 
         Raises
         ------
@@ -101,7 +111,7 @@ class Gateway(ABC):
 
     @abstractmethod
     def cancel(self, job: JobIdentity) -> None:
-        """End a job. Cancelling one that has ended already is no error.
+        """End a job, of an array all tasks. Cancelling one that has ended already is no error.
 
         Raises
         ------

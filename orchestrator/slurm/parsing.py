@@ -14,25 +14,28 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, RunTag, Scalar
+from orchestrator.slurm import arrays
 from orchestrator.slurm.states import job_state
 
 SEPARATOR = "\x1f"
 
 QUEUE_FIELDS = (
-    "JobID", "State", "Reason", "SubmitTime", "StartTime", "EndTime", "exit_code", "RestartCnt", "NodeList", "Name",
+    "JobArrayID", "State", "Reason", "SubmitTime", "StartTime", "EndTime", "exit_code", "RestartCnt", "NodeList", "Name",
     "Comment",
 )  # fmt: skip
 QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_FIELDS)
 """For ``squeue --Format``. Width 0 means neither padding nor truncation."""
 
 ACCOUNT_FIELDS = (
-    "JobIDRaw", "State", "ExitCode", "DerivedExitCode", "Submit", "Start", "End", "ElapsedRaw", "TotalCPU", "MaxRSS",
+    "JobID", "State", "ExitCode", "DerivedExitCode", "Submit", "Start", "End", "ElapsedRaw", "TotalCPU", "MaxRSS",
     "ReqMem", "AllocTRES", "NodeList", "Reason", "JobName", "Comment",
 )  # fmt: skip
 ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
 """For ``sacct --parsable2 --duplicates --format``."""
 
-_RECORD_START = re.compile(rf"\d+(\.\w+)?{SEPARATOR}")
+_JOB_ID = re.compile(r"(?P<job>\d+)(\+(?P<offset>\d+))?(_(?P<tasks>\d+|\[[^\]]*\]))?")
+"""``7``, the tasks of an array ``7_4`` or ``7_[5-9%2]``, the second component of a heterogeneous job ``7+1``."""
+_RECORD_START = re.compile(rf"{_JOB_ID.pattern}(\.\w+)?{SEPARATOR}")
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "Unknown", "None assigned", "n/a"})
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
@@ -50,18 +53,20 @@ def parse_config(text: str) -> dict[str, str]:
 
 
 def parse_squeue(text: str, *, cluster: str) -> list[JobReport]:
-    """Return one report per job of ``squeue --noheader --Format=QUEUE_FORMAT``."""
-    return [_queued(fields, cluster) for fields in _records(text, QUEUE_FIELDS)]
+    """Return one report per job of ``squeue --noheader --Format=QUEUE_FORMAT``; an array is one job."""
+    return arrays.folded(_queued(fields, cluster) for fields in _records(text, QUEUE_FIELDS))
 
 
 def parse_sacct(text: str, *, cluster: str) -> list[JobReport]:
     """Return one report per run of a job: a requeued job has several with the same id, the oldest first.
 
+    The tasks of an array are rows as `arrays` takes them; `latest_of` makes one report of them.
+
     What only the steps know (memory) is merged into the job they belong to.
     """
     reports: list[JobReport] = []
     for fields in _records(text, ACCOUNT_FIELDS):
-        if "." not in fields["JobIDRaw"]:
+        if "." not in fields["JobID"]:
             reports.append(_accounted(fields, cluster))
         elif reports:
             reports[-1] = _with_step(reports[-1], fields)
@@ -84,8 +89,8 @@ def _records(text: str, names: tuple[str, ...]) -> Iterator[dict[str, str]]:
 def _queued(fields: dict[str, str], cluster: str) -> JobReport:
     state = job_state(fields["State"])
     code, signal = _exit(fields["exit_code"]) if state.ended else (None, None)
-    return JobReport(
-        identity=_identity(fields["JobID"], fields["SubmitTime"], cluster),
+    report = JobReport(
+        identity=_identity(fields["JobArrayID"], fields["SubmitTime"], cluster),
         name=fields["Name"],
         state=state,
         words=fields["State"],
@@ -101,13 +106,14 @@ def _queued(fields: dict[str, str], cluster: str) -> JobReport:
         ended_at=parse_time(fields["EndTime"]) if state.ended else None,
         comment=_text(fields["Comment"]),
     )
+    return _row(report, fields["JobArrayID"])
 
 
 def _accounted(fields: dict[str, str], cluster: str) -> JobReport:
     state = job_state(fields["State"])
     code, signal = _exit(fields["ExitCode"]) if state.ended else (None, None)
-    return JobReport(
-        identity=_identity(fields["JobIDRaw"], fields["Submit"], cluster),
+    report = JobReport(
+        identity=_identity(fields["JobID"], fields["Submit"], cluster),
         name=fields["JobName"],
         state=state,
         words=fields["State"],
@@ -121,6 +127,7 @@ def _accounted(fields: dict[str, str], cluster: str) -> JobReport:
         comment=_text(fields["Comment"]),
         usage=_usage(fields),
     )
+    return _row(report, fields["JobID"])
 
 
 def _usage(fields: dict[str, str]) -> dict[str, Scalar]:
@@ -143,7 +150,18 @@ def _with_step(job: JobReport, step: dict[str, str]) -> JobReport:
 
 def _identity(job_id: str, submitted: str, cluster: str) -> JobIdentity:
     at = parse_time(submitted) or datetime.fromtimestamp(0, UTC)
-    return JobIdentity(cluster=cluster, job_id=int(job_id), submitted_at=at)
+    found = _job_id(job_id)
+    return JobIdentity(cluster=cluster, job_id=int(found["job"]) + int(found["offset"] or 0), submitted_at=at)
+
+
+def _row(report: JobReport, job_id: str) -> JobReport:
+    return arrays.row(report, array_job_id=report.identity.job_id, tasks=_job_id(job_id)["tasks"] or "")
+
+
+def _job_id(text: str) -> re.Match[str]:
+    if (found := _JOB_ID.fullmatch(text)) is None:
+        raise ValueError(f"{text!r} is no job id")
+    return found
 
 
 def _text(value: str) -> str:
@@ -207,7 +225,16 @@ def latest_of(jobs: Iterable[JobIdentity], records: Iterable[JobReport]) -> dict
     for record in records:
         by_id[record.identity.job_id].append(record)
     runs = {job: runs_of(job, by_id[job.job_id]) for job in jobs}
-    return {job: replace(found[-1], identity=job, restarts=len(found) - 1) for job, found in runs.items() if found}
+    return {job: replace(_last_run(found), identity=job) for job, found in runs.items() if found}
+
+
+def _last_run(records: Sequence[JobReport]) -> JobReport:
+    """Return the last of a job's records, oldest first; of an array those of each task, folded."""
+    by_tasks: dict[tuple[int, ...], list[JobReport]] = defaultdict(list)
+    for record in records:
+        by_tasks[tuple(record.tasks)].append(record)
+    last = [replace(same[-1], restarts=len(same) - 1) for same in by_tasks.values()]
+    return arrays.fold(last) if records[0].tasks else last[0]
 
 
 def runs_of(job: JobIdentity, same_id: Sequence[JobReport]) -> list[JobReport]:
