@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateNotFound, TemplateSyntaxError
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateNotFound, TemplateSyntaxError, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -163,8 +163,10 @@ class _Rendering:
     def script(self, template: str, variables: Mapping[str, object]) -> str:
         text = self._without_unset_directives(self._rendered(template, variables))
         self._refuse_control_characters(text, template)
+        # Scripts of one template differ in the nonce alone until values are put in: the scan of one does for all.
+        alike = text.replace(self._nonce, "0" * len(self._nonce))
         try:
-            script = place_values(text, self._spots(text), lambda spot, context: self._written(spot, context, text))
+            script = place_values(alike, self._spots(text), lambda spot, context: self._written(spot, context, text))
         except Misplaced as error:
             raise self._invalid(error, template) from error
         _check_script(script, template)
@@ -220,13 +222,17 @@ class _Rendering:
 
     # ------------------------------------------------------------------------------------------- placeholders
 
-    def _placeholder(self, value: object, template: str, line: int) -> _Placeholder:
+    # Filters that take the context are never called while compiling: renderings share what is compiled.
+
+    @pass_context
+    def _placeholder(self, _context: Context, value: object, template: str, line: int) -> _Placeholder:
         if isinstance(value, StrictUndefined):
             str(value)  # raises, with the name that isn't defined
         self._values.append(_Value(value, template, line))
         return _Placeholder(f"\x02{self._nonce}:{len(self._values) - 1}\x03")
 
-    def _counted(self, values: Iterable[object]) -> Iterator[object]:
+    @pass_context
+    def _counted(self, _context: Context, values: Iterable[object]) -> Iterator[object]:
         for value in values:
             self._rounds += 1
             if self._rounds > MAX_ROUNDS:

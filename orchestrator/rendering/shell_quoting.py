@@ -13,6 +13,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+,-]+")
 _RESERVED = frozenset(
@@ -119,10 +120,8 @@ class _Scanner:
     text: str
     spots: Mapping[int, Spot]
     """By start."""
-    write: Callable[[Spot, str], str]
     position: int = 0
-    copied: int = 0
-    out: list[str] = field(default_factory=list)
+    placed: list[tuple[Spot, str]] = field(default_factory=list)
     stack: list[str] = field(default_factory=list)
     heredocs: list[tuple[str, bool]] = field(default_factory=list)
     arithmetic_depth: int = 0
@@ -132,7 +131,7 @@ class _Scanner:
         self.starts = sorted(self.spots)
         self.ends = {spot.end: spot for spot in self.spots.values()}
 
-    def run(self) -> str:
+    def run(self) -> tuple[tuple[Spot, str], ...]:
         while self.position < len(self.text):
             spot = self.spots.get(self.position)
             if spot is not None:
@@ -143,7 +142,7 @@ class _Scanner:
             raise self._fault(f"the here-document {self.heredocs[0][0]} has no end")
         if self.stack:
             raise self._fault(f"{_NAMES[self.stack[-1]]} begun earlier never end")
-        return "".join((*self.out, self.text[self.copied :]))
+        return tuple(self.placed)
 
     # ------------------------------------------------------------------------------------------------ values
 
@@ -170,9 +169,8 @@ class _Scanner:
         return self.ends.get(spot.start)
 
     def _put(self, spot: Spot, context: str) -> None:
-        self.out.append(self.text[self.copied : spot.start])
-        self.out.append(self.write(spot, context))
-        self.position = self.copied = spot.end
+        self.placed.append((spot, context))
+        self.position = spot.end
 
     # ------------------------------------------------------------------------------------------------ shell
 
@@ -440,4 +438,15 @@ def place_values(text: str, spots: Sequence[Spot], write: Callable[[Spot, str], 
     Misplaced
         When a value stands anywhere else, or the script can't be followed with certainty.
     """
-    return _Scanner(text, {spot.start: spot for spot in spots}, write).run()
+    out: list[str] = []
+    copied = 0
+    for spot, context in _contexts(text, tuple(spots)):
+        out += (text[copied : spot.start], write(spot, context))
+        copied = spot.end
+    return "".join((*out, text[copied:]))
+
+
+@lru_cache(maxsize=32)
+def _contexts(text: str, spots: tuple[Spot, ...]) -> tuple[tuple[Spot, str], ...]:
+    """Return the context of each spot, in their order; it depends on no value, so scripts of one template share it."""
+    return _Scanner(text, {spot.start: spot for spot in spots}).run()

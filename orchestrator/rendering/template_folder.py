@@ -10,9 +10,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from types import CodeType
 from typing import ClassVar
 
 from jinja2 import Environment, FileSystemLoader, Template, nodes
+from jinja2.utils import LRUCache
 
 from orchestrator.errors import InvalidTemplate
 
@@ -26,11 +28,17 @@ _REFUSED: tuple[type[nodes.Node], ...] = (
 
 
 class TemplateFolder(FileSystemLoader):
-    """Loads templates from one folder, checks them, and remembers what it loaded."""
+    """Loads templates from one folder, checks them, and remembers what it loaded.
+
+    Files are read anew each time, so that an edit counts at once; a text that was compiled before isn't compiled again.
+    All environments that use this loader must have the same options and filters.
+    """
 
     PLACEHOLDER_FILTER: ClassVar[str] = "placeholder for a value"
     """Not a name that a template could write."""
     COUNTED_FILTER: ClassVar[str] = "rounds of a loop"
+    _codes: ClassVar[LRUCache] = LRUCache(256)
+    """Compiled templates by name, file and text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -51,15 +59,20 @@ class TemplateFolder(FileSystemLoader):
         """Read, check and compile one template."""
         self.latest = name
         source, filename, uptodate = self.get_source(environment, name)
+        code = self._codes.get((name, filename, source))
+        if code is None:
+            code = self._codes[name, filename, source] = self._compiled(environment, source, name, filename)
+        self._loaded[name] = source
+        return environment.template_class.from_code(environment, code, dict(globals or {}), uptodate)
+
+    def _compiled(self, environment: Environment, source: str, name: str, filename: str) -> CodeType:
         tree = environment.parse(source, name, filename)
         self._check(tree, name)
         for output in tree.find_all(nodes.Output):
             output.nodes = [self._through_placeholder(node, name) for node in output.nodes]
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, self.COUNTED_FILTER, [], [], None, None, lineno=loop.lineno)
-        self._loaded[name] = source
-        code = environment.compile(tree, name, filename)
-        return environment.template_class.from_code(environment, code, dict(globals or {}), uptodate)
+        return environment.compile(tree, name, filename)
 
     def place_of(self, error: BaseException, *, default: str) -> tuple[str, int]:
         """Return the template and the line in which an error arose while rendering."""

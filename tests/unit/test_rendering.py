@@ -373,6 +373,18 @@ def test_many_values_take_little_time(rendered: Callable[..., str]) -> None:
     assert time.process_time() - began < 10
 
 
+def test_what_is_rendered_again_is_the_same_and_an_edited_template_counts_at_once(
+    rendered: Callable[..., str], folder: Path
+) -> None:
+    (folder / "_part.j2").write_text("echo before {{ 'a b' }} {% for n in [1, 2] %}{{ n }} {% endfor %}end\n")
+    body = "{% include '_part.j2' %}\necho {{ 'constant $x' }} {{ plan.modules[0] }}\n"
+    first, again = rendered(body, "a"), rendered(body, "a")
+    assert first == again == "#!/bin/bash\necho before 'a b' 1 2 end\necho 'constant $x' a\n"
+    assert rendered(body, "it's") == first.replace(" a\n", " 'it'\\''s'\n")
+    (folder / "_part.j2").write_text("echo after\n")
+    assert rendered(body, "a") == "#!/bin/bash\necho after\necho 'constant $x' a\n"
+
+
 def test_arithmetic_with_numbers_is_allowed(rendered: Callable[..., str]) -> None:
     assert "echo 8 1\n" in rendered("echo {{ job.attempt * 8 }} {{ 9 % 2 }}\n")
 
