@@ -1,0 +1,62 @@
+"""``script/bench``: what to measure, and how often."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import dispatch
+import following
+from bench_site import ROUTES, private_stack
+from peers_environment import PEERS
+
+from orchestrator.errors import OrchestratorError
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="script/bench", description="Measures this program beside its alternatives.")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    command = kinds.add_parser("dispatch", help="from a message to an accepted job, and following active jobs")
+    command.add_argument(
+        "--jobs", type=int, default=100, metavar="N", help="jobs per contender and round (%(default)s)"
+    )
+    command.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds; medians are told (%(default)s)")
+    command.add_argument(
+        "--idle", type=int, default=60, metavar="N", help="single messages for the latency (%(default)s)"
+    )
+    command.add_argument(
+        "--follow", type=int, default=10_000, metavar="N", help="active jobs to follow (%(default)s; 0: none)"
+    )
+    command.add_argument("--routes", nargs="+", choices=ROUTES, default=ROUTES, help="gateways to measure (all)")
+    command.add_argument("--without-peers", action="store_true", help=f"leave out {', '.join(PEERS)}")
+    command.add_argument("--pyslurm-python", type=Path, metavar="FILE", help="an interpreter that has pyslurm")
+    command.add_argument("--database", metavar="URL", help="measure the path on this database instead of SQLite")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every single figure there")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Measure and print; 0 when every target is met, 1 when one isn't, 2 when nothing could be measured."""
+    options = arguments(sys.argv[1:])
+    logging.getLogger("orchestrator").setLevel(logging.ERROR)  # that cancelled runs are cancelled is no news here
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        try:
+            with private_stack(Path(folder)) as stack:
+                figures = dispatch.measure(options, Path(folder), stack)
+                if options.follow:
+                    figures["following"] = following.measure(options, Path(folder), stack)
+        except OrchestratorError as error:
+            sys.stderr.write(f"bench: error: {error.full_text}\n")
+            return 2
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return dispatch.report(figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
