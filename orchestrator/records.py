@@ -304,6 +304,8 @@ class JobReport:
     """State of each task of a job array, by its number; empty for other jobs. The report is of the whole array."""
     usage: Mapping[str, Scalar] = field(default_factory=dict)
     """From accounting: ``elapsed_s``, ``cpu_s``, ``max_rss_bytes`` and the like."""
+    earlier: tuple[JobReport, ...] = ()
+    """From accounting: the job's starts before this one, which SLURM ended to requeue it; the oldest first."""
 
 
 # ----------------------------------------------------------------------------------------------------- results
