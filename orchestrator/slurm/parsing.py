@@ -20,8 +20,8 @@ from orchestrator.slurm.states import job_state
 SEPARATOR = "\x1f"
 
 QUEUE_FIELDS = (
-    "JobArrayID", "State", "Reason", "SubmitTime", "StartTime", "EndTime", "exit_code", "RestartCnt", "NodeList", "Name",
-    "Comment",
+    "JobArrayID", "State", "Reason", "SubmitTime", "StartTime", "EndTime", "exit_code", "RestartCnt", "NodeList",
+    "Name", "Comment",
 )  # fmt: skip
 QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_FIELDS)
 """For ``squeue --Format``. Width 0 means neither padding nor truncation."""
@@ -233,7 +233,7 @@ def _last_run(records: Sequence[JobReport]) -> JobReport:
     by_tasks: dict[tuple[int, ...], list[JobReport]] = defaultdict(list)
     for record in records:
         by_tasks[tuple(record.tasks)].append(record)
-    last = [replace(same[-1], restarts=len(same) - 1) for same in by_tasks.values()]
+    last = [replace(same[-1], restarts=len(same) - 1, earlier=tuple(same[:-1])) for same in by_tasks.values()]
     return arrays.fold(last) if records[0].tasks else last[0]
 
 
