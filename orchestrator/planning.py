@@ -18,7 +18,7 @@ from pathlib import Path
 from orchestrator.errors import NoRecipe, PathNotAllowed
 from orchestrator.records import CollectionStart, JobPlan, Json, Origin, Parameter, Resources
 from orchestrator.runs import RunDirectory
-from orchestrator.settings import Match, Recipe, Settings
+from orchestrator.settings import Match, Recipe, Settings, retries_of
 
 _NAMESPACE = uuid.UUID("0d3f2c5e-5b0e-5f59-9a3c-6e1f5d8f7b21")
 """Never to be changed: the ids of all automatic runs hang on it."""
@@ -196,6 +196,7 @@ def plan_recipe(
         stall_timeout_s=recipe.stall_timeout_s or defaults.stall_timeout_s,
         appear_timeout_s=recipe.appear_timeout_s or defaults.appear_timeout_s,
         parent_run=parent_run,
+        retries=retries_of(recipe.retries, defaults.retries),
     )
 
 

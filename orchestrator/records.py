@@ -130,6 +130,51 @@ class Resources:
     reservation: str | None = None
     exclusive: bool = False
     requeue: bool = True
+    exclude: str | None = None
+    """Nodes that it must not run on, in SLURM's bracket notation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryRule:
+    """What is done after attempts that ended from one cause."""
+
+    times: int = 0
+    """How often a run is tried again because of it."""
+    delay_s: float = 0.0
+    """How long the next attempt waits before it is submitted."""
+    memory_factor: float = 1.0
+    """The next attempt asks for so many times the memory of this one, but not for more than `memory_max_mb`."""
+    memory_max_mb: int | None = None
+    time_factor: float = 1.0
+    """The next attempt asks for so many times the time of this one, but not for more than `time_max_min`."""
+    time_max_min: int | None = None
+    avoid_nodes: bool = False
+    """Whether the next attempt keeps away from the nodes of this one."""
+    exit_codes: tuple[int, ...] = ()
+    """Only after these exit codes; after all but the kernel's *ended in order, frames missing* when empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """Which outcomes of a run's attempts are tried again: causes that aren't there never are."""
+
+    most: int = 0
+    """How often a run is tried again in all, whatever the causes."""
+    rules: Mapping[JobState, RetryRule] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """The decision that a run gets another attempt."""
+
+    resources: Resources
+    """What the next attempt asks for."""
+    because: str
+    """What became of the attempt before, in plain words."""
+    changes: tuple[str, ...] = ()
+    """What is different, each in words with units: ``memory 4000 → 8000 MB``."""
+    not_before: datetime | None = None
+    """When it may be submitted; None for at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +201,7 @@ class JobPlan:
     appear_timeout_s: float
     requester: str = "automatic"
     parent_run: str | None = None
+    retries: Retries = Retries()
 
     def parameter_values(self) -> dict[str, Json]:
         """Return the kernel's parameters without their origins."""

@@ -20,10 +20,14 @@ from orchestrator.records import (
     CollectionOutcome,
     CollectionStart,
     JobPlan,
+    JobState,
     Json,
     Origin,
     Parameter,
     Resources,
+    Retries,
+    Retry,
+    RetryRule,
 )
 
 PLAN_VERSION = 1
@@ -53,8 +57,18 @@ def plan_from_json(document: Json) -> JobPlan:
         values["collection"] = start_from_json(values["collection"])
         values["parameters"] = tuple(_parameter(parameter) for parameter in values["parameters"])
         values["resources"] = Resources(**_members(values["resources"]))
+        if "retries" in values:
+            values["retries"] = _retries(values["retries"])
         values |= {name: Path(values[name]) for name in ("run_directory", "python")}
         return JobPlan(**values)
+
+
+def retry_from_json(document: Json) -> Retry:
+    """Rebuild the decision for another attempt; `InvalidInput` when the document isn't one."""
+    with _reading("retry"):
+        values = _members(document)
+        resources = Resources(**_members(values["resources"]))
+        return Retry(**values | {"resources": resources, "not_before": _time(values.get("not_before"))})
 
 
 def start_to_json(start: CollectionStart) -> dict[str, Json]:
@@ -125,6 +139,12 @@ def _parameter(document: Json) -> Parameter:
     values = _members(document)
     value = document["value"] if isinstance(document, dict) else None  # may hold lists
     return Parameter(**values | {"origin": Origin(values["origin"]), "value": value})
+
+
+def _retries(document: Json) -> Retries:
+    values = _members(document)
+    rules = {JobState(cause): RetryRule(**_members(rule)) for cause, rule in values["rules"].items()}
+    return Retries(**values | {"rules": rules})
 
 
 def _members(document: Json) -> dict[str, Any]:

@@ -142,13 +142,13 @@ def _known_keys(table: Sequence[str]) -> list[str]:
         # No model means a mapping from names to models.
         current = _fields(model)[part].annotation if model is not None else typing.get_args(current)[-1]
     model = _model_in(current)
-    fields = {} if model is None else _fields(model)
-    return sorted((field.alias or name) for name, field in fields.items() if name not in _NOT_IN_FILES)
+    return sorted(({} if model is None else _fields(model)).keys() - _NOT_IN_FILES)
 
 
 def _fields(model: type) -> Mapping[str, FieldInfo]:
+    """Return a model's fields by the names that a file uses."""
     fields: Mapping[str, FieldInfo] = vars(model)["__pydantic_fields__"]
-    return fields
+    return {field.alias or name: field for name, field in fields.items()}
 
 
 def _model_in(annotation: object) -> type | None:

@@ -33,6 +33,7 @@ from orchestrator.records import Scalar
 from orchestrator.sbatch_options import checked
 from orchestrator.settings.doors import Seconds, SpoolSettings, StompSettings
 from orchestrator.settings.paths import SitePath
+from orchestrator.settings.retries import RetriesRequest
 
 
 def _as_list(value: object) -> object:
@@ -102,8 +103,9 @@ class ResourceRequest(Model):
     reservation: str | None = None
     exclusive: bool | None = None
     requeue: bool | None = None
+    exclude: str | None = None
 
-    @field_validator("partition", "account", "qos", "constraint", "reservation")
+    @field_validator("partition", "account", "qos", "constraint", "reservation", "exclude")
     @classmethod
     def _fits_its_option(cls, value: str | None, info: ValidationInfo) -> str | None:
         return value if value is None else checked(str(info.field_name), value)
@@ -179,6 +181,7 @@ class Recipe(Model):
     from_metadata: Mapping[str, str] = Field(default_factory=dict)
     """Parameter -> the message's metadata field that sets it, where the message has that field."""
     resources: ResourceRequest = ResourceRequest()
+    retries: RetriesRequest = RetriesRequest()
     modules: tuple[str, ...] | None = None
     environment: Mapping[EnvironmentName, str] = Field(default_factory=dict)
     stall_timeout_s: Seconds | None = None
@@ -193,6 +196,7 @@ class Defaults(Model):
     parameters: Mapping[Name, Mapping[str, ParameterValue]] = Field(default_factory=dict)
     """Kernel -> its parameters at this site."""
     resources: ResourceRequest = ResourceRequest()
+    retries: RetriesRequest = RetriesRequest()
     modules: tuple[str, ...] = ()
     environment: Mapping[EnvironmentName, str] = Field(default_factory=dict)
     stall_timeout_s: Seconds = 300.0

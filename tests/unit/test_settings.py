@@ -26,6 +26,7 @@ from orchestrator.settings import (
     TlsSettings,
     load_settings,
 )
+from orchestrator.settings.retries import FailedRetryRequest, RetriesRequest
 
 SHIPPED = Path(__file__).parents[2] / "site-configs"
 
@@ -145,9 +146,36 @@ def test_an_override_below_a_value_is_refused(site: Path) -> None:
 def test_every_key_stands_in_the_reference_page() -> None:
     page = (SHIPPED.parent / "docs" / "reference" / "site-file.md").read_text()
     models = (Settings, GatewaySettings, SpoolSettings, StompSettings, TlsSettings, Defaults, Recipe, Match,
-              ResourceRequest)  # fmt: skip
+              ResourceRequest, RetriesRequest, FailedRetryRequest)  # fmt: skip
     keys = {field.alias or name for model in models for name, field in vars(model)["__pydantic_fields__"].items()}
     assert {key for key in keys - {"source", "overridden"} if f"`{key}`" not in page and f"[{key}" not in page} == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("out-of-memory.memory_facter", 2, "unknown key 'defaults.retries.out-of-memory.memory_facter'"),
+        ("out_of_memory.times", 2, "unknown key 'defaults.retries.out_of_memory'"),
+        ("cancelled.times", 1, "unknown key 'defaults.retries.cancelled'"),
+        ("timeout.exit_codes", [1], "unknown key 'defaults.retries.timeout.exit_codes'"),
+        ("failed.exit_codes", [0], "defaults.retries.failed.exit_codes.0: must be greater than or equal to 1"),
+        ("timeout.times", -1, "defaults.retries.timeout.times: must be greater than or equal to 0"),
+        ("timeout.time_factor", 0.5, "defaults.retries.timeout.time_factor: must be greater than or equal to 1"),
+        ("timeout.time_factor", float("inf"), "defaults.retries.timeout.time_factor"),
+        ("preempted.delay_s", -1, "defaults.retries.preempted.delay_s: must be greater than or equal to 0"),
+        ("most", "three", "defaults.retries.most"),
+    ],
+)
+def test_a_mistake_in_the_rules_for_trying_again_is_named(site: Path, key: str, value: Any, said: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(site, {f"defaults.retries.{key}": value})
+    assert said in str(caught.value)
+
+
+def test_a_mistyped_key_of_a_cause_is_answered_with_the_right_one(site: Path) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(site, {"defaults.retries.out-of-memory.memory_facter": 2})
+    assert caught.value.remedy == "did you mean 'memory_factor'?"
 
 
 # ------------------------------------------------------------------------------------------------------- mistakes
