@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import SubmitRefused
+from orchestrator.slurm.arrays import task_numbers
 
 _SHORT = {
-    "A": "account", "C": "constraint", "D": "chdir", "J": "job-name", "N": "nodes", "c": "cpus-per-task", "e": "error",
-    "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time",
+    "A": "account", "C": "constraint", "D": "chdir", "J": "job-name", "N": "nodes", "a": "array",
+    "c": "cpus-per-task", "e": "error", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time",
 }  # fmt: skip
 _WITH_VALUE = (
-    "account", "chdir", "comment", "constraint", "cpus-per-task", "error", "exclude", "export", "gpus", "gpus-per-node",
-    "gpus-per-task", "gres", "hint", "job-name", "licenses", "mail-type", "mail-user", "mem", "mem-per-cpu", "nice",
-    "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "reservation",
+    "account", "array", "chdir", "comment", "constraint", "cpus-per-task", "error", "exclude", "export", "gpus",
+    "gpus-per-node", "gpus-per-task", "gres", "hint", "job-name", "licenses", "mail-type", "mail-user", "mem",
+    "mem-per-cpu", "nice", "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "reservation",
     "signal", "threads-per-core", "time", "time-min", "wckey",
 )  # fmt: skip
 _FLAGS = ("exclusive", "no-requeue", "requeue")
@@ -42,6 +43,12 @@ class Directives:
     time_limit_s: float | None = None
     export: str = "ALL"
     append: bool = True
+    tasks: tuple[int, ...] = ()
+    """Numbers of a job array's tasks; none for other jobs."""
+
+
+MAX_ARRAY_SIZE = 1001
+"""One more than the largest number a task may have; SLURM's default (MaxArraySize)."""
 
 
 def read_directives(script: str) -> Directives:
@@ -67,7 +74,22 @@ def read_directives(script: str) -> Directives:
         time_limit_s=_time_limit_s(values["time"]) if "time" in values else None,
         export=values.get("export", Directives.export),
         append=values.get("open-mode", "append") == "append",
+        tasks=_array(values.get("array", "")),
     )
+
+
+def array_tasks(script: str) -> tuple[int, ...]:
+    """Return the task numbers of a script's ``--array``; none when it isn't the script of an array."""
+    lines = (text for _, text in _lines(script) if "-a" in text)
+    found = [match for text in lines if (match := re.search(r"(?:^|\s)(?:--array[= ]|-a\s*)(\S+)", text))]
+    return _array(found[-1][1]) if found else ()
+
+
+def _array(text: str) -> tuple[int, ...]:
+    numbers = task_numbers(text)
+    if numbers and numbers[-1] >= MAX_ARRAY_SIZE:
+        raise ValueError(f"--array: {numbers[-1]} is above the largest task number, {MAX_ARRAY_SIZE - 1}")
+    return numbers
 
 
 def _lines(script: str) -> Iterator[tuple[int, str]]:
@@ -89,6 +111,7 @@ def _options(text: str) -> dict[str, str]:
         raise ValueError("--nodes: the local route has one node, this machine")
     if "time" in options:
         _time_limit_s(options["time"])
+    _array(options.get("array", ""))
     return options
 
 
@@ -105,10 +128,12 @@ def _time_limit_s(text: str) -> float | None:
     raise ValueError(f"--time: {text} isn't minutes, minutes:seconds, hours:minutes:seconds or days-hours")
 
 
-def file_name(pattern: str, *, job_id: int, job_name: str) -> str:
+def file_name(pattern: str, *, job_id: int, job_name: str, task: int | None = None) -> str:
     """Return a file name with sbatch's ``%`` patterns replaced."""
+    if task is not None and pattern == Directives.output:
+        pattern = "slurm-%A_%a.out"
     host = socket.gethostname().partition(".")[0]
-    numbers = {"j": job_id, "J": job_id, "A": job_id, "a": 0, "n": 0, "s": 0, "t": 0}
+    numbers = {"j": job_id, "J": job_id, "A": job_id, "a": task or 0, "n": 0, "s": 0, "t": 0}
     texts = {"x": job_name, "u": getpass.getuser(), "N": host, "h": host, "%": "%"}
 
     def replaced(found: re.Match[str]) -> str:

@@ -1,9 +1,10 @@
 """The route without SLURM: the same script, on this machine, with the same outcomes.
 
 Jobs wait in a folder, at most so many run at once, in order; each one has a supervisor process that outlives the
-service. Honoured of the ``#SBATCH`` lines: output, error, open-mode, chdir, time, export; what only has a meaning on a
-cluster (partition, account, memory, …) is read over; arrays, dependencies and several nodes are refused. Nothing limits
-a job's memory here. How the folder works is told in `local_queue`.
+service. Honoured of the ``#SBATCH`` lines: output, error, open-mode, chdir, time, export, array (its tasks run one
+after another); what only has a meaning on a cluster (partition, account, memory, …) is read over; several nodes and
+dependencies in the script are refused. Nothing limits a job's memory here. How the folder works is told in
+`local_queue`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
@@ -28,6 +30,7 @@ from orchestrator.records import (
     SubmittedJob,
     utc_now,
 )
+from orchestrator.slurm.arrays import fold
 from orchestrator.slurm.directives import Directives, exported, read_directives
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.gateway import Gateway, GatewayInfo
@@ -35,6 +38,7 @@ from orchestrator.slurm.local_queue import JobFolder, LocalJob, LocalQueue, Stat
 from orchestrator.slurm.states import job_state
 
 _WAITING = Status(words="PENDING", reason="Resources")
+_WAITS_FOR_ANOTHER = Status(words="PENDING", reason="Dependency")
 
 
 class LocalGateway(Gateway):
@@ -153,6 +157,8 @@ class LocalGateway(Gateway):
             append=asked.append,
             time_limit_s=asked.time_limit_s,
             kill_wait_s=self._kill_wait_s,
+            tasks=asked.tasks,
+            after=tuple(one.job_id for one in submission.after),
         )
 
     def _reports(self, jobs: Sequence[JobIdentity], evidence: Evidence) -> dict[JobIdentity, JobReport]:
@@ -169,7 +175,22 @@ def _identity(job: LocalJob) -> JobIdentity:
 
 
 def _report(folder: JobFolder, job: LocalJob, evidence: Evidence) -> JobReport:
-    status = folder.status() or _WAITING
+    status = folder.status() or (_WAITS_FOR_ANOTHER if job.after else _WAITING)
+    if not job.tasks:
+        return _told(job, status, evidence)
+    told = {number: _told(job, _task_status(status, number), evidence) for number in job.tasks}
+    return fold([replace(report, tasks={number: report.state}) for number, report in told.items()])
+
+
+def _task_status(whole: Status, number: int) -> Status:
+    """Return how a task stands; one that hadn't ended when the whole did ended with it."""
+    task = whole.tasks.get(number)
+    if whole.ended and (task is None or not task.ended):
+        return replace(whole, started_at=task.started_at if task else None, tasks={})
+    return task or (_WAITING if whole.started_at else whole)
+
+
+def _told(job: LocalJob, status: Status, evidence: Evidence) -> JobReport:
     state = job_state(status.words)
     return JobReport(
         identity=_identity(job),

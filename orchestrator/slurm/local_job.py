@@ -15,13 +15,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from orchestrator.records import utc_now
+from orchestrator.slurm.arrays import WORST_FIRST
 from orchestrator.slurm.directives import file_name
 from orchestrator.slurm.local_queue import MARKER, JobFolder, LocalJob, LocalQueue, Status
+from orchestrator.slurm.states import job_state
 
 _LOOK_EVERY_S = 0.25
 """How often a running job's supervisor looks whether the job is to be cancelled."""
@@ -35,29 +38,74 @@ def supervise(folder: JobFolder) -> None:
     # From here on the job has begun: if this process dies now, the job is lost, and never begun a second time.
     folder.write_status(begun)
     folder.environment.unlink()
+    if job.tasks:
+        _run_tasks(folder, job, environment, begun)
+    else:
+        folder.write_status(_run(folder, job, environment, begun, tell=folder.write_status))
+
+
+def _run_tasks(folder: JobFolder, job: LocalJob, environment: dict[str, str], begun: Status) -> None:
+    """Run the tasks of a job array one after another, also behind one that fails, until somebody cancels the job."""
+    done: dict[int, Status] = {}
+    for number in job.tasks:
+        if folder.cancel.exists():
+            break
+
+        def tell(status: Status, number: int = number) -> None:
+            folder.write_status(replace(begun, script_pid=status.script_pid, tasks={**done, number: status}))
+
+        variables = environment | _array_variables(job, number)
+        done[number] = _run(folder, job, variables, replace(begun, started_at=utc_now()), tell=tell, task=number)
+    worst = min(done.values(), key=lambda status: WORST_FIRST.index(job_state(status.words)), default=begun)
+    words = worst.words if len(done) == len(job.tasks) else "CANCELLED"
+    ended = replace(begun, words=words, exit_code=worst.exit_code, signal=worst.signal, ended_at=utc_now(), tasks=done)
+    folder.write_status(ended)
+
+
+def _array_variables(job: LocalJob, task: int) -> dict[str, str]:
+    """Return what SLURM tells a task of a job array, under its names."""
+    values = {"JOB_ID": job.job_id, "TASK_ID": task, "TASK_COUNT": len(job.tasks), "TASK_MIN": job.tasks[0],
+              "TASK_MAX": job.tasks[-1]}  # fmt: skip
+    return {f"SLURM_ARRAY_{name}": str(value) for name, value in values.items()}
+
+
+def _run(
+    folder: JobFolder,
+    job: LocalJob,
+    environment: dict[str, str],
+    begun: Status,
+    *,
+    tell: Callable[[Status], None],
+    task: int | None = None,
+) -> Status:
+    """Run the script once, telling of its start; return how it ended."""
     try:
-        script = _start_script(folder, job, environment)
+        script = _start_script(folder, job, environment, task)
     except OSError as error:
         reason = f"JobLaunchFailure: {error}"
-        folder.write_status(replace(begun, words="FAILED", exit_code=1, reason=reason, ended_at=utc_now()))
-        return
+        return replace(begun, words="FAILED", exit_code=1, reason=reason, ended_at=utc_now())
     running = replace(begun, script_pid=script.pid)
-    folder.write_status(running)
+    tell(running)
     words = _wait(folder, job, script)
-    folder.write_status(_ended(running, script, words))
+    return _ended(running, script, words)
 
 
-def _start_script(folder: JobFolder, job: LocalJob, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start_script(
+    folder: JobFolder, job: LocalJob, environment: dict[str, str], task: int | None
+) -> subprocess.Popen[bytes]:
     own = {
         "ORCHESTRATOR_LOCAL_JOB_ID": str(job.job_id),
         "ORCHESTRATOR_LOCAL_CLUSTER": job.cluster,
         MARKER: str(folder.path),
     }
+
+    def named(pattern: str) -> Path:
+        return Path(job.working_directory) / file_name(pattern, job_id=job.job_id, job_name=job.name, task=task)
+
     home = Path(job.working_directory)
     mode = "ab" if job.append else "wb"
-    with (home / file_name(job.output, job_id=job.job_id, job_name=job.name)).open(mode) as output:
-        error = None if job.error is None else home / file_name(job.error, job_id=job.job_id, job_name=job.name)
-        errors = output if error is None else error.open(mode)
+    with named(job.output).open(mode) as output:
+        errors = output if job.error is None else named(job.error).open(mode)
         with errors:
             return subprocess.Popen(
                 [*_interpreter(folder.script), str(folder.script)],

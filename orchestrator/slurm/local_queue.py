@@ -33,7 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from orchestrator.records import JobState, Scalar, utc_now
 from orchestrator.runs import write_atomically
@@ -64,6 +64,10 @@ class LocalJob:
     append: bool
     time_limit_s: float | None
     kill_wait_s: float
+    tasks: tuple[int, ...] = ()
+    """Numbers of a job array's tasks."""
+    after: tuple[int, ...] = ()
+    """Ids of the jobs that must have succeeded before."""
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "submitted_at": self.submitted_at.isoformat()}, indent=1)
@@ -71,7 +75,8 @@ class LocalJob:
     @classmethod
     def from_json(cls, text: str) -> LocalJob:
         values = json.loads(text)
-        return cls(**{**values, "submitted_at": datetime.fromisoformat(values["submitted_at"])})
+        numbers = {name: tuple(values.get(name, ())) for name in ("tasks", "after")}
+        return cls(**{**values, **numbers, "submitted_at": datetime.fromisoformat(values["submitted_at"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,23 +92,29 @@ class Status:
     supervisor_pid: int | None = None
     script_pid: int | None = None
     usage: Mapping[str, Scalar] = field(default_factory=dict)
+    tasks: Mapping[int, Status] = field(default_factory=dict)
+    """Of a job array, each task that has begun."""
 
     @property
     def ended(self) -> bool:
         return self.ended_at is not None
 
     def to_json(self) -> str:
-        times = {name: at.isoformat() if at else None for name, at in self._times().items()}
-        return json.dumps({**asdict(self), **times}, indent=1)
-
-    def _times(self) -> dict[str, datetime | None]:
-        return {"started_at": self.started_at, "ended_at": self.ended_at}
+        return json.dumps(asdict(self), indent=1, default=datetime.isoformat)
 
     @classmethod
     def from_json(cls, text: str) -> Status:
-        values = json.loads(text)
+        return cls._from_values(json.loads(text))
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> Status:
         times = {name: values[name] and datetime.fromisoformat(values[name]) for name in ("started_at", "ended_at")}
-        return cls(**{**values, **times})
+        tasks = {int(number): cls._from_values(task) for number, task in values.get("tasks", {}).items()}
+        return cls(**{**values, **times, "tasks": tasks})
+
+
+NEVER = Status(words="CANCELLED", reason="DependencyNeverSatisfied")
+"""What becomes of a job that comes after one that didn't succeed."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +250,10 @@ class LocalQueue:
         return numbered
 
     def start_waiting(self) -> None:
-        """Start waiting jobs in the order of their ids as far as the limit allows, and settle those that are lost."""
+        """Start waiting jobs in the order of their ids as far as the limit allows, and settle those that are lost.
+
+        A job that comes after others isn't started before they have succeeded, and never when one of them didn't.
+        """
         with self._locked():
             running = 0
             limit = int((self.root / "parallel").read_text())
@@ -249,7 +263,10 @@ class LocalQueue:
                     (self.root / "active" / str(job_id)).unlink()
                 elif folder.is_supervised():
                     running += 1
-                elif running < limit:
+                elif (waits_for := self._unfinished(folder)) is None:
+                    folder.environment.unlink()
+                    folder.write_status(replace(NEVER, ended_at=utc_now()))
+                elif not waits_for and running < limit:
                     _start(folder)
                     running += 1
 
@@ -263,6 +280,18 @@ class LocalQueue:
             if folder.status() is None and not folder.is_supervised():
                 folder.environment.unlink()
                 folder.write_status(Status(words="CANCELLED", ended_at=utc_now()))
+
+    def _unfinished(self, folder: JobFolder) -> list[int] | None:
+        """Return the jobs that a waiting one still has to wait for; None when one of them didn't succeed."""
+        statuses = {job_id: self._status_of(job_id) for job_id in folder.job().after}
+        if any(status is not None and status.ended and status.words != "COMPLETED" for status in statuses.values()):
+            return None
+        return [job_id for job_id, status in statuses.items() if status is None or not status.ended]
+
+    def _status_of(self, job_id: int) -> Status | None:
+        """Return how a job stands; one that is forgotten here can't be known to have succeeded."""
+        folder = self.folder(job_id)
+        return folder.status() if folder.path.exists() else replace(NEVER, ended_at=utc_now())
 
     def _is_over(self, folder: JobFolder) -> bool:
         """Whether a job has ended; one whose supervisor died without a word has, as on a node that went down."""

@@ -2,7 +2,7 @@
 
 It keeps the contract as the real routes do, and is deterministic: jobs start pending and do what the test tells them.
 Faults are scripted: what the next submissions meet is put into `upcoming`; `controller_up` and `accounting_up` are
-switches. Nothing is run, and the script isn't read.
+switches. Nothing is run, and nothing of the script is read but its ``--array``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import ClassVar
 
 from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
 from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, RunTag, Submission, SubmittedJob, utc_now
+from orchestrator.slurm.arrays import fold
+from orchestrator.slurm.directives import array_tasks
 from orchestrator.slurm.gateway import Gateway, GatewayInfo
 from orchestrator.slurm.states import job_state
 
@@ -65,6 +67,9 @@ class MemoryGateway(Gateway):
         self._lock = Lock()
         self._controller: dict[JobIdentity, JobReport] = {}
         self._records: dict[JobIdentity, JobReport] = {}
+        self._tasks: dict[JobIdentity, dict[int, JobReport]] = {}
+        """The rows of each job array."""
+        self._after: dict[JobIdentity, tuple[JobIdentity, ...]] = {}
         self._late: list[Submission] = []
 
     # ------------------------------------------------------------------------------------------- the contract
@@ -114,13 +119,25 @@ class MemoryGateway(Gateway):
     # --------------------------------------------------------------------------------------- the test's levers
 
     def set_state(
-        self, job: JobIdentity, words: str, *, exit_code: int | None = None, signal: int | None = None, reason: str = ""
+        self,
+        job: JobIdentity,
+        words: str,
+        *,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        reason: str = "",
+        task: int | None = None,
     ) -> None:
-        """Let a job be in a state of SLURM's, in SLURM's words; accounting hears of it too."""
-        state, before = job_state(words), self._controller[job]
-        begins = before.started_at is None and state not in {JobState.PENDING, JobState.CANCELLED}
-        self._keep(
-            replace(
+        """Let a job be in a state of SLURM's, in SLURM's words; accounting hears of it too.
+
+        A job array's tasks are all in it, or the one that is named. Jobs that come after one that fails are cancelled.
+        """
+        state = job_state(words)
+        self._check_dependency(job, state)
+
+        def changed(before: JobReport) -> JobReport:
+            begins = before.started_at is None and state not in {JobState.PENDING, JobState.CANCELLED}
+            return replace(
                 before,
                 state=state,
                 words=words,
@@ -131,7 +148,14 @@ class MemoryGateway(Gateway):
                 started_at=self._clock() if begins else before.started_at,
                 ended_at=self._clock() if state.ended else None,
             )
-        )
+
+        if rows := self._tasks.get(job):
+            for number in rows if task is None else (task,):
+                rows[number] = replace(changed(rows[number]), tasks={number: state})
+            self._keep(fold(list(rows.values())))
+        else:
+            self._keep(changed(self._controller[job]))
+        self._end_dependents(job)
 
     def requeue(self, job: JobIdentity) -> None:
         """Let SLURM put a job back into the queue."""
@@ -169,20 +193,44 @@ class MemoryGateway(Gateway):
             raise GatewayUnavailable("accounting can't be reached", remedy="see that slurmdbd runs")
         return {job: replace(report, evidence=Evidence.ACCOUNTING) for job, report in self._records.items()}
 
+    def _check_dependency(self, job: JobIdentity, state: JobState) -> None:
+        waits_for = [str(one) for one in self._after.get(job, ()) if not self._satisfied(one)]
+        if waits_for and state not in {JobState.PENDING, JobState.CANCELLED}:
+            raise ValueError(f"job {job} comes after {', '.join(waits_for)} and can't be {state}")
+
+    def _satisfied(self, job: JobIdentity) -> bool:
+        """Whether a dependency is met; one on a job that the controller has forgotten is, as SLURM has it."""
+        return job not in self._controller or self._controller[job].state is JobState.COMPLETED
+
+    def _end_dependents(self, job: JobIdentity) -> None:
+        if not self._controller[job].state.ended or self._satisfied(job):
+            return
+        for later, after in self._after.items():
+            if job in after and later in self._controller and not self._controller[later].state.ended:
+                self.set_state(later, "CANCELLED", reason="DependencyNeverSatisfied")
+
     def _accept(self, submission: Submission) -> JobIdentity:
+        tasks = array_tasks(submission.script.text)
         submitted_at = self._clock().replace(microsecond=0)
         identity = JobIdentity(cluster=self._cluster, job_id=self.next_id, submitted_at=submitted_at)
         self.next_id += 1
-        self._keep(
-            JobReport(
-                identity=identity,
-                name=submission.tag.job_name,
-                comment=submission.tag.comment,
-                state=JobState.PENDING,
-                words="PENDING",
-                evidence=Evidence.CONTROLLER,
-            )
+        report = JobReport(
+            identity=identity,
+            name=submission.tag.job_name,
+            comment=submission.tag.comment,
+            state=JobState.PENDING,
+            words="PENDING",
+            evidence=Evidence.CONTROLLER,
+            reason="Dependency" if submission.after else "",
+            tasks=dict.fromkeys(tasks, JobState.PENDING),
         )
+        self._keep(report)
+        self._after[identity] = submission.after
+        if tasks:
+            self._tasks[identity] = {number: replace(report, tasks={number: report.state}) for number in tasks}
+        for earlier in submission.after:
+            if earlier in self._controller:
+                self._end_dependents(earlier)
         return identity
 
     def _keep(self, report: JobReport) -> None:

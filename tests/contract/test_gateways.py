@@ -75,6 +75,18 @@ IS_KILLED = Work(body="kill -9 $$", play=plays("FAILED", 0, 9))
 GOES_ON = Work(body="sleep 600", play=lambda gateway, job: gateway.set_state(job, "RUNNING"))
 
 
+AN_ARRAY = "#SBATCH --array=0-2"
+ARRAY_SUCCEEDS = Work(body="echo $SLURM_ARRAY_TASK_ID", lines=AN_ARRAY, play=plays("COMPLETED", 0))
+
+
+def second_task_fails(gateway: MemoryGateway, job: JobIdentity) -> None:
+    plays("COMPLETED", 0)(gateway, job)
+    gateway.set_state(job, "FAILED", exit_code=3, task=1)
+
+
+ARRAY_FAILS = Work(body='[ "$SLURM_ARRAY_TASK_ID" != 1 ] || exit 3', lines=AN_ARRAY, play=second_task_fails)
+
+
 def some_tag(attempt: int = 1) -> RunTag:
     return RunTag(run_id=str(uuid.uuid4()), attempt=attempt)
 
@@ -109,6 +121,12 @@ def _if_in(
 ) -> JobReport | None:
     report = reports.get(job)
     return report if report is not None and report.state in states else None
+
+
+def _if_hopeless(report: JobReport) -> JobReport | None:
+    """Return the report of a job that won't run any more, because it is cancelled or waits for what can't come."""
+    hopeless = report.state is JobState.CANCELLED or "NeverSatisfied" in report.reason
+    return report if hopeless else None
 
 
 class GatewayContract:
@@ -264,6 +282,87 @@ class GatewayContract:
         assert (report.name, report.comment) == (tag.job_name, tag.comment)
         assert [found.identity for found in gateway.find(tag, since=before)] == [job]
 
+    # ------------------------------------------------------------------------------------------- job arrays
+
+    def test_array_ends_completed_when_all_its_tasks_did(self, gateway: Gateway, tmp_path: Path) -> None:
+        before, tag = utc_now(), some_tag()
+        job = self.submit(gateway, tmp_path, ARRAY_SUCCEEDS, tag).identity
+        report = reaches(gateway, job, JobState.COMPLETED)
+        assert report.tasks == dict.fromkeys(range(3), JobState.COMPLETED)
+        assert (report.exit_code, report.signal) == (0, None)
+        assert (report.name, report.comment) == (tag.job_name, tag.comment)
+        assert report.started_at is not None
+        assert report.ended_at is not None
+        assert report.started_at <= report.ended_at
+        (found,) = gateway.find(tag, since=before)
+        assert found.identity == job
+        accounted = is_accounted(gateway, job, JobState.COMPLETED)
+        assert eventually(lambda: t if len(t := gateway.account([job])[job].tasks) == 3 else None) == report.tasks
+        assert accounted.evidence is Evidence.ACCOUNTING
+
+    def test_array_with_a_failing_task_fails_when_all_have_ended_and_says_which(
+        self, gateway: Gateway, tmp_path: Path
+    ) -> None:
+        job = self.submit(gateway, tmp_path, ARRAY_FAILS).identity
+        report = reaches(gateway, job, JobState.FAILED)
+        assert report.tasks == {0: JobState.COMPLETED, 1: JobState.FAILED, 2: JobState.COMPLETED}
+        assert report.exit_code == 3
+        accounted = is_accounted(gateway, job, JobState.FAILED)
+        assert accounted.exit_code == 3
+
+    def test_array_of_which_a_task_runs_is_running_and_cancelling_ends_all_tasks(
+        self, gateway: Gateway, tmp_path: Path
+    ) -> None:
+        def first_runs(gateway: MemoryGateway, job: JobIdentity) -> None:
+            gateway.set_state(job, "RUNNING", task=0)
+
+        job = self.submit(gateway, tmp_path, Work(body="sleep 600", lines=f"{AN_ARRAY}%1", play=first_runs)).identity
+        report = reaches(gateway, job, JobState.RUNNING)
+        assert sorted(report.tasks.values()) == [JobState.PENDING, JobState.PENDING, JobState.RUNNING]
+        assert report.ended_at is None
+        gateway.cancel(job)
+        assert set(reaches(gateway, job, JobState.CANCELLED).tasks.values()) == {JobState.CANCELLED}
+
+    def test_array_that_waits_is_pending_with_all_its_tasks(self, gateway: Gateway, tmp_path: Path) -> None:
+        first = self.submit(gateway, tmp_path, replace(GOES_ON, play=stays_pending)).identity
+        work = replace(ARRAY_SUCCEEDS, lines="#SBATCH --array=0-98:2%2", play=stays_pending)
+        job = gateway.submit(replace(submission_of(tmp_path, work, some_tag()), after=(first,))).identity
+        report = gateway.poll([job])[job]
+        assert report.state is JobState.PENDING
+        assert report.tasks == dict.fromkeys(range(0, 99, 2), JobState.PENDING)
+        for waiting in (job, first):
+            gateway.cancel(waiting)
+
+    # --------------------------------------------------------------------------------------------- one after another
+
+    def test_job_after_another_waits_until_that_one_has_ended_well(self, gateway: Gateway, tmp_path: Path) -> None:
+        slow = Work(body=f"sleep 2; touch {tmp_path}/made", play=stays_pending)
+        first = self.submit(gateway, tmp_path, slow).identity
+        needs_it = Work(body=f"test -e {tmp_path}/made", play=stays_pending)
+        second = gateway.submit(replace(submission_of(tmp_path, needs_it, some_tag()), after=(first,))).identity
+        assert gateway.poll([second])[second].state is JobState.PENDING
+        self.goes_on(gateway, first, SUCCEEDS)
+        reaches(gateway, first, JobState.COMPLETED)
+        self.goes_on(gateway, second, SUCCEEDS)
+        assert reaches(gateway, second, JobState.COMPLETED, JobState.FAILED).state is JobState.COMPLETED
+
+    @pytest.mark.parametrize("ends", [FAILS, ARRAY_FAILS], ids=["a job", "an array"])
+    def test_job_after_one_that_failed_never_runs(self, gateway: Gateway, tmp_path: Path, ends: Work) -> None:
+        first = self.submit(gateway, tmp_path, replace(ends, play=stays_pending)).identity
+        work = Work(body=f"touch {tmp_path}/ran", play=stays_pending)
+        second = gateway.submit(replace(submission_of(tmp_path, work, some_tag()), after=(first,))).identity
+        self.goes_on(gateway, first, ends)
+        report = eventually(lambda: _if_hopeless(gateway.poll([second])[second]))
+        assert "Dependency" in report.reason
+        gateway.cancel(second)
+        reaches(gateway, second, JobState.CANCELLED)
+        assert not (tmp_path / "ran").exists()
+
+    def goes_on(self, gateway: Gateway, job: JobIdentity, work: Work) -> None:
+        """Let the gateway in memory play a job; the others run it by themselves."""
+
+    # ----------------------------------------------------------------------------------------------- refusals
+
     def test_refused_submission_says_why_and_leaves_no_job(self, gateway: Gateway, tmp_path: Path) -> None:
         before, tag = utc_now(), some_tag()
         with pytest.raises(SubmitRefused) as refusal:
@@ -326,6 +425,18 @@ class TestMemory(GatewayContract):
         work.play(gateway, job.identity)
         return job
 
+    def goes_on(self, gateway: Gateway, job: JobIdentity, work: Work) -> None:
+        assert isinstance(gateway, MemoryGateway)
+        work.play(gateway, job)
+
+    def test_job_that_comes_after_another_cannot_be_told_to_run_before(
+        self, gateway: MemoryGateway, tmp_path: Path
+    ) -> None:
+        first = self.submit(gateway, tmp_path, GOES_ON).identity
+        second = gateway.submit(replace(submission_of(tmp_path, SUCCEEDS, some_tag()), after=(first,))).identity
+        with pytest.raises(ValueError, match="comes after"):
+            gateway.set_state(second, "RUNNING")
+
     def test_lost_reply_leaves_a_job_to_be_found_and_lost_request_leaves_none(
         self, gateway: MemoryGateway, tmp_path: Path
     ) -> None:
@@ -386,7 +497,7 @@ class TestMemory(GatewayContract):
 
 
 class TestLocal(ScriptsRun):
-    refused: ClassVar[str] = "#SBATCH --array=1-3"
+    refused: ClassVar[str] = "#SBATCH --nodes=3"
 
     @pytest.fixture
     def make_gateway(self, tmp_path: Path) -> Iterator[Callable[[Mapping[str, str]], LocalGateway]]:

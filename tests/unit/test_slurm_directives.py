@@ -48,7 +48,8 @@ def test_time_limits_are_read_as_sbatch_reads_them(value: str, seconds: float | 
 @pytest.mark.parametrize(
     "line",
     [
-        "--array=1-3",
+        "--array=1-3000",
+        "--array=some",
         "--dependency=afterok:1",
         "--nonsense",
         "--time=soon",
