@@ -11,6 +11,7 @@ from orchestrator.provenance.documents import (
 )
 from orchestrator.provenance.rows import (
     ActiveAttempt,
+    Arrival,
     AttemptRecord,
     AttemptStage,
     InputIdentity,
@@ -32,6 +33,7 @@ from orchestrator.provenance.store import Store
 
 __all__ = [
     "ActiveAttempt",
+    "Arrival",
     "AttemptRecord",
     "AttemptStage",
     "InputIdentity",

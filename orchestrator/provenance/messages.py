@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,7 +14,7 @@ from orchestrator.errors import NotFound
 from orchestrator.provenance.columns import storable
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import end_from_json, end_to_json, start_from_json, start_to_json
-from orchestrator.provenance.rows import MessageKind, MessageReceipt, MessageRecord, MessageState, WaitingStart
+from orchestrator.provenance.rows import Arrival, MessageKind, MessageReceipt, MessageRecord, MessageState, WaitingStart
 from orchestrator.provenance.tables import UID_LIMIT, MessageRow
 from orchestrator.records import CollectionEnd, CollectionStart, Json, RawMessage, sha256_of, utc_now
 
@@ -27,24 +27,30 @@ class MessageStore(Database):
     def record_message(
         self, raw: RawMessage, *, understood: Understood | None, rejection: str | None = None
     ) -> MessageReceipt:
-        """Make a message durable; it may be acknowledged when this returns.
+        """Make one message durable; see `record_messages`."""
+        [receipt] = self.record_messages([Arrival(raw=raw, understood=understood, rejection=rejection)])
+        return receipt
+
+    def record_messages(self, arrivals: Sequence[Arrival]) -> Sequence[MessageReceipt]:
+        """Make messages durable, all in one transaction; they may be acknowledged when this returns.
 
         A message that was there before (a start or end with the same uid and the same content, a rejected one with the
         same bytes) is only counted. A start or end whose uid belongs to another collection is recorded as rejected.
-        Two services may do this with the same message at the same moment: one row remains.
+        Several services may do this with the same messages at the same moment: one row of each remains.
 
-        Parameters
-        ----------
-        understood
-            What the message says; None when it couldn't be read.
-        rejection
-            Why it is rejected; None when it is accepted. One of the two must be given.
+        Returns
+        -------
+        Sequence[MessageReceipt]
+            One for each, in their order.
         """
-        if understood is None and rejection is None:
-            raise ValueError("a message that wasn't understood needs a rejection")
-        if understood is not None and len(storable(understood.uid)) > UID_LIMIT:
-            rejection = rejection or f"uid has {len(understood.uid)} characters, at most {UID_LIMIT} can be kept"
-        return self._inserted(raw, understood, rejection) or self._repeated(raw, understood, rejection)
+        checked = [_of_storable_uid(arrival) for arrival in arrivals]
+        for _ in range(1 + 2 * len(checked)):
+            try:
+                with self.writing() as session:
+                    return _Recording(session, checked).receipts()
+            except IntegrityError as error:  # another service has recorded one meanwhile: it is found the next time
+                conflict = error
+        raise conflict
 
     def waiting_starts(self, limit: int = 100) -> Sequence[WaitingStart]:
         """Return collection-starts about which nothing has been decided, oldest first."""
@@ -111,29 +117,51 @@ class MessageStore(Database):
         with self.reading() as session:
             return message_record(_existing(session, message_id))
 
-    def _inserted(self, raw: RawMessage, understood: Understood | None, rejection: str | None) -> MessageReceipt | None:
-        row = _row(raw, understood, rejection)
-        try:
-            with self.writing() as session:
-                session.add(row)
-        except IntegrityError:  # its identity is there already: the transaction is gone and holds no locks any more
-            return None
-        return MessageReceipt(message_id=row.id, duplicate=False, rejection=rejection)
 
-    def _repeated(self, raw: RawMessage, understood: Understood | None, rejection: str | None) -> MessageReceipt:
-        identity = _identity(raw, understood, rejection)
-        with self.writing() as session:
-            first = session.scalars(
-                select(MessageRow).where(MessageRow.identity == identity).with_for_update()
-            ).one_or_none()
-            if first is None:
-                raise ValueError(f"message {identity} violates a constraint other than its identity")
-            if rejection is not None or understood is None or _same(first, understood):
-                first.repeats += 1
-                first.last_received_at = raw.received_at
-                return MessageReceipt(message_id=first.id, duplicate=True, rejection=first.rejection)
+class _Recording:
+    """Messages on their way into the table, within one transaction."""
+
+    def __init__(self, session: Session, arrivals: Sequence[Arrival]) -> None:
+        self._session = session
+        self._arrivals = arrivals
+        self._rows = self._there({_identity(arrival) for arrival in arrivals})
+
+    def receipts(self) -> Sequence[MessageReceipt]:
+        """Insert or count each message."""
+        recorded = [self._record(arrival) for arrival in self._arrivals]
+        self._session.flush()  # gives new rows their numbers
+        return [
+            MessageReceipt(message_id=row.id, duplicate=duplicate, rejection=row.rejection)
+            for row, duplicate in recorded
+        ]
+
+    def _record(self, arrival: Arrival) -> tuple[MessageRow, bool]:
+        """Return the message's row, and whether it was there before."""
+        first = self._rows.get(_identity(arrival))
+        if first is None:
+            row = _row(arrival)
+            self._session.add(row)
+            self._rows[row.identity] = row
+            return row, False
+        if arrival.rejection is not None or arrival.understood is None or _same(first, arrival.understood):
+            first.repeats += 1
+            first.last_received_at = arrival.raw.received_at
+            return first, True
+        return self._record_other(arrival, first)
+
+    def _record_other(self, arrival: Arrival, first: MessageRow) -> tuple[MessageRow, bool]:
+        self._session.flush()
         reason = f"another collection-{first.kind} with this uid was received at {first.received_at:%Y-%m-%d %H:%M:%S}Z"
-        return self.record_message(raw, understood=understood, rejection=f"{reason} (message {first.id})")
+        rejected = replace(arrival, rejection=f"{reason} (message {first.id})")
+        identity = _identity(rejected)
+        if identity not in self._rows:
+            self._rows |= self._there({identity})
+        return self._record(rejected)
+
+    def _there(self, identities: Set[str]) -> dict[str, MessageRow]:
+        """Return the rows that are there already, locked, in an order that all services keep."""
+        wanted = select(MessageRow).where(MessageRow.identity.in_(sorted(identities))).order_by(MessageRow.identity)
+        return {row.identity: row for row in self._session.scalars(wanted.with_for_update())}
 
 
 def mark_handled(session: Session, message_id: int, note: str) -> None:
@@ -179,19 +207,30 @@ def _existing(session: Session, message_id: int, *, lock: bool = False) -> Messa
     return row
 
 
-def _row(raw: RawMessage, understood: Understood | None, rejection: str | None) -> MessageRow:
-    too_long = understood is not None and len(storable(understood.uid)) > UID_LIMIT
+def _of_storable_uid(arrival: Arrival) -> Arrival:
+    if arrival.understood is None or not _too_long(arrival.understood) or arrival.rejection is not None:
+        return arrival
+    length = len(arrival.understood.uid)
+    return replace(arrival, rejection=f"uid has {length} characters, at most {UID_LIMIT} can be kept")
+
+
+def _too_long(understood: Understood) -> bool:
+    return len(storable(understood.uid)) > UID_LIMIT
+
+
+def _row(arrival: Arrival) -> MessageRow:
+    raw, understood = arrival.raw, arrival.understood
     return MessageRow(
-        identity=_identity(raw, understood, rejection),
+        identity=_identity(arrival),
         kind=_kind(understood),
-        state=_first_state(understood, rejection),
-        uid=None if understood is None or too_long else understood.uid,
+        state=_first_state(arrival),
+        uid=None if understood is None or _too_long(understood) else understood.uid,
         source=raw.source,
         headers=dict(raw.headers),
         body=raw.body,
         sha256=raw.sha256,
         content=_content(understood),
-        rejection=rejection,
+        rejection=arrival.rejection,
         note="",
         received_at=raw.received_at,
         repeats=0,
@@ -206,17 +245,17 @@ def _kind(understood: Understood | None) -> MessageKind:
     return MessageKind.START if isinstance(understood, CollectionStart) else MessageKind.END
 
 
-def _first_state(understood: Understood | None, rejection: str | None) -> MessageState:
-    if rejection is not None:
+def _first_state(arrival: Arrival) -> MessageState:
+    if arrival.rejection is not None:
         return MessageState.REJECTED
     # An end asks for no decision: whoever follows its collection looks it up.
-    return MessageState.WAITING if isinstance(understood, CollectionStart) else MessageState.HANDLED
+    return MessageState.WAITING if isinstance(arrival.understood, CollectionStart) else MessageState.HANDLED
 
 
-def _identity(raw: RawMessage, understood: Understood | None, rejection: str | None) -> str:
-    if understood is None or rejection is not None:
-        return f"rejected:{raw.sha256}"
-    return _identity_of(_kind(understood), understood.uid)
+def _identity(arrival: Arrival) -> str:
+    if arrival.understood is None or arrival.rejection is not None:
+        return f"rejected:{arrival.raw.sha256}"
+    return _identity_of(_kind(arrival.understood), arrival.understood.uid)
 
 
 def _identity_of(kind: MessageKind, uid: str) -> str:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from orchestrator.records import (
+    CollectionEnd,
     CollectionStart,
     FrameCounts,
     JobIdentity,
@@ -39,6 +40,21 @@ class MessageState(StrEnum):
     """Understood, and nothing has been decided about it yet."""
     HANDLED = "handled"
     REJECTED = "rejected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """A message as it came, and what it says or why it can't be used."""
+
+    raw: RawMessage
+    understood: CollectionStart | CollectionEnd | None
+    """None when it couldn't be read."""
+    rejection: str | None = None
+    """Why it is rejected; None when it is accepted. One of the two must be given."""
+
+    def __post_init__(self) -> None:
+        if self.understood is None and self.rejection is None:
+            raise ValueError("a message that wasn't understood needs a rejection")
 
 
 @dataclass(frozen=True, kw_only=True)

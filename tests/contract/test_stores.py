@@ -25,6 +25,7 @@ from sqlalchemy import text
 
 from orchestrator.errors import InvalidSettings, NotFound, StoreUnavailable
 from orchestrator.provenance import (
+    Arrival,
     AttemptStage,
     InputIdentity,
     InputMoment,
@@ -332,6 +333,60 @@ class StoreContract:
                 assert sorted(at_once(6, record)) == [False] + [True] * 5
                 (record_,) = stores[0].messages(uid=start.uid)
                 assert record_.repeats == 5
+        finally:
+            for store in stores:
+                store.close()
+
+    def test_messages_that_came_together_are_recorded_in_their_order(self, store: Store) -> None:
+        known = store.record_message(a_message(b"known"), understood=a_start("c-known"))
+        starts = [a_start(f"c-{number}") for number in range(40)]
+        end = CollectionEnd(uid="c-3", outcome=CollectionOutcome.FINISHED, frames_written=200)
+        receipts = store.record_messages(
+            [
+                *(Arrival(raw=a_message(b"%d" % number), understood=start) for number, start in enumerate(starts)),
+                Arrival(raw=a_message(b"again"), understood=starts[2]),
+                Arrival(raw=a_message(b"known"), understood=a_start("c-known")),
+                Arrival(raw=a_message(b"other"), understood=replace(starts[5], beamline="i15")),
+                Arrival(raw=a_message(b"other"), understood=replace(starts[5], beamline="i15")),
+                Arrival(raw=a_message(b"["), understood=None, rejection="not JSON"),
+                Arrival(raw=a_message(b"end"), understood=end),
+            ]
+        )
+        ids = [receipt.message_id for receipt in receipts]
+        assert ids[:40] == sorted(ids[:40])
+        assert [waiting.start.uid for waiting in store.waiting_starts()] == ["c-known", *(start.uid for start in starts)]
+        assert ids[40:42] == [ids[2], known.message_id]
+        assert [receipt.duplicate for receipt in receipts] == [False] * 40 + [True, True, False, True, False, False]
+        assert store.message(ids[2]).repeats == 1
+        assert f"(message {ids[5]})" in str(receipts[42].rejection)
+        assert receipts[43] == replace(receipts[42], duplicate=True)
+        assert receipts[44].rejection == "not JSON"
+        assert store.collection_end("c-3") == end
+
+    def test_one_message_that_can_not_be_recorded_leaves_none_of_those_that_came_with_it(self, store: Store) -> None:
+        arrivals = [
+            Arrival(raw=a_message(b"good"), understood=a_start("c-good")),
+            Arrival(raw=a_message(b"naive", received_at=NOON.replace(tzinfo=None)), understood=a_start("c-naive")),
+        ]
+        with pytest.raises(sqlalchemy.exc.StatementError, match="no time zone"):
+            store.record_messages(arrivals)
+        assert store.messages() == []
+
+    def test_services_that_get_the_same_messages_in_another_order_make_one_row_of_each(self, url: str) -> None:
+        stores = [Store.open(url, busy_timeout_s=20) for _ in range(4)]
+        arrivals = [Arrival(raw=a_message(b"%d" % number), understood=a_start(f"c-{number}")) for number in range(20)]
+
+        def record(number: int) -> int:
+            mine = arrivals if number % 2 else arrivals[::-1]
+            while True:
+                try:
+                    return sum(not receipt.duplicate for receipt in stores[number].record_messages(mine))
+                except StoreUnavailable as error:  # each waited for the other; one of them gave way
+                    assert "deadlock" in str(error).lower()
+
+        try:
+            assert sum(at_once(4, record)) == 20
+            assert [record_.repeats for record_ in stores[0].messages()] == [3] * 20
         finally:
             for store in stores:
                 store.close()

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 from orchestrator.cli.common import ExitCode
 from orchestrator.cli.db import app
 from orchestrator.provenance import Store
+from orchestrator.provenance.schema import MIGRATIONS, revisions
 from orchestrator.settings import load_settings
 
 SITE = Path(__file__).parents[2] / "site-configs" / "embedded.toml"
+KNOWN = revisions(MIGRATIONS)
 
 
 def run(*words: str, code: ExitCode = ExitCode.OK, **environment: str) -> str:
@@ -29,8 +31,8 @@ def url(tmp_path: Path) -> str:
 
 def test_status_tells_what_to_do_before_and_that_all_is_well_after(url: str) -> None:
     assert "orchestrator db upgrade" in run("status", "--url", url, code=ExitCode.INCOMPLETE)
-    assert "upgraded from empty to 0001" in run("upgrade", "--url", url)
-    assert "has schema 0001 already" in run("upgrade", "--url", url)
+    assert f"upgraded from empty to {KNOWN[-1]}" in run("upgrade", "--url", url)
+    assert f"has schema {KNOWN[-1]} already" in run("upgrade", "--url", url)
     assert "up to date" in run("status", "--url", url)
 
 
@@ -38,8 +40,8 @@ def test_status_is_json_for_scripts(url: str) -> None:
     before = json.loads(run("status", "--json", "--url", url, code=ExitCode.INCOMPLETE))
     assert (before["revision"], before["newest"], before["pending"], before["current"]) == (
         None,
-        "0001",
-        ["0001"],
+        KNOWN[-1],
+        KNOWN,
         False,
     )
     run("upgrade", "--url", url)

@@ -23,12 +23,14 @@ from orchestrator.provenance.schema import MIGRATIONS, check_schema, revisions, 
 from orchestrator.records import CollectionStart, RawMessage
 
 START = CollectionStart(uid="c-1", beamline="i22", detector="d", file=Path("/a.h5"), dataset="/entry/data")
-SECOND_MIGRATION = """
+NEWEST = revisions(MIGRATIONS)[-1]
+NEXT = f"{int(NEWEST) + 1:04}"
+NEXT_MIGRATION = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{NEXT}"
+down_revision = "{NEWEST}"
 
 
 def upgrade():
@@ -48,10 +50,10 @@ def url(file: Path) -> str:
 
 
 @pytest.fixture
-def two_migrations(tmp_path: Path) -> Path:
+def one_more_migration(tmp_path: Path) -> Path:
     folder = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_second.py").write_text(SECOND_MIGRATION)
+    (folder / "versions" / f"{NEXT}_more.py").write_text(NEXT_MIGRATION)
     return folder
 
 
@@ -169,24 +171,24 @@ def test_asking_for_the_status_makes_no_file(file: Path, url: str) -> None:
     assert not file.exists()
 
 
-def test_a_filled_database_is_brought_forward_with_all_it_holds(url: str, two_migrations: Path) -> None:
+def test_a_filled_database_is_brought_forward_with_all_it_holds(url: str, one_more_migration: Path) -> None:
     with Store.open(url) as store:
         record(store)
         before = store.messages()
-        assert schema_status(store, migrations=two_migrations).pending == ("0002",)
-        assert upgrade_schema(store, migrations=two_migrations).revision == "0001"
-        assert schema_status(store, migrations=two_migrations).current
+        assert schema_status(store, migrations=one_more_migration).pending == (NEXT,)
+        assert upgrade_schema(store, migrations=one_more_migration).revision == NEWEST
+        assert schema_status(store, migrations=one_more_migration).current
         assert store.messages() == before
-    with pytest.raises(InvalidSettings, match="has schema 0002, newer than this release's 0001"):
+    with pytest.raises(InvalidSettings, match=f"has schema {NEXT}, newer than this release's {NEWEST}"):
         Store.open(url)
 
 
-def test_a_migration_that_fails_leaves_the_database_as_it_was(url: str, two_migrations: Path) -> None:
-    broken = SECOND_MIGRATION + '    op.execute("DROP TABLE nowhere")\n'
-    (two_migrations / "versions" / "0002_second.py").write_text(broken)
+def test_a_migration_that_fails_leaves_the_database_as_it_was(url: str, one_more_migration: Path) -> None:
+    broken = NEXT_MIGRATION + '    op.execute("DROP TABLE nowhere")\n'
+    (one_more_migration / "versions" / f"{NEXT}_more.py").write_text(broken)
     with Store.open(url) as store:
         with pytest.raises(StoreUnavailable, match="nowhere"):
-            upgrade_schema(store, migrations=two_migrations)
+            upgrade_schema(store, migrations=one_more_migration)
         assert "extra" not in inspect(store.engine).get_table_names()
         assert store.schema_status().current
 
