@@ -25,8 +25,8 @@ _SHORT = {
 _WITH_VALUE = (
     "account", "array", "chdir", "comment", "constraint", "cpus-per-task", "error", "exclude", "export", "gpus",
     "gpus-per-node", "gpus-per-task", "gres", "hint", "job-name", "licenses", "mail-type", "mail-user", "mem",
-    "mem-per-cpu", "nice", "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "reservation",
-    "signal", "threads-per-core", "time", "time-min", "wckey",
+    "mem-per-cpu", "nice", "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos",
+    "reservation", "signal", "threads-per-core", "time", "time-min", "wckey",
 )  # fmt: skip
 _FLAGS = ("exclusive", "no-requeue", "requeue")
 _KEPT_WITHOUT_EXPORT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ")
