@@ -131,6 +131,8 @@ class RunRow(Base):
     frames_finished: Mapped[bool]
     ended_because: Mapped[str]
     progress_at: Mapped[datetime | None]
+    retry: Mapped[Json] = mapped_column(JsonText, nullable=True)
+    not_before: Mapped[datetime | None]
 
 
 class ParameterRow(Base):
@@ -163,6 +165,7 @@ class AttemptRow(Base):
     __table_args__ = (
         Index(None, "stage"),
         Index(None, "cluster", "job_id"),
+        Index(None, "concluded_at"),
         Index(None, "script_sha256"),
         Index(None, "template_sha256"),
         ForeignKeyConstraint(["script_sha256"], ["texts.sha256"], name="fk_attempts_script"),
@@ -196,6 +199,11 @@ class AttemptRow(Base):
     ended_at: Mapped[datetime | None]
     usage: Mapped[Json] = mapped_column(JsonText)
     software: Mapped[Json] = mapped_column(JsonText, nullable=True, deferred=True)
+    retry: Mapped[Json] = mapped_column(JsonText, nullable=True)
+    cause: Mapped[JobState | None]
+    outcome: Mapped[RunState | None]
+    outcome_reason: Mapped[str | None]
+    concluded_at: Mapped[datetime | None]
 
 
 class JobEventRow(Base):
