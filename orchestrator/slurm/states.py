@@ -84,8 +84,8 @@ def _refined(base: JobState | None, flag: JobState | None) -> JobState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PendingReason:
-    """Why a job waits."""
+class Reason:
+    """What SLURM gives as the reason for a job's state."""
 
     word: str
     text: str
@@ -93,49 +93,104 @@ class PendingReason:
     """It will wait for ever unless somebody changes the job, a limit or the cluster."""
 
 
+_KINDS = (
+    r"(Cpu|CPU|Mem|Memory|Node|GRES|Billing|Energy|License|BB|Unknown)(Limit|Minutes|Minute|RunMinutes|RunMins|NotSatisfied)*"
+)
+"""What SLURM limits, and for how long."""
+
 _REASONS: tuple[tuple[str, str, bool], ...] = (
+    ("None", "it hasn't been looked at yet", False),
+    ("Inva(il|li)dReason", "SLURM itself has no word for it", False),
+    ("BlockFreeAction|BlockMaxError", "a block of an IBM BlueGene isn't ready", False),
     ("Priority", "jobs of higher priority go first", False),
     ("Resources", "it waits for nodes to become free", False),
     ("Dependency", "it waits for another job", False),
     ("DependencyNeverSatisfied", "the job it depends on ended in a way that rules it out", True),
+    ("Prolog", "its nodes are being prepared", False),
+    ("Cleaning", "its last run is being cleaned up", False),
+    ("SchedDefer", "the scheduler looks at new jobs later", False),
+    ("BeginTime", "its begin time hasn't come yet (a requeued job waits a while)", False),
     ("JobHeldUser", "it is held by its user until somebody releases it (scontrol release)", False),
     ("JobHeldAdmin", "it is held by an administrator until somebody releases it", False),
     ("JobHoldMaxRequeue", "it was requeued too often and is held until somebody releases it", False),
-    ("BeginTime", "its begin time hasn't come yet", False),
+    ("[Jj]ob_requeued_in_held_state", "it was requeued and is held until somebody releases it", False),
+    ("launch_failed_requeued_held", "it couldn't be launched and is held until somebody releases it", False),
     ("ReqNodeNotAvail.*", "a node it needs is down, drained or reserved at present", False),
     ("Nodes_required_for_job_are_DOWN.*", "nodes it needs are down, drained or reserved at present", False),
     ("NodeDown", "a node it needs is down at present", False),
+    ("FrontEndDown", "no front-end node is up at present", False),
+    ("SystemFailure", "SLURM itself failed while it dealt with the job; an administrator's matter", False),
     ("Reservation", "it waits for its reservation to begin", False),
     ("ReservationDeleted", "its reservation was deleted", True),
-    ("ReservationInvalidConstraints", "its reservation has no nodes of the kind it asks for", True),
+    ("ReservationInvalid.*", "its reservation can't be used by this job", True),
     ("PartitionDown|PartitionInactive", "its partition is closed at present", False),
     ("PartitionTimeLimit", "it asks for more time than its partition allows", True),
     ("PartitionNodeLimit", "it asks for more or fewer nodes than its partition allows", True),
     ("PartitionConfig", "its partition can't offer what it asks for", True),
-    ("BadConstraints", "no node has what it asks for", True),
+    ("Constraints|BadConstraints", "no node has what it asks for", True),
     ("InvalidAccount", "its account is not valid any more", True),
     ("InvalidQOS|QOSNotAllowed", "its quality of service (QOS) may not be used here", True),
     ("AccountNotAllowed", "its account may not use this partition", True),
+    ("QOSUsageThreshold", "its QOS has used less than the threshold from which it may run", False),
     ("DeadLine", "it can't end before its deadline", True),
     ("Licenses", "it waits for a licence", False),
-    ("Cleaning", "its last run is being cleaned up", False),
+    ("PowerNotAvail|PowerReserved", "there isn't enough electrical power for it at present", False),
+    ("MaxPoweredUpNodes", "as many nodes are powered up as the site allows", False),
+    ("BurstBufferResources", "it waits for room in the burst buffer", False),
+    ("BurstBufferStageIn", "its files are being copied into the burst buffer", False),
+    ("BurstBufferOperation", "an operation on the burst buffer failed; it is held until somebody releases it", False),
+    ("FedJobLock", "the clusters of the federation are agreeing on which one runs it", False),
+    ("NvidiaImexChannels", "other jobs use all NVIDIA IMEX channels", False),
+    ("MpiPortsBusy", "other jobs use all ports for MPI", False),
     ("JobArrayTaskLimit", "as many tasks of its array run as it allows itself", False),
     ("MaxMemPerLimit", "it asks for more memory than a node or CPU may give", True),
-    ("(QOS|Assoc)(Max|Grp).*Submit.*", "as many jobs are submitted as the limit allows", False),
-    ("QOSMin.*", "it asks for less than its quality of service (QOS) demands", True),
-    ("(QOS|Assoc)Max.*Per(Job|Node)(Limit)?", "it asks for more than one job may have", True),
-    ("QOSMax.*Per(User|Account).*|Max.*Per(User|Account)", "as much is in use as one user or account may have", False),
-    ("AssocMax.*", "as much is in use as its account allows", False),
-    ("QOSGrp.*", "as much is in use as its quality of service (QOS) allows in all", False),
-    ("AssocGrp.*", "as much is in use as its account allows in all", False),
-    ("None", "it hasn't been looked at yet", False),
-)
+    ("Association(Job|Resource|Time)Limit|AccountingPolicy", "as much is in use as its account allows", False),
+    ("QOS(Job|Resource|Time)Limit", "as much is in use as its quality of service (QOS) allows", False),
+    ("(QOS|Assoc)(Max|Grp).*Submit.*|MaxSubmitJobsPer.*", "as many jobs are submitted as the limit allows", False),
+    (f"QOSMin{_KINDS}", "it asks for less than its quality of service (QOS) demands", True),
+    (f"(QOS|Assoc)Max({_KINDS}|WallDuration)Per(Job|Node)(Limit)?", "it asks for more than one job may have", True),
+    (f"(QOS)?Max({_KINDS}|Jobs)Per(User|Account)(Limit)?", "as much is in use as one user or account may have", False),
+    ("AssocMaxJobsLimit", "as many jobs run as its account allows", False),
+    (f"QOSGrp({_KINDS}|JobsLimit|WallLimit)", "as much is in use as its quality of service (QOS) allows in all", False),
+    (f"AssocGrp({_KINDS}|JobsLimit|WallLimit)", "as much is in use as its account allows in all", False),
+)  # fmt: skip
+"""Of SLURM 22.05 to 26.05; ``job_state_reason.c``, and the free texts of ``job_ptr->state_desc``."""
+
+_END_REASONS: dict[str, str] = {
+    "NonZeroExitCode": "its script ended with an exit code that isn't 0",
+    "RaisedSignal": "its script was ended by a signal",
+    "JobLaunchFailure": "its script couldn't be started, or was ended by a signal: SLURM has one word for both",
+    "TimeLimit": "its time was up",
+    "OutOfMemory": "it used more memory than it had asked for",
+    "NodeDown": "a node it ran on failed",
+    "BadConstraints": "no node has what it asks for",
+    "DeadLine": "its deadline came first",
+    "InactiveLimit": "nothing happened in it for longer than the site allows",
+    "SystemFailure": "SLURM itself failed while it dealt with the job",
+    "Prolog": "its nodes couldn't be prepared",
+}
+"""Of jobs that have ended."""
+
+END_TEXTS: dict[JobState, str] = {
+    JobState.TIMEOUT: "its time limit came before its end",
+    JobState.OUT_OF_MEMORY: "it used more memory than it had asked for",
+    JobState.NODE_FAIL: "a node it ran on was lost",
+    JobState.PREEMPTED: "it had to make way for another job",
+    JobState.BOOT_FAIL: "a node it was given didn't boot",
+    JobState.DEADLINE: "its deadline came before its end",
+}
+"""What it means that a job ended so, where SLURM's word leaves it to be asked."""
 
 
-def pending_reason(word: str) -> PendingReason:
+def pending_reason(word: str) -> Reason:
     """Return a pending reason in plain words; one that isn't in the table keeps its own."""
     bare = word.strip().strip("()")
     for pattern, text, hopeless in _REASONS:
         if re.fullmatch(pattern, bare.replace(" ", "_")):  # squeue writes some reasons either way
-            return PendingReason(word=bare, text=text, hopeless=hopeless)
-    return PendingReason(word=bare, text=bare)
+            return Reason(word=bare, text=text, hopeless=hopeless)
+    return Reason(word=bare, text=bare)
+
+
+def end_reason(word: str) -> str:
+    """Return in plain words why a job ended as it did; one that isn't in the table keeps its own."""
+    return _END_REASONS.get(word.strip().strip("()"), word)

@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.records import JobState
-from orchestrator.slurm.states import COMPACT, FLAGS, STATES, job_state, pending_reason
+from orchestrator.slurm.states import COMPACT, FLAGS, STATES, end_reason, job_state, pending_reason
+
+RELEASES = (Path(__file__).parent / "slurm_texts" / "words-by-release.txt").read_text()
+BY_RELEASE = [line.split() for line in RELEASES.splitlines() if not line.startswith("#")]
+NOT_STATES = {"?", "UNINITIALISED", "END"}
+"""SLURM's own words for not knowing, and the end of its table."""
+
+
+def words_of(kind: str) -> set[str]:
+    return {word for what, word, _ in BY_RELEASE if what == kind}
+
+
+def test_the_tables_have_every_state_of_every_release_and_none_besides() -> None:
+    states, flags = words_of("state") | words_of("json"), words_of("flag")
+    assert (states | flags) - NOT_STATES == STATES.keys() | FLAGS.keys()
+    assert words_of("compact") - NOT_STATES == COMPACT.keys()
+    assert all(job_state(word) is JobState.UNKNOWN for word in NOT_STATES)
+
+
+@pytest.mark.parametrize("flag", sorted(words_of("flag")))
+def test_every_flag_of_every_release_is_understood_beside_a_state(flag: str) -> None:
+    assert job_state(f"RUNNING,{flag}") is job_state(["RUNNING", flag])
+    assert (job_state(f"RUNNING,{flag}") is JobState.UNKNOWN) == (flag == "REVOKED")
+    assert not job_state(f"PENDING,{flag}").ended
+
+
+@pytest.mark.parametrize("word", sorted(words_of("reason")))
+def test_every_reason_of_every_release_is_told_in_plain_words(word: str) -> None:
+    texts = {pending_reason(word).text, end_reason(word)} - {word}
+    assert texts
+    assert all(" " in text for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +125,14 @@ def test_every_compact_code_stands_for_a_word_of_the_tables() -> None:
         ("QOSMaxSubmitJobPerUserLimit", False),
         ("QOSMinGRES", True),
         ("MaxCpuPerAccount", False),
+        ("MaxGRESRunMinsPerUser", False),
+        ("AssocMaxMemPerNode", True),
+        ("QOSMaxGRESMinutesPerJob", True),
+        ("QOSUsageThreshold", False),
+        ("ReservationInvalid", True),
+        ("JobHeldAdmin", False),
+        ("job requeued in held state", False),
+        ("launch failed requeued held", False),
     ],
 )
 def test_reasons_are_told_in_plain_words_and_the_hopeless_ones_are_marked(word: str, hopeless: bool) -> None:
