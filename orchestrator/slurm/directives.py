@@ -11,12 +11,13 @@ import getpass
 import re
 import shlex
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import SubmitRefused
 from orchestrator.slurm.arrays import task_numbers
+from orchestrator.slurm.script_options import sbatch_lines, time_limit_s
 
 _SHORT = {
     "A": "account", "C": "constraint", "D": "chdir", "J": "job-name", "N": "nodes", "a": "array",
@@ -62,7 +63,7 @@ def read_directives(script: str) -> Directives:
     if not script.startswith("#!"):
         raise SubmitRefused("this does not look like a batch script", remedy="it must begin with #!/bin/bash")
     values: dict[str, str] = {}
-    for number, text in _lines(script):
+    for number, text in sbatch_lines(script):
         try:
             values |= _options(text)
         except (getopt.GetoptError, ValueError) as error:
@@ -71,7 +72,7 @@ def read_directives(script: str) -> Directives:
         output=values.get("output", Directives.output),
         error=values.get("error"),
         chdir=Path(values["chdir"]) if "chdir" in values else None,
-        time_limit_s=_time_limit_s(values["time"]) if "time" in values else None,
+        time_limit_s=time_limit_s(values["time"]) if "time" in values else None,
         export=values.get("export", Directives.export),
         append=values.get("open-mode", "append") == "append",
         tasks=_array(values.get("array", "")),
@@ -80,7 +81,7 @@ def read_directives(script: str) -> Directives:
 
 def array_tasks(script: str) -> tuple[int, ...]:
     """Return the task numbers of a script's ``--array``; none when it isn't the script of an array."""
-    lines = (text for _, text in _lines(script) if "-a" in text)
+    lines = (text for _, text in sbatch_lines(script) if "-a" in text)
     found = [match for text in lines if (match := re.search(r"(?:^|\s)(?:--array[= ]|-a\s*)(\S+)", text))]
     return _array(found[-1][1]) if found else ()
 
@@ -90,14 +91,6 @@ def _array(text: str) -> tuple[int, ...]:
     if numbers and numbers[-1] >= MAX_ARRAY_SIZE:
         raise ValueError(f"--array: {numbers[-1]} is above the largest task number, {MAX_ARRAY_SIZE - 1}")
     return numbers
-
-
-def _lines(script: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(script.split("\n"), start=1):
-        if line.startswith("#SBATCH"):
-            yield number, line.removeprefix("#SBATCH")
-        elif line.strip() and not line.lstrip().startswith("#"):
-            return
 
 
 def _options(text: str) -> dict[str, str]:
@@ -110,22 +103,9 @@ def _options(text: str) -> dict[str, str]:
     if options.get("nodes", "1") not in {"1", "1-1"}:
         raise ValueError("--nodes: the local route has one node, this machine")
     if "time" in options:
-        _time_limit_s(options["time"])
+        time_limit_s(options["time"])
     _array(options.get("array", ""))
     return options
-
-
-def _time_limit_s(text: str) -> float | None:
-    """Return sbatch's ``[days-][hours:]minutes[:seconds]`` in seconds; None where there is no limit."""
-    if text in {"0", "UNLIMITED", "INFINITE"}:
-        return None
-    if found := re.fullmatch(r"(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?", text):
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-    if found := re.fullmatch(r"(?:(\d+):)??(\d+)(?::(\d+))?", text):
-        hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        return float((hours * 60 + minutes) * 60 + seconds)
-    raise ValueError(f"--time: {text} isn't minutes, minutes:seconds, hours:minutes:seconds or days-hours")
 
 
 def file_name(pattern: str, *, job_id: int, job_name: str, task: int | None = None) -> str:
