@@ -3,7 +3,7 @@
 In: raw messages from the doors. Out: runs in the store and jobs at SLURM. Every step reads what is to be done from the
 store and writes what was done to it, so any step may be cut off anywhere and is simply done again:
 
-    receive          message -> store                      (called by a door, before it acknowledges)
+    receive          messages -> store                     (called by a door, before it acknowledges)
     plan_waiting     messages nobody decided about -> runs in state PLANNED
     settle           intents whose outcome isn't known -> adopted, or proven absent and free to be submitted again
     submit_planned   runs in state PLANNED -> intent -> SLURM -> PENDING
@@ -36,7 +36,15 @@ from orchestrator.evidence import claim_owner
 from orchestrator.listening.door import Accepted, Rejected, Verdict
 from orchestrator.messages import understand
 from orchestrator.planning import check_allowed, plan
-from orchestrator.provenance import PlannedRun, Store, UnsettledAttempt, WaitingStart, plan_to_json
+from orchestrator.provenance import (
+    Arrival,
+    MessageReceipt,
+    PlannedRun,
+    Store,
+    UnsettledAttempt,
+    WaitingStart,
+    plan_to_json,
+)
 from orchestrator.records import (
     BatchScript,
     JobIdentity,
@@ -72,24 +80,16 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------------------- receive
 
-    def receive(self, raw: RawMessage) -> Verdict:
-        """Record a message; the answer says that it is durable.
+    def receive(self, raws: Sequence[RawMessage]) -> Sequence[Verdict]:
+        """Record messages that came together; the answers, one for each, say that all are durable.
 
         Raises
         ------
         StoreUnavailable
-            When it isn't: the message has to stay with its sender.
+            When none of them is: they have to stay with their sender.
         """
-        try:
-            understood = understand(raw)
-        except InvalidMessage as error:
-            self.store.record_message(raw, understood=None, rejection=error.full_text)
-            return Rejected(reason=error.full_text)
-        receipt = self.store.record_message(raw, understood=understood, rejection=None)
-        if receipt.rejection is not None:
-            return Rejected(reason=receipt.rejection)
-        log.info("recorded message %d from %s", receipt.message_id, raw.source)
-        return Accepted(duplicate=receipt.duplicate)
+        receipts = self.store.record_messages([_arrival(raw) for raw in raws])
+        return [_verdict(raw, receipt) for raw, receipt in zip(raws, receipts, strict=True)]
 
     # -------------------------------------------------------------------------------------------------- plan
 
@@ -260,6 +260,20 @@ class Dispatcher:
         for path, content in files.items():
             write_atomically(path, content)
         write_atomically(directory.script, script.text, mode=0o755)
+
+
+def _arrival(raw: RawMessage) -> Arrival:
+    try:
+        return Arrival(raw=raw, understood=understand(raw))
+    except InvalidMessage as error:
+        return Arrival(raw=raw, understood=None, rejection=error.full_text)
+
+
+def _verdict(raw: RawMessage, receipt: MessageReceipt) -> Verdict:
+    if receipt.rejection is not None:
+        return Rejected(reason=receipt.rejection)
+    log.info("recorded message %d from %s", receipt.message_id, raw.source)
+    return Accepted(duplicate=receipt.duplicate)
 
 
 def cancel(store: Store, gateway: Gateway, run_id: str, *, by: str) -> RunState:

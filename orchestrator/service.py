@@ -11,7 +11,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -184,10 +184,10 @@ class Service:
         self.store.close()
 
     def _handler(self) -> Handler:
-        def handle(raw: RawMessage) -> Verdict:
-            verdict = self.dispatcher.receive(raw)
+        def handle(raws: Sequence[RawMessage]) -> Sequence[Verdict]:
+            verdicts = self.dispatcher.receive(raws)
             self._dispatch.wake()
-            return verdict
+            return verdicts
 
         return handle
 

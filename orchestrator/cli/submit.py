@@ -49,7 +49,7 @@ def submit(
     with open_store(settings) as store:
         gateway = open_gateway(settings)
         dispatcher = Dispatcher(store=store, gateway=gateway, settings=settings)
-        verdict = dispatcher.receive(raw)
+        [verdict] = dispatcher.receive([raw])
         if isinstance(verdict, Rejected):
             raise InvalidMessage(f"{message}: {verdict.reason}", remedy="orchestrator schema shows what is expected")
         dispatcher.plan_waiting()

@@ -4,12 +4,13 @@ In: bytes from outside. Out: calls of one handler, which answers with a verdict 
 
 - A message leaves its sender's side (queue or folder) only after the handler has returned. Whatever dies in between, it
   comes again, and the handler counts it as a duplicate.
+- Messages that came together may be handed over together: the handler commits them all, or none.
 - While the store is unavailable, or has another release's schema, the message stays where it is; the door waits, longer
   each time, and takes no other.
 - What was rejected is put aside with the reason (dead-letter queue or folder) before it leaves its place.
 - A door whose other side is missing says so in its status, keeps trying, and never ends the service.
 
-A door calls the handler from one thread of its own, one message at a time, in the order in which they came.
+A door calls the handler from one thread of its own, with messages in the order in which they came.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import logging
 import random
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeAlias
@@ -48,9 +49,9 @@ class Rejected:
 
 Verdict: TypeAlias = Accepted | Rejected
 
-Handler: TypeAlias = Callable[[RawMessage], Verdict]
-"""Returns after the commit. Raises `StoreUnavailable` or `InvalidSettings` when the message has to stay with its sender
-for now."""
+Handler: TypeAlias = Callable[[Sequence[RawMessage]], Sequence[Verdict]]
+"""Returns a verdict for each message, after the commit. Raises `StoreUnavailable` or `InvalidSettings` when all of them
+have to stay with their sender for now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,32 +141,43 @@ class Door(ABC):
     def _run(self, handler: Handler) -> None:
         """Take messages until `_stopping` is set."""
 
-    def _settle(self, handler: Handler, raw: RawMessage, *, still_ours: Callable[[], bool]) -> Verdict | None:
-        """Call the handler until it answers; None when the door stops, or the message is no longer ours, before that.
-
-        A fault in the handler becomes a rejection: the message is put aside where people see it, and the next one gets
-        its turn.
-        """
-        self._count(received=1)
+    def _settle(
+        self, handler: Handler, raws: Sequence[RawMessage], *, still_ours: Callable[[], bool]
+    ) -> Sequence[Verdict] | None:
+        """Call the handler until it answers; None when the door stops, or the messages aren't ours any more, before."""
+        self._count(received=len(raws))
         reached(CrashPoint.MESSAGE_RECEIVED)
         said = ""
         for delay_s in backoff(initial_s=0.2, longest_s=15.0):
             try:
-                verdict = handler(raw)
+                verdicts = self._answers(handler, raws)
             except (StoreUnavailable, InvalidSettings) as error:
                 self._count(held=1)
                 if error.full_text != said:
-                    log.warning("%s: holding a message until this is over: %s", self.name, error.full_text)
+                    log.warning("%s: holding %d until this is over: %s", self.name, len(raws), error.full_text)
                 said = error.full_text
                 if self._stopping.wait(delay_s) or not still_ours():
                     return None
                 continue
-            except Exception as error:
-                log.exception("%s: fault while handling a message from %s", self.name, raw.source)
-                verdict = Rejected(reason=f"fault in the orchestrator: {type(error).__name__}: {error}")
-            self._count_verdict(verdict, raw.source)
-            return verdict
+            for raw, verdict in zip(raws, verdicts, strict=True):
+                self._count_verdict(verdict, raw.source)
+            return verdicts
         return None
+
+    def _answers(self, handler: Handler, raws: Sequence[RawMessage]) -> Sequence[Verdict]:
+        """Call the handler once; where that shows a fault in it, once for each message.
+
+        A fault becomes a rejection: its message is put aside where people see it, and the others get their turn.
+        """
+        try:
+            return handler(raws)
+        except (StoreUnavailable, InvalidSettings):
+            raise
+        except Exception as error:
+            if len(raws) > 1:
+                return [verdict for raw in raws for verdict in self._answers(handler, [raw])]
+            log.exception("%s: fault while handling a message from %s", self.name, raws[0].source)
+            return [Rejected(reason=f"fault in the orchestrator: {type(error).__name__}: {error}")]
 
     def _count_verdict(self, verdict: Verdict, source: str) -> None:
         if isinstance(verdict, Rejected):

@@ -103,7 +103,8 @@ class SpoolDoor(Door):
 
     def _take_all(self, handler: Handler, waiting: list[_Waiting]) -> str:
         """Take the files in turn; one that can't be read or moved now is tried again later and doesn't stop others."""
-        self._settled = {entry: verdict for entry, verdict in self._settled.items() if entry in waiting}
+        there = set(waiting)
+        self._settled = {entry: verdict for entry, verdict in self._settled.items() if entry in there}
         problem = ""
         for entry in waiting:
             if self._stopping.is_set():
@@ -151,7 +152,8 @@ class SpoolDoor(Door):
             return verdict
         body, size_bytes = _read(path)
         raw = raw_message(body, source=f"spool:{shown}", headers={}, size_bytes=size_bytes)
-        return self._settle(handler, raw, still_ours=path.exists)
+        verdicts = self._settle(handler, [raw], still_ours=path.exists)
+        return None if verdicts is None else verdicts[0]
 
     def _put_away(self, entry: _Waiting, verdict: Verdict) -> None:
         path = self._folder / entry.name

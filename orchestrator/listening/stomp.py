@@ -1,13 +1,13 @@
 """Messages from a STOMP broker (ActiveMQ is the reference).
 
-In: a queue. Out: calls of the handler; then the acknowledgement. What was rejected is first sent to the dead-letter
-queue, and the broker's receipt for it awaited. A message is never NACKed: ActiveMQ would put it into its own
-dead-letter queue. Unacknowledged messages come again by themselves when the connection ends.
+In: a queue. Out: calls of the handler with what has arrived; then an acknowledgement of each. What was rejected is
+first sent to the dead-letter queue, and the broker's receipt for it awaited. A message is never NACKed: ActiveMQ would
+put it into its own dead-letter queue. Unacknowledged messages come again by themselves when the connection ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -15,12 +15,14 @@ from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import DoorUnavailable, InvalidSettings
 from orchestrator.listening.broker import BrokerSession, Delivery
 from orchestrator.listening.door import Door, Handler, Rejected, backoff, raw_message
-from orchestrator.records import sha256_of
+from orchestrator.records import RawMessage, sha256_of
 from orchestrator.settings import StompSettings, TlsSettings
 
 _SETTLED_AFTER_S = 10.0
 _MAX_REASON = 2000
 _LOOK_FOR_STOP_S = 0.2
+_TOGETHER_BYTES = 1024 * 1024
+"""How much is handed over at once; MariaDB takes no more than 16 MiB by default (``max_allowed_packet``)."""
 
 
 class StompDoor(Door):
@@ -60,27 +62,27 @@ class StompDoor(Door):
 
     def _consume(self, handler: Handler, session: BrokerSession) -> None:
         while not self._stopping.is_set():
-            delivery = session.next(_LOOK_FOR_STOP_S)
-            if delivery is not None:
-                self._take(handler, session, delivery)
+            deliveries = session.next(_LOOK_FOR_STOP_S, most_bytes=_TOGETHER_BYTES)
+            if deliveries:
+                self._take(handler, session, deliveries)
 
-    def _take(self, handler: Handler, session: BrokerSession, delivery: Delivery) -> None:
-        raw = raw_message(
-            delivery.body,
-            source=f"stomp:{self._settings.queue}",
-            headers=delivery.headers,
-            size_bytes=len(delivery.body),
-        )
-        verdict = self._settle(handler, raw, still_ours=lambda: session.alive)
-        if verdict is None:
+    def _take(self, handler: Handler, session: BrokerSession, deliveries: Sequence[Delivery]) -> None:
+        raws = [self._raw(delivery) for delivery in deliveries]
+        verdicts = self._settle(handler, raws, still_ours=lambda: session.alive)
+        if verdicts is None:
             return
-        if isinstance(verdict, Rejected):
-            session.send(
-                self._settings.dead_letter_destination, delivery.body, self._dead_letter_headers(delivery, verdict)
-            )
-        reached(CrashPoint.BEFORE_ACKNOWLEDGEMENT)
-        session.acknowledge(delivery)
-        reached(CrashPoint.ACKNOWLEDGED)
+        for delivery, verdict in zip(deliveries, verdicts, strict=True):
+            if isinstance(verdict, Rejected):
+                session.send(
+                    self._settings.dead_letter_destination, delivery.body, self._dead_letter_headers(delivery, verdict)
+                )
+            reached(CrashPoint.BEFORE_ACKNOWLEDGEMENT)
+            session.acknowledge(delivery)
+            reached(CrashPoint.ACKNOWLEDGED)
+
+    def _raw(self, delivery: Delivery) -> RawMessage:
+        source = f"stomp:{self._settings.queue}"
+        return raw_message(delivery.body, source=source, headers=delivery.headers, size_bytes=len(delivery.body))
 
     def _dead_letter_headers(self, delivery: Delivery, verdict: Rejected) -> dict[str, str]:
         return {

@@ -55,8 +55,9 @@ class StompSettings:
     heartbeat_s: Seconds = 10.0
     connect_timeout_s: Seconds = 5.0
     receipt_timeout_s: Seconds = 30.0
-    prefetch: Annotated[int, Field(ge=1)] = 1
-    """Messages that the broker hands out before it has an acknowledgement (``activemq.prefetchSize``)."""
+    prefetch: Annotated[int, Field(ge=1)] = 20
+    """Messages that the broker hands out before it has an acknowledgement (``activemq.prefetchSize``). What has arrived
+    is committed together."""
     reconnect_longest_s: Seconds = 30.0
 
     def __post_init__(self) -> None:

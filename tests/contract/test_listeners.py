@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import pytest
 from orchestrator.errors import DoorUnavailable, InvalidInput, InvalidSettings, StackError, StoreUnavailable
 from orchestrator.listening.broker import BrokerSession
 from orchestrator.listening.credentials import read_credentials
-from orchestrator.listening.door import Accepted, Door, Rejected, Verdict, backoff
+from orchestrator.listening.door import Accepted, Door, Handler, Rejected, Verdict, backoff
 from orchestrator.listening.spool import SpoolDoor, drop
 from orchestrator.listening.stomp import StompDoor, publish
 from orchestrator.messages import MAX_BYTES
@@ -48,17 +48,23 @@ class Store:
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.deliveries: list[RawMessage] = []
+        self.together: list[int] = []
+        """How many messages came with each call."""
         self.refusals = 0
         self.available = threading.Event()
         self.available.set()
 
-    def __call__(self, raw: RawMessage) -> Verdict:
+    def __call__(self, raws: Sequence[RawMessage]) -> Sequence[Verdict]:
         if not self.available.is_set():
             self.refusals += 1
             raise StoreUnavailable("database is locked")
-        self.deliveries.append(raw)
-        if raw.body.startswith(b"fault"):
+        if any(raw.body.startswith(b"fault") for raw in raws):
             raise ZeroDivisionError("a bug in the handler")
+        self.together.append(len(raws))
+        return [self._keep(raw) for raw in raws]
+
+    def _keep(self, raw: RawMessage) -> Verdict:
+        self.deliveries.append(raw)
         duplicate = raw.body in self.bodies
         if not duplicate:
             self.bodies.append(raw.body)
@@ -68,7 +74,7 @@ class Store:
 
 
 @contextmanager
-def running(door: Door, store: Callable[[RawMessage], Verdict]) -> Iterator[Door]:
+def running(door: Door, store: Handler) -> Iterator[Door]:
     door.start(store)
     try:
         yield door
@@ -187,11 +193,12 @@ class DoorContract:
                 place.put(body)
             eventually(lambda: store.refusals >= 3)
             assert store.deliveries == []
-            assert door.status().counts.received == 1
+            received = door.status().counts.received
             store.available.set()
             eventually(lambda: len(store.deliveries) == 3)
             assert [raw.body for raw in store.deliveries] == bodies
             assert door.status().counts.held >= 3
+            assert store.together[0] == received
 
     def test_the_door_doesnt_spin_while_the_store_is_unavailable(self, place: Place) -> None:
         store = Store()
@@ -230,11 +237,11 @@ class DoorContract:
     def test_a_message_stays_with_its_sender_while_the_database_has_another_schema(self, place: Place) -> None:
         tries: list[bytes] = []
 
-        def handle(raw: RawMessage) -> Verdict:
-            tries.append(raw.body)
+        def handle(raws: Sequence[RawMessage]) -> Sequence[Verdict]:
+            tries.extend(raw.body for raw in raws)
             if len(tries) < 3:
                 raise InvalidSettings("the database has another release's schema")
-            return Accepted()
+            return [Accepted() for _ in raws]
 
         door = place.door()
         place.put(b"a")
@@ -246,7 +253,7 @@ class DoorContract:
     def test_a_message_whose_handling_outlives_the_stop_isnt_lost(self, place: Place) -> None:
         begun, go_on = threading.Event(), threading.Event()
 
-        def slow(_raw: RawMessage) -> Verdict:
+        def slow(_raws: Sequence[RawMessage]) -> Sequence[Verdict]:
             begun.set()
             go_on.wait(PATIENCE_S)
             raise StoreUnavailable("the service was killed before the commit")
@@ -398,7 +405,7 @@ class TestSpoolDoor(DoorContract):
 
     def test_a_crash_between_the_commit_and_the_move_gives_one_duplicate(self, place: SpoolPlace) -> None:
         store = Store()
-        store(RawMessage(body=b"a", source="before the crash"))
+        store([RawMessage(body=b"a", source="before the crash")])
         place.put(b"a")
         with running(place.door(), store) as door:
             eventually((place.folder / "done" / "001.json").exists)
@@ -407,11 +414,11 @@ class TestSpoolDoor(DoorContract):
     def test_a_document_that_replaces_one_being_handled_gets_its_own_turn(self, place: SpoolPlace) -> None:
         store = Store()
 
-        def replacing(raw: RawMessage) -> Verdict:
-            if raw.body == b"first":
+        def replacing(raws: Sequence[RawMessage]) -> Sequence[Verdict]:
+            if raws[0].body == b"first":
                 (place.folder / ".second").write_bytes(b"second")
                 (place.folder / ".second").rename(place.folder / "001.json")
-            return store(raw)
+            return store(raws)
 
         with running(place.door(), replacing):
             place.put(b"first")
@@ -522,6 +529,16 @@ class StompPlace(Place):
     def put(self, body: bytes) -> None:
         publish(self.settings, body)
 
+    def put_all(self, bodies: Sequence[bytes]) -> None:
+        """Publish a backlog through one connection."""
+        session = BrokerSession(self.settings, self.settings.addresses()[0])
+        session.open()
+        try:
+            for body in bodies:
+                session.send(self.settings.destination, body, {})
+        finally:
+            session.close()
+
     def dead_letters(self) -> list[tuple[bytes, dict[str, str]]]:
         found = []
         session = BrokerSession(
@@ -530,9 +547,10 @@ class StompPlace(Place):
         session.open()
         try:
             session.subscribe()
-            while delivery := session.next(1.0):
-                found.append((delivery.body, delivery.headers))
-                session.acknowledge(delivery)
+            while deliveries := session.next(1.0):
+                for delivery in deliveries:
+                    found.append((delivery.body, delivery.headers))
+                    session.acknowledge(delivery)
         finally:
             session.close()
         return found
@@ -561,9 +579,9 @@ class StompContract(DoorContract):
             place.put(body)
         store = Store()
 
-        def slow(raw: RawMessage) -> Verdict:
-            time.sleep(0.02)
-            return store(raw)
+        def slow(raws: Sequence[RawMessage]) -> Sequence[Verdict]:
+            time.sleep(0.02 * len(raws))
+            return store(raws)
 
         with running(place.door(), slow) as door:
             eventually(lambda: len(store.bodies) >= 10)
@@ -605,9 +623,9 @@ class StompContract(DoorContract):
     def test_a_handler_slower_than_the_heart_beats_keeps_its_connection(self, place: StompPlace) -> None:
         store = Store()
 
-        def slow(raw: RawMessage) -> Verdict:
+        def slow(raws: Sequence[RawMessage]) -> Sequence[Verdict]:
             time.sleep(5 * place.settings.heartbeat_s)
-            return store(raw)
+            return store(raws)
 
         with running(place.door(), slow) as door:
             eventually(lambda: door.status().connected)
@@ -616,6 +634,51 @@ class StompContract(DoorContract):
             eventually(lambda: door.status().counts.accepted == 1)
             assert door.status().since == since
         assert len(store.deliveries) == 1
+
+    def test_a_backlog_is_handed_over_in_portions_and_drained_well_over_100_messages_a_second(
+        self, place: StompPlace
+    ) -> None:
+        bodies = [b"message %d" % number for number in range(400)]
+        place.put_all(bodies)
+        store = Store()
+        with running(place.door(), store) as door:
+            eventually(lambda: store.bodies)
+            began = time.monotonic()
+            eventually(lambda: door.status().counts.accepted == 400)
+            assert time.monotonic() - began < 2  # it was 16 s while each acknowledgement waited for its receipt
+        assert store.bodies == bodies
+        assert 1 < max(store.together) <= place.settings.prefetch
+
+    def test_one_bad_and_one_faulty_message_in_a_backlog_are_put_aside_and_the_others_taken_in_order(
+        self, place: StompPlace
+    ) -> None:
+        bodies = [b"message %d" % number for number in range(20)]
+        place.put_all([*bodies[:5], b"fault", *bodies[5:10], b"bad", *bodies[10:]])
+        store = Store()
+        with running(place.door(), store) as door:
+            eventually(lambda: door.status().counts.received >= 22 and door.status().counts.accepted == 20)
+        assert [body for body in store.bodies if body != b"bad"] == bodies
+        assert sorted(body for body, _reason in place.rejected()) == [b"bad", b"fault"]
+
+    def test_large_messages_are_not_handed_over_together(self, place: StompPlace) -> None:
+        place.put_all([b"x" * 400_000 + b"%d" % number for number in range(10)])
+        store = Store()
+        with running(place.door(), store) as door:
+            eventually(lambda: door.status().counts.accepted == 10)
+        assert max(store.together) <= 2
+
+    def test_a_backlog_that_waits_for_the_store_goes_back_to_the_queue_in_order_when_the_door_stops(
+        self, place: StompPlace
+    ) -> None:
+        bodies = [b"message %d" % number for number in range(50)]
+        place.put_all(bodies)
+        unavailable, available = Store(), Store()
+        unavailable.available.clear()
+        with running(place.door(), unavailable):
+            eventually(lambda: unavailable.refusals >= 2)
+        with running(place.door(), available) as door:
+            eventually(lambda: door.status().counts.accepted == 50)
+        assert available.bodies == bodies
 
 
 @pytest.mark.stack
@@ -670,13 +733,17 @@ class TestStompDoor(StompContract):
         assert "sending frame: [b'SEND'" in caplog.text
         assert place.stack.broker.password not in caplog.text
 
-    def test_a_service_that_hangs_keeps_one_message_and_another_service_takes_the_rest(self, place: StompPlace) -> None:
+    @pytest.mark.parametrize("prefetch", [1, 5])
+    def test_a_service_that_hangs_keeps_what_it_prefetched_and_another_service_takes_the_rest(
+        self, place: StompPlace, prefetch: int
+    ) -> None:
+        place.settings = replace(place.settings, prefetch=prefetch)
         begun, go_on = threading.Event(), threading.Event()
 
-        def hanging(raw: RawMessage) -> Verdict:
+        def hanging(raws: Sequence[RawMessage]) -> Sequence[Verdict]:
             begun.set()
             assert go_on.wait(PATIENCE_S)
-            return hung(raw)
+            return hung(raws)
 
         hung, lively = Store(), Store()
         bodies = [b"message %d" % number for number in range(20)]
@@ -685,9 +752,9 @@ class TestStompDoor(StompContract):
                 place.put(body)
             assert begun.wait(PATIENCE_S)
             with running(place.door(), lively):
-                eventually(lambda: lively.bodies == bodies[1:])
+                eventually(lambda: lively.bodies == bodies[prefetch:])
             go_on.set()
-            eventually(lambda: hung.bodies == bodies[:1])
+            eventually(lambda: hung.bodies == bodies[:prefetch])
 
 
 @pytest.mark.stack

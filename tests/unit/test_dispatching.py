@@ -54,7 +54,7 @@ def test_another_start_under_a_known_uid_is_rejected(trip: Trip) -> None:
 
 
 def test_what_cannot_be_understood_is_recorded_and_rejected(trip: Trip) -> None:
-    verdict = trip.dispatcher.receive(RawMessage(body=b"{", source="test"))
+    verdict = trip.receive(b"{")
     assert isinstance(verdict, Rejected)
     (record,) = trip.store.messages(state=MessageState.REJECTED)
     assert record.rejection == verdict.reason

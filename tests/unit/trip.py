@@ -58,11 +58,16 @@ class Trip:
         start = CollectionStart(
             uid=uid, beamline="b", detector=detector, file=self.folder / file, dataset="/d", frames_expected=frames
         )
-        return self.dispatcher.receive(RawMessage(body=start_document(start), source="test"))
+        return self.receive(start_document(start))
 
     def end(self, uid: str = "c1", *, frames: int = 3) -> Verdict:
         end = CollectionEnd(uid=uid, outcome=CollectionOutcome.FINISHED, frames_written=frames)
-        return self.dispatcher.receive(RawMessage(body=end_document(end), source="test"))
+        return self.receive(end_document(end))
+
+    def receive(self, body: bytes) -> Verdict:
+        """Take one message as a door does."""
+        [verdict] = self.dispatcher.receive([RawMessage(body=body, source="test")])
+        return verdict
 
     def submitted(self, uid: str = "c1") -> JobIdentity:
         """Take a collection as far as SLURM; return its job."""
