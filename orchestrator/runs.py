@@ -17,15 +17,15 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         attempts/<n>/progress.json  how the kernel stands; replaced atomically
         attempts/<n>/progress.<r>.json  the same after SLURM has requeued the job r times
 
-This module does no input or output but `write_atomically`, which all writers of these files use. It needs the standard
-library only, because it runs inside jobs too.
+This module does no input or output but `write_atomically`, which all writers of these files use, and `make_durable`.
+It needs the standard library only, because it runs inside jobs too.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +117,13 @@ class AttemptDirectory:
         return self.path / f"progress.{restarts}.json" if restarts else self.progress
 
 
-def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
-    """Write a file so that a reader sees the old content or the new, never half; durable when it returns.
+def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old content or the new, never half.
+
+    Parameters
+    ----------
+    durable
+        Whether it has to survive a loss of power right after the call; that takes some milliseconds.
 
     Raises
     ------
@@ -126,14 +131,26 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644) -> 
         As the file system says (no space, no permission); nothing is left behind.
     """
     data = content.encode() if isinstance(content, str) else content
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
+            os.fchmod(descriptor, mode)
             stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
+            # Before the file has its name: what has it is whole, after a loss of power too.
+            if durable:
+                os.fsync(descriptor)
+        name.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
+
+
+def make_durable(path: Path) -> None:
+    """Have a file's content and its name survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

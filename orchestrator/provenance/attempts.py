@@ -1,4 +1,4 @@
-"""Attempts: the intent before the call, what became of it, and what is heard of the job afterwards."""
+"""Attempts: what is heard of their jobs; `intents` has how they came to them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from orchestrator.errors import NotFound
-from orchestrator.provenance.columns import storable
 from orchestrator.provenance.database import Database
-from orchestrator.provenance.rows import ActiveAttempt, AttemptStage, UnsettledAttempt
+from orchestrator.provenance.rows import ActiveAttempt, AttemptStage
 from orchestrator.provenance.runs import add_event, event_row, lock_run
-from orchestrator.provenance.tables import AttemptRow, JobEventRow, RunRow, TextRow
+from orchestrator.provenance.tables import AttemptRow, JobEventRow, RunRow
 from orchestrator.records import (
-    BatchScript,
     FrameCounts,
     JobIdentity,
     JobReport,
@@ -26,7 +23,6 @@ from orchestrator.records import (
     RunState,
     RunTag,
     Scalar,
-    SubmittedJob,
     utc_now,
 )
 
@@ -42,101 +38,6 @@ _RUN_STATES = {
 
 class AttemptStore(Database):
     """The store's part that deals with attempts and their jobs."""
-
-    def record_intent(self, tag: RunTag, script: BatchScript, *, gateway: str) -> bool:
-        """Commit that this attempt is about to be submitted; the run is SUBMITTING afterwards.
-
-        An attempt that surely made no job is intended again under its own number: should a job of it turn up after all,
-        the fence in the run's directory lets only one of the two work.
-
-        Returns
-        -------
-        bool
-            False when the attempt isn't the caller's to make: its intent is there already, or the run isn't PLANNED
-            (any more). Of two services that try at the same moment one gets True.
-        """
-        with self.writing() as session:
-            run = lock_run(session, tag.run_id)
-            if run.state is not RunState.PLANNED or tag.attempt != run.attempts + 1:
-                return False
-            _keep_text(session, script.sha256, script.text)
-            _keep_text(session, script.template_sha256, script.template_text)
-            row = _intent_row(tag, script, gateway)
-            earlier = session.get(AttemptRow, (tag.run_id, tag.attempt))
-            if earlier is not None:
-                row.intent_at = earlier.intent_at
-            session.merge(row)
-            run.state, run.attempts, run.reason = RunState.SUBMITTING, tag.attempt, ""
-        return True
-
-    def record_submitted(self, tag: RunTag, job: SubmittedJob) -> bool:
-        """Keep the identity of the job that was made; the run is PENDING afterwards.
-
-        Returns
-        -------
-        bool
-            False when the run has ended meanwhile (somebody cancelled it): the identity is kept, the job should go.
-        """
-        with self.writing() as session:
-            run, row = _locked(session, tag)
-            if identity_of(row) not in {None, job.identity}:  # what was said of another job isn't true of this one
-                _forget_reports(row)
-            row.stage, row.failure = AttemptStage.SUBMITTED, ""
-            row.gateway, row.adopted = job.gateway, job.adopted
-            row.cluster, row.job_id = job.identity.cluster, job.identity.job_id
-            row.submitted_at = job.identity.submitted_at
-            if run.state is RunState.SUBMITTING:
-                run.state, run.reason = RunState.PENDING, ""
-            return not run.state.ended
-
-    def record_submit_failed(self, tag: RunTag, reason: str, *, refused: bool) -> None:
-        """Say that no job was made: the run is REFUSED, or PLANNED again under the same number.
-
-        Nothing happens when the attempt's outcome is known already.
-        """
-        with self.writing() as session:
-            run, row = _locked(session, tag)
-            if row.stage is not AttemptStage.INTENDED:
-                return
-            if row.failure != reason:
-                add_event(session, tag, "not-submitted", {"reason": reason, "refused": refused}, utc_now())
-            row.stage, row.failure = (AttemptStage.REFUSED if refused else AttemptStage.FAILED), reason
-            if run.state is not RunState.SUBMITTING:
-                return
-            if not refused:
-                run.attempts = tag.attempt - 1
-            run.reason = reason
-            run.state = RunState.REFUSED if refused else RunState.PLANNED
-            run.ended_at = utc_now() if refused else None
-
-    def record_unanswered(self, tag: RunTag, reason: str) -> None:
-        """Keep what was heard instead of an answer to a submission; its outcome stays unknown."""
-        with self.writing() as session:
-            run, _row = _locked(session, tag)
-            if run.state is RunState.SUBMITTING:
-                run.reason = reason
-
-    def unsettled_attempts(self) -> Sequence[UnsettledAttempt]:
-        """Return attempts whose intent is committed and whose outcome isn't known, oldest first."""
-        wanted = (
-            select(AttemptRow, RunRow)
-            .join(RunRow, AttemptRow.run_id == RunRow.run_id)
-            .where(AttemptRow.stage == AttemptStage.INTENDED)
-            .order_by(AttemptRow.intent_at)
-        )
-        with self.reading() as session:
-            return [
-                UnsettledAttempt(
-                    tag=_tag(row),
-                    gateway=row.gateway,
-                    intent_at=row.intent_at,
-                    latest_intent_at=row.latest_intent_at,
-                    run_directory=Path(run.run_directory),
-                    run_state=run.state,
-                    reason=run.reason if run.state is RunState.SUBMITTING else "",
-                )
-                for row, run in session.execute(wanted)
-            ]
 
     def active_attempts(self) -> Sequence[ActiveAttempt]:
         """Return the jobs to follow: the newest attempt of every run that has a job and hasn't ended, oldest first."""
@@ -172,7 +73,7 @@ class AttemptStore(Database):
             Whether it was news.
         """
         with self.writing() as session:
-            run, row = _locked(session, tag)
+            run, row = locked(session, tag)
             before = _told(row)
             _take_report(row, report)
             if _told(row) == before:
@@ -217,7 +118,7 @@ class AttemptStore(Database):
     def record_software(self, tag: RunTag, software: Mapping[str, Json]) -> None:
         """Keep which programs, versions and modules this attempt ran with; a later call replaces what it names anew."""
         with self.writing() as session:
-            _run, row = _locked(session, tag)
+            _run, row = locked(session, tag)
             row.software = {**(row.software if isinstance(row.software, dict) else {}), **software}
 
 
@@ -235,7 +136,7 @@ def last_report(row: AttemptRow) -> JobReport | None:
         return None
     return JobReport(
         identity=identity,
-        name=_tag(row).job_name,
+        name=tag_of(row).job_name,
         state=row.job_state,
         words=row.words,
         evidence=row.evidence,
@@ -246,7 +147,7 @@ def last_report(row: AttemptRow) -> JobReport | None:
         nodes=row.nodes,
         started_at=row.started_at,
         ended_at=row.ended_at,
-        comment=_tag(row).comment,
+        comment=tag_of(row).comment,
         usage=_scalars(row.usage),
     )
 
@@ -267,7 +168,14 @@ def counts_of(run: RunRow) -> FrameCounts | None:
     )
 
 
-def _locked(session: Session, tag: RunTag) -> tuple[RunRow, AttemptRow]:
+def locked(session: Session, tag: RunTag) -> tuple[RunRow, AttemptRow]:
+    """Return an attempt's row and its run's, which is locked until the transaction ends.
+
+    Raises
+    ------
+    NotFound
+        When there is no such run or attempt.
+    """
     run = lock_run(session, tag.run_id)
     row = session.get(AttemptRow, (tag.run_id, tag.attempt))
     if row is None:
@@ -275,42 +183,9 @@ def _locked(session: Session, tag: RunTag) -> tuple[RunRow, AttemptRow]:
     return run, row
 
 
-def _tag(row: AttemptRow) -> RunTag:
+def tag_of(row: AttemptRow) -> RunTag:
+    """Return the tag that an attempt's job carries."""
     return RunTag(run_id=row.run_id, attempt=row.number)
-
-
-def _keep_text(session: Session, sha256: str, content: str) -> None:
-    """Store a text unless it is there; others may do so at the same moment."""
-    values = {"sha256": sha256, "content": storable(content)}
-    dialect = session.get_bind().dialect.name
-    if dialect == "sqlite":
-        session.execute(sqlite.insert(TextRow).values(values).on_conflict_do_nothing())
-    elif dialect == "postgresql":
-        session.execute(postgresql.insert(TextRow).values(values).on_conflict_do_nothing())
-    else:
-        insert = mysql.insert(TextRow).values(values)
-        session.execute(insert.on_duplicate_key_update(sha256=insert.inserted.sha256))
-
-
-def _intent_row(tag: RunTag, script: BatchScript, gateway: str) -> AttemptRow:
-    now = utc_now()
-    return AttemptRow(
-        run_id=tag.run_id,
-        number=tag.attempt,
-        gateway=gateway,
-        stage=AttemptStage.INTENDED,
-        script_sha256=script.sha256,
-        template_name=script.template_name,
-        template_sha256=script.template_sha256,
-        intent_at=now,
-        latest_intent_at=now,
-        adopted=False,
-        words="",
-        reason="",
-        restarts=0,
-        nodes="",
-        usage={},
-    )
 
 
 def _active(row: AttemptRow, run: RunRow) -> ActiveAttempt:
@@ -318,7 +193,7 @@ def _active(row: AttemptRow, run: RunRow) -> ActiveAttempt:
     if identity is None:
         raise ValueError(f"attempt {row.run_id}.{row.number} was submitted, but has no job")
     return ActiveAttempt(
-        tag=_tag(row),
+        tag=tag_of(row),
         identity=identity,
         gateway=row.gateway,
         run_directory=Path(run.run_directory),
@@ -347,7 +222,8 @@ def _take_report(row: AttemptRow, report: JobReport) -> None:
     row.restarts = max(row.restarts, report.restarts)
 
 
-def _forget_reports(row: AttemptRow) -> None:
+def forget_reports(row: AttemptRow) -> None:
+    """Take back what was said of an attempt's job."""
     row.job_state, row.words, row.evidence, row.reason = None, "", None, ""
     row.exit_code = row.signal = row.started_at = row.ended_at = None
     row.restarts, row.nodes, row.usage = 0, "", {}

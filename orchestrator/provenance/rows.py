@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeAlias
 
 from orchestrator.records import (
+    BatchScript,
     CollectionEnd,
     CollectionStart,
     FrameCounts,
@@ -20,6 +22,7 @@ from orchestrator.records import (
     RawMessage,
     RunState,
     RunTag,
+    SubmittedJob,
 )
 
 # ---------------------------------------------------------------------------------------------------- messages
@@ -164,6 +167,46 @@ class AttemptStage(StrEnum):
     """Surely no job was made; the run may try again."""
     REFUSED = "refused"
     """SLURM said no for good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """An attempt that is about to be submitted."""
+
+    tag: RunTag
+    script: BatchScript
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """An intent became a job."""
+
+    tag: RunTag
+    job: SubmittedJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotSubmitted:
+    """An intent surely made no job."""
+
+    tag: RunTag
+    reason: str
+    refused: bool = False
+    """SLURM said no for good."""
+    called: bool = True
+    """Whether SLURM was asked at all; otherwise the intent was given up before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unanswered:
+    """Whether an intent made a job isn't known."""
+
+    tag: RunTag
+    reason: str
+    """What was heard instead of an answer."""
+
+
+Outcome: TypeAlias = Submitted | NotSubmitted | Unanswered
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,230 @@
+"""Intents: what is about to be submitted, committed before the call, and what became of it.
+
+Both are recorded for many attempts in one transaction, which costs the database little more than one. Rows are locked
+in the order of their run ids, so that services that share the work never wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from orchestrator.errors import NotFound
+from orchestrator.provenance.attempts import forget_reports, identity_of, tag_of
+from orchestrator.provenance.columns import storable
+from orchestrator.provenance.database import Database
+from orchestrator.provenance.rows import (
+    AttemptStage,
+    Intent,
+    NotSubmitted,
+    Outcome,
+    Submitted,
+    Unanswered,
+    UnsettledAttempt,
+)
+from orchestrator.provenance.runs import add_event
+from orchestrator.provenance.tables import AttemptRow, RunRow, TextRow
+from orchestrator.records import BatchScript, Json, RunState, RunTag, SubmittedJob, utc_now
+
+
+class IntentStore(Database):
+    """The store's part that deals with submissions."""
+
+    def record_intent(self, tag: RunTag, script: BatchScript, *, gateway: str) -> bool:
+        """Commit that one attempt is about to be submitted; see `record_intents`."""
+        return tag in self.record_intents([Intent(tag=tag, script=script)], gateway=gateway, at=utc_now())
+
+    def record_intents(self, intents: Collection[Intent], *, gateway: str, at: datetime) -> Set[RunTag]:
+        """Commit that attempts are about to be submitted; their runs are SUBMITTING afterwards.
+
+        An attempt that surely made no job is intended again under its own number: should a job of it turn up after all,
+        the fence in the run's directory lets only one of the two work.
+
+        Returns
+        -------
+        Set[RunTag]
+            Those that are the caller's to make. Left out is what has its intent already, or a run that isn't PLANNED
+            (any more). Of two services that try at the same moment one gets it.
+        """
+        with self.writing() as session:
+            runs = _locked_runs(session, {intent.tag.run_id for intent in intents})
+            ours = [intent for intent in intents if _may_be_made(runs[intent.tag.run_id], intent.tag)]
+            _keep_texts(session, _texts_of(ours))
+            earlier = _attempts_of(session, {intent.tag.run_id for intent in ours})
+            for intent in ours:
+                row = _intent_row(intent, gateway, at)
+                if intent.tag in earlier:
+                    row.intent_at = earlier[intent.tag].intent_at
+                    session.merge(row)
+                else:
+                    session.add(row)
+                run = runs[intent.tag.run_id]
+                run.state, run.attempts, run.reason = RunState.SUBMITTING, intent.tag.attempt, ""
+        return {intent.tag for intent in ours}
+
+    def record_submitted(self, tag: RunTag, job: SubmittedJob) -> bool:
+        """Keep the identity of the job that was made; the run is PENDING afterwards.
+
+        Returns
+        -------
+        bool
+            False when the run has ended meanwhile (somebody cancelled it): the identity is kept, the job should go.
+        """
+        return tag not in self.record_outcomes([Submitted(tag=tag, job=job)])
+
+    def record_submit_failed(self, tag: RunTag, reason: str, *, refused: bool) -> None:
+        """Say that no job was made: the run is REFUSED, or PLANNED again under the same number.
+
+        Nothing happens when the attempt's outcome is known already.
+        """
+        self.record_outcomes([NotSubmitted(tag=tag, reason=reason, refused=refused)])
+
+    def record_unanswered(self, tag: RunTag, reason: str) -> None:
+        """Keep what was heard instead of an answer to a submission; its outcome stays unknown."""
+        self.record_outcomes([Unanswered(tag=tag, reason=reason)])
+
+    def record_outcomes(self, outcomes: Sequence[Outcome]) -> Set[RunTag]:
+        """Record what became of intents.
+
+        Returns
+        -------
+        Set[RunTag]
+            Those that have a job although their run has ended meanwhile (somebody cancelled it): the job's identity is
+            kept, the job should go.
+        """
+        with self.writing() as session:
+            runs = _locked_runs(session, {outcome.tag.run_id for outcome in outcomes})
+            rows = _attempts_of(session, runs.keys())
+            for outcome in outcomes:
+                run, row = runs[outcome.tag.run_id], rows.get(outcome.tag)
+                if row is None:
+                    raise NotFound(
+                        f"run {run.run_id} has no attempt {outcome.tag.attempt}",
+                        remedy=f"see `orchestrator show {run.run_id}`",
+                    )
+                _take(session, run, row, outcome)
+            return {o.tag for o in outcomes if isinstance(o, Submitted) and runs[o.tag.run_id].state.ended}
+
+    def unsettled_attempts(self) -> Sequence[UnsettledAttempt]:
+        """Return attempts whose intent is committed and whose outcome isn't known, oldest first."""
+        wanted = (
+            select(AttemptRow, RunRow)
+            .join(RunRow, AttemptRow.run_id == RunRow.run_id)
+            .where(AttemptRow.stage == AttemptStage.INTENDED)
+            .order_by(AttemptRow.intent_at)
+        )
+        with self.reading() as session:
+            return [
+                UnsettledAttempt(
+                    tag=tag_of(row),
+                    gateway=row.gateway,
+                    intent_at=row.intent_at,
+                    latest_intent_at=row.latest_intent_at,
+                    run_directory=Path(run.run_directory),
+                    run_state=run.state,
+                    reason=run.reason if run.state is RunState.SUBMITTING else "",
+                )
+                for row, run in session.execute(wanted)
+            ]
+
+
+def _locked_runs(session: Session, run_ids: Set[str]) -> Mapping[str, RunRow]:
+    wanted = select(RunRow).where(RunRow.run_id.in_(sorted(run_ids))).order_by(RunRow.run_id).with_for_update()
+    runs = {row.run_id: row for row in session.scalars(wanted)}
+    for missing in run_ids - runs.keys():
+        raise NotFound(f"there is no run {missing}", remedy="`orchestrator runs` lists them")
+    return runs
+
+
+def _attempts_of(session: Session, run_ids: Set[str]) -> Mapping[RunTag, AttemptRow]:
+    wanted = select(AttemptRow).where(AttemptRow.run_id.in_(sorted(run_ids)))
+    return {tag_of(row): row for row in session.scalars(wanted)}
+
+
+def _may_be_made(run: RunRow, tag: RunTag) -> bool:
+    return run.state is RunState.PLANNED and tag.attempt == run.attempts + 1
+
+
+def _take(session: Session, run: RunRow, row: AttemptRow, outcome: Outcome) -> None:
+    match outcome:
+        case Submitted():
+            _take_job(run, row, outcome.job)
+        case NotSubmitted():
+            _take_failure(session, run, row, outcome)
+        case Unanswered():
+            if run.state is RunState.SUBMITTING:
+                run.reason = outcome.reason
+
+
+def _take_job(run: RunRow, row: AttemptRow, job: SubmittedJob) -> None:
+    if identity_of(row) not in {None, job.identity}:  # what was said of another job isn't true of this one
+        forget_reports(row)
+    row.stage, row.failure = AttemptStage.SUBMITTED, ""
+    row.gateway, row.adopted = job.gateway, job.adopted
+    row.cluster, row.job_id = job.identity.cluster, job.identity.job_id
+    row.submitted_at = job.identity.submitted_at
+    if run.state is RunState.SUBMITTING:
+        run.state, run.reason = RunState.PENDING, ""
+
+
+def _take_failure(session: Session, run: RunRow, row: AttemptRow, outcome: NotSubmitted) -> None:
+    if row.stage is not AttemptStage.INTENDED:
+        return
+    if outcome.called and row.failure != outcome.reason:
+        detail: Json = {"reason": outcome.reason, "refused": outcome.refused}
+        add_event(session, outcome.tag, "not-submitted", detail, utc_now())
+    row.stage = AttemptStage.REFUSED if outcome.refused else AttemptStage.FAILED
+    row.failure = outcome.reason
+    if run.state is not RunState.SUBMITTING:
+        return
+    if not outcome.refused:
+        run.attempts = outcome.tag.attempt - 1
+    run.reason = outcome.reason
+    run.state = RunState.REFUSED if outcome.refused else RunState.PLANNED
+    run.ended_at = utc_now() if outcome.refused else None
+
+
+def _texts_of(intents: Iterable[Intent]) -> Mapping[str, str]:
+    scripts = [intent.script for intent in intents]
+    templates = {script.template_sha256: script.template_text for script in scripts}
+    return templates | {script.sha256: script.text for script in scripts}
+
+
+def _keep_texts(session: Session, texts: Mapping[str, str]) -> None:
+    """Store texts, by their digests, unless they are there; others may do so at the same moment."""
+    if not texts:
+        return
+    rows = [{"sha256": sha256, "content": storable(texts[sha256])} for sha256 in sorted(texts)]
+    dialect = session.get_bind().dialect.name
+    if dialect == "sqlite":
+        session.execute(sqlite.insert(TextRow).on_conflict_do_nothing(), rows)
+    elif dialect == "postgresql":
+        session.execute(postgresql.insert(TextRow).on_conflict_do_nothing(), rows)
+    else:
+        insert = mysql.insert(TextRow)
+        session.execute(insert.on_duplicate_key_update(sha256=insert.inserted.sha256), rows)
+
+
+def _intent_row(intent: Intent, gateway: str, at: datetime) -> AttemptRow:
+    return AttemptRow(
+        run_id=intent.tag.run_id,
+        number=intent.tag.attempt,
+        gateway=gateway,
+        stage=AttemptStage.INTENDED,
+        script_sha256=intent.script.sha256,
+        template_name=intent.script.template_name,
+        template_sha256=intent.script.template_sha256,
+        intent_at=at,
+        latest_intent_at=at,
+        adopted=False,
+        words="",
+        reason="",
+        restarts=0,
+        nodes="",
+        usage={},
+    )
