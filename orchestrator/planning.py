@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.errors import NoRecipe, PathNotAllowed
-from orchestrator.records import CollectionStart, JobPlan, Json, Origin, Parameter, Resources
+from orchestrator.records import CollectionStart, JobPlan, Json, Origin, Parameter, Predecessor, Resources
 from orchestrator.runs import RunDirectory
 from orchestrator.settings import Match, Recipe, Settings, retries_of
 
@@ -86,10 +86,10 @@ def plan(
     parent_run
         Run id of the run that this one repeats.
     """
-    plans: list[JobPlan] = []
+    plans: dict[str, JobPlan] = {}
     not_chosen: list[NotChosen] = []
-    for name, recipe in settings.recipes.items():
-        reasons = list(_reasons_against(recipe, start))
+    for name in _in_order(settings.recipes):
+        reasons = [*_reasons_against(settings.recipes[name], start), *_missing_predecessors(name, settings, plans)]
         if reasons:
             not_chosen.append(NotChosen(recipe=name, reason=", ".join(reasons)))
             continue
@@ -98,8 +98,28 @@ def plan(
         except PathNotAllowed as error:
             not_chosen.append(NotChosen(recipe=name, reason=error.full_text))
         else:
-            plans.append(replace(one, requester=requester))
-    return Planning(plans=tuple(plans), not_chosen=tuple(not_chosen))
+            plans[name] = replace(one, requester=requester)
+    return Planning(plans=tuple(plans.values()), not_chosen=tuple(not_chosen))
+
+
+def _in_order(recipes: Mapping[str, Recipe]) -> list[str]:
+    """Return the recipes' names as the site file has them, but each one behind those that it comes after."""
+    ordered: dict[str, None] = {}
+
+    def place(name: str) -> None:
+        for earlier in recipes[name].after:
+            place(earlier)
+        ordered.setdefault(name)
+
+    for name in recipes:
+        place(name)
+    return list(ordered)
+
+
+def _missing_predecessors(name: str, settings: Settings, plans: Mapping[str, JobPlan]) -> Iterator[str]:
+    missing = [repr(earlier) for earlier in settings.recipes[name].after if earlier not in plans]
+    if missing:
+        yield f"it comes after {', '.join(missing)}, which isn't chosen"
 
 
 def run_id_of(
@@ -175,12 +195,17 @@ def plan_recipe(
         When the message sets a parameter to a file outside the allowed roots.
     """
     recipe, defaults = settings.recipes[name], settings.defaults
-    run_id = run_id_of(start.uid, name, user_parameters, parent_run)
-    run = RunDirectory.under(
-        settings.runs_root, beamline=start.beamline, visit=start.visit, recipe=name, uid=start.uid, run_id=run_id
-    )
+
+    def run_of(recipe: str) -> Predecessor:
+        run_id = run_id_of(start.uid, recipe, user_parameters, parent_run)
+        run = RunDirectory.under(
+            settings.runs_root, beamline=start.beamline, visit=start.visit, recipe=recipe, uid=start.uid, run_id=run_id
+        )
+        return Predecessor(recipe=recipe, run_id=run_id, run_directory=run.path)
+
+    own = run_of(name)
     return JobPlan(
-        run_id=run_id,
+        run_id=own.run_id,
         recipe=name,
         kernel=recipe.kernel,
         template=recipe.template,
@@ -189,7 +214,7 @@ def plan_recipe(
         collection=start,
         parameters=_parameters(name, start, settings, user_parameters or {}),
         resources=_resources(recipe, settings),
-        run_directory=run.path,
+        run_directory=own.run_directory,
         modules=_first(recipe.modules, defaults.modules),
         environment={**defaults.environment, **recipe.environment},
         python=settings.python,
@@ -197,6 +222,7 @@ def plan_recipe(
         appear_timeout_s=recipe.appear_timeout_s or defaults.appear_timeout_s,
         parent_run=parent_run,
         retries=retries_of(recipe.retries, defaults.retries),
+        after=tuple(run_of(earlier) for earlier in recipe.after),
     )
 
 

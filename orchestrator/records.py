@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 Scalar: TypeAlias = bool | int | float | str
@@ -167,6 +167,9 @@ class Retries:
 class Retry:
     """The decision that a run gets another attempt."""
 
+    AVOIDS: ClassVar[str] = "not on "
+    """Begins the change that names nodes to keep away from."""
+
     resources: Resources
     """What the next attempt asks for."""
     because: str
@@ -175,6 +178,15 @@ class Retry:
     """What is different, each in words with units: ``memory 4000 → 8000 MB``."""
     not_before: datetime | None = None
     """When it may be submitted; None for at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predecessor:
+    """A run that another one comes after: it begins when that one's job has ended with exit code 0."""
+
+    recipe: str
+    run_id: str
+    run_directory: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +214,8 @@ class JobPlan:
     requester: str = "automatic"
     parent_run: str | None = None
     retries: Retries = Retries()
+    after: tuple[Predecessor, ...] = ()
+    """The runs of the same collection that this one comes after."""
 
     def parameter_values(self) -> dict[str, Json]:
         """Return the kernel's parameters without their origins."""

@@ -24,6 +24,7 @@ from orchestrator.records import (
     Json,
     Origin,
     Parameter,
+    Predecessor,
     Resources,
     Retries,
     Retry,
@@ -59,6 +60,7 @@ def plan_from_json(document: Json) -> JobPlan:
         values["resources"] = Resources(**_members(values["resources"]))
         if "retries" in values:
             values["retries"] = _retries(values["retries"])
+        values["after"] = tuple(_predecessor(one) for one in values.get("after", ()))
         values |= {name: Path(values[name]) for name in ("run_directory", "python")}
         return JobPlan(**values)
 
@@ -133,6 +135,11 @@ def _reading(what: str) -> Iterator[None]:
         raise InvalidInput(f"not a {what}: {error.args[0]} is missing") from error
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"not a {what}: {error}") from error
+
+
+def _predecessor(document: Json) -> Predecessor:
+    values = _members(document)
+    return Predecessor(**values | {"run_directory": Path(values["run_directory"])})
 
 
 def _parameter(document: Json) -> Parameter:

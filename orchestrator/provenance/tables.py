@@ -135,6 +135,18 @@ class RunRow(Base):
     not_before: Mapped[datetime | None]
 
 
+class PredecessorRow(Base):
+    """A run that another one comes after."""
+
+    __tablename__ = "predecessors"
+    __table_args__ = (Index(None, "predecessor_id"), _OPTIONS)
+
+    run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"), primary_key=True)
+    # No foreign key: what was asked for by itself may come after a run that isn't here.
+    predecessor_id: Mapped[str] = mapped_column(Name(36), primary_key=True)
+    position: Mapped[int]
+
+
 class ParameterRow(Base):
     """One value handed to a run's kernel, and who decided it."""
 

@@ -6,12 +6,14 @@ come out absolute: relative ones are taken from the site file's folder.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import quote_plus
@@ -182,6 +184,8 @@ class Recipe(Model):
     """Parameter -> the message's metadata field that sets it, where the message has that field."""
     resources: ResourceRequest = ResourceRequest()
     retries: RetriesRequest = RetriesRequest()
+    after: Annotated[tuple[Name, ...], BeforeValidator(_as_list)] = ()
+    """Recipes whose runs for the same collection have to succeed before this one's begins."""
     modules: tuple[str, ...] | None = None
     environment: Mapping[EnvironmentName, str] = Field(default_factory=dict)
     stall_timeout_s: Seconds | None = None
@@ -201,6 +205,11 @@ class Defaults(Model):
     environment: Mapping[EnvironmentName, str] = Field(default_factory=dict)
     stall_timeout_s: Seconds = 300.0
     appear_timeout_s: Seconds = 120.0
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 class Settings(Model):
@@ -233,6 +242,19 @@ class Settings(Model):
         if isinstance(gateway, Mapping) and isinstance(runs_root, str):
             return content | {"gateway": {"local_state": f"{runs_root}/.local-jobs"} | dict(gateway)}
         return content
+
+    @model_validator(mode="after")
+    def _chains_end(self) -> Settings:
+        for name, recipe in self.recipes.items():
+            for other in recipe.after:
+                if other not in self.recipes:
+                    raise ValueError(f"recipes.{name}.after: there is no recipe {other!r}{_near(other, self.recipes)}")
+        try:
+            TopologicalSorter({name: recipe.after for name, recipe in self.recipes.items()}).prepare()
+        except CycleError as error:
+            circle = list(reversed(error.args[1]))
+            raise ValueError(f"recipes.{circle[0]}.after: a circle: {' after '.join(circle)}") from error
+        return self
 
     @property
     def database(self) -> str:
