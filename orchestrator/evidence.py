@@ -8,9 +8,10 @@ complete only when its job ended in order *and* the kernel accounted for every f
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,29 @@ _NEWER_STARTS = re.compile(r"progress\.(\d+)\.json")
 
 UNREADABLE = "unreadable"
 """Kind of an event for a line that isn't one: cut off on a full disk, say."""
+
+_MEMORY_NOTE = re.compile(
+    r"^(?:slurmstepd[^\n:]*: error: (?P<step>[^\n]*(?:xceeded (?:job )?memory limit|oom[-_]kill event)[^\n]*)"
+    r"|srun: error: (?P<task>[^\n]*: Out Of Memory))$",
+    re.MULTILINE,
+)
+"""What slurmstepd and srun write into the job's log when memory was the end of it; SLURM 22.05 to 26.05."""
+_REQUEUE_NOTE = re.compile(
+    r"^slurmstepd[^\n]*CANCELLED AT \S+ DUE TO (?:PREEMPTION|JOB REQUEUE|NODE FAILURE)", re.MULTILINE
+)
+_LOG_READ = 1 << 20
+
+_SIGNAL_OF_OOM = 125
+"""SLURM's mark for OUT_OF_MEMORY where an exit code has its signal; nobody sent it."""
+_END_TEXTS = {
+    JobState.TIMEOUT: "its time limit came before its end",
+    JobState.OUT_OF_MEMORY: "it used more memory than it had asked for",
+    JobState.NODE_FAIL: "a node it ran on was lost",
+    JobState.PREEMPTED: "it had to make way for another job",
+    JobState.BOOT_FAIL: "a node it was given didn't boot",
+    JobState.DEADLINE: "its deadline came before its end",
+}
+"""What it means that a job ended so, where SLURM's word leaves that to be asked."""
 
 _KERNEL_EXITS = {
     1: "a fault in the kernel; its log has the traceback",
@@ -192,6 +216,30 @@ def claim_owner(directory: AttemptDirectory) -> str | None:
     return str(owner)
 
 
+def with_memory_note(report: JobReport, log: Path) -> JobReport:
+    """Return a failed job's report as OUT_OF_MEMORY where SLURM's own note in the job's log says so.
+
+    SLURM's word for the job is FAILED, with signal 9 or the script's exit code, unless cgroups enforce memory, and even
+    then when it was a step of srun that was killed. `words` stays what SLURM said of the job.
+    """
+    if report.state is not JobState.FAILED or report.exit_code in {EXIT_PARTIAL, EXIT_INPUT}:
+        return report
+    note = _memory_note(log)
+    return replace(report, state=JobState.OUT_OF_MEMORY, reason=note) if note else report
+
+
+def _memory_note(log: Path) -> str:
+    """Return what SLURM wrote into the log about the memory of the job's newest start; empty when nothing."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(stream.seek(0, os.SEEK_END) - _LOG_READ, 0))
+            text = stream.read(_LOG_READ).decode(errors="replace")
+    except OSError:  # a log that can't be read tells nothing; the report stays as SLURM gave it
+        return ""
+    found = _MEMORY_NOTE.search(_REQUEUE_NOTE.split(text)[-1])
+    return (found["step"] or found["task"])[:_LINE_SHOWN] if found else ""
+
+
 def may_say_more(report: JobReport, progress: KernelProgress | None) -> bool:
     """Whether a kernel that ended in order hasn't been seen to say its last word, on which the verdict depends."""
     in_order = report.state is JobState.COMPLETED or (
@@ -200,7 +248,7 @@ def may_say_more(report: JobReport, progress: KernelProgress | None) -> bool:
     return in_order and (progress is None or progress.state not in _LAST_WORDS)
 
 
-def conclude(report: JobReport, progress: KernelProgress | None) -> Conclusion:
+def conclude(report: JobReport, progress: KernelProgress | None, *, forgiven: bool = False) -> Conclusion:
     """Decide how a run ended from its job's last report and the kernel's last word.
 
     Parameters
@@ -209,7 +257,13 @@ def conclude(report: JobReport, progress: KernelProgress | None) -> Conclusion:
         A report whose state has ended, from the best source there was.
     progress
         None when the kernel never wrote its progress file.
+    forgiven
+        OUT_OF_MEMORY is no failure where the kernel accounted for every frame: the script ended with 0, and the site
+        wants it so.
     """
+    if forgiven and report.state is JobState.OUT_OF_MEMORY and progress is not None and progress.counts.complete:
+        told = f"{describe_frames(progress.counts)}; something in the job was killed for its memory ({report.words})"
+        return Conclusion(state=RunState.COMPLETE, reason=told)
     if report.state is JobState.CANCELLED:
         return Conclusion(state=RunState.CANCELLED, reason=f"the job was cancelled ({report.words})")
     if report.state is JobState.COMPLETED:
@@ -234,12 +288,8 @@ def _conclude_orderly(progress: KernelProgress | None) -> Conclusion:
 
 
 def _describe_failure(report: JobReport, progress: KernelProgress | None) -> str:
-    parts = [f"the job ended as {report.words}"]
-    if report.reason and report.reason != "None":
-        parts[0] += f" ({report.reason})"
-    if report.signal:
-        parts[0] += f", signal {report.signal}"
-    elif report.exit_code:
+    parts = [f"the job ended as {report.words}{_meaning(report)}"]
+    if report.exit_code and not report.signal:
         parts[0] += f", exit code {report.exit_code}"
         if report.state is JobState.FAILED and report.exit_code in _KERNEL_EXITS:
             parts[0] += f": {_KERNEL_EXITS[report.exit_code]}"
@@ -248,6 +298,17 @@ def _describe_failure(report: JobReport, progress: KernelProgress | None) -> str
     if progress is not None:
         parts.append(progress.message or describe_frames(progress.counts))
     return "; ".join(part for part in parts if part)
+
+
+def _meaning(report: JobReport) -> str:
+    """Say what SLURM's words mean, its reason and the signal."""
+    text = f": {_END_TEXTS[report.state]}" if report.state in _END_TEXTS else ""
+    by_signal = report.signal and not (report.state is JobState.OUT_OF_MEMORY and report.signal == _SIGNAL_OF_OOM)
+    # SLURM says JobLaunchFailure also of a script that was launched well, and then ended by a signal.
+    misleading = report.reason == "JobLaunchFailure" and by_signal
+    if report.reason not in {"", "None"} and not misleading:
+        text += f" ({report.reason})"
+    return f"{text}, signal {report.signal}" if by_signal else text
 
 
 def describe_frames(counts: FrameCounts) -> str:

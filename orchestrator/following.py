@@ -17,7 +17,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from orchestrator.crashpoints import CrashPoint, reached
-from orchestrator.errors import GatewayError, GatewayUnavailable, InvalidSettings, OrchestratorError, StoreUnavailable
+from orchestrator.errors import (
+    GatewayError,
+    GatewayUnavailable,
+    InvalidSettings,
+    OrchestratorError,
+    StoreUnavailable,
+    UnknownJob,
+)
 from orchestrator.evidence import (
     Conclusion,
     InJobEvent,
@@ -28,9 +35,12 @@ from orchestrator.evidence import (
     newest_progress,
     of_newest_start,
     read_events,
+    with_memory_note,
 )
 from orchestrator.provenance import (
     ActiveAttempt,
+    AttemptEnd,
+    AttemptRecord,
     InputMoment,
     OutputIdentity,
     Store,
@@ -41,16 +51,20 @@ from orchestrator.records import (
     Evidence,
     FrameCounts,
     JobIdentity,
+    JobPlan,
     JobReport,
     JobState,
     Json,
+    Retry,
     RunState,
     RunTag,
     SubmittedJob,
     utc_now,
 )
+from orchestrator.retrying import Ended, NoRetry, cause_of, decide
 from orchestrator.runs import AttemptDirectory, RunDirectory, write_atomically
 from orchestrator.slurm.gateway import CLOCK_DIFFERENCE, Gateway
+from orchestrator.slurm.waiting import hindrance
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +76,13 @@ LATE_PATIENCE = timedelta(minutes=5)
 """How long after a run's end what is still missing is looked for: usage, because accounting lags, and last lines."""
 
 USAGE_INTERVAL = timedelta(seconds=10)
-"""Shortest time between two questions to accounting about usage: it may have none to tell."""
+"""Shortest time between two questions to accounting about what isn't urgent: it may have none to tell."""
+
+USAGE_INTERVAL_MAX = timedelta(minutes=5)
+"""Longest time between two such questions while accounting can't be asked."""
+
+USAGE_PATIENCE = timedelta(days=1)
+"""How long after a run's end usage is looked for when accounting can't be asked before."""
 
 
 @dataclass(kw_only=True)
@@ -75,15 +95,25 @@ class _Memory:
     counts: FrameCounts | None = None
     missing_since: datetime | None = None
     ended_since: datetime | None = None
+    hindrance: str | None = None
+    earlier_known: int = 0
+    """Of how many of the job's earlier starts accounting has told."""
     complaints: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Late:
-    """A run that has ended, and since when something may still come."""
+    """A run that has ended, and how long something may still come."""
 
     attempt: ActiveAttempt
-    since: datetime
+    read_until: datetime
+    """From its files."""
+    ask_until: datetime
+    """From accounting."""
+
+    def patient(self) -> _Late:
+        """Return it with more time for accounting, which can't be asked at present."""
+        return replace(self, ask_until=self.read_until + USAGE_PATIENCE)
 
 
 @dataclass(kw_only=True)
@@ -94,11 +124,14 @@ class Follower:
     gateway: Gateway
     vanish_after: timedelta
     """How long a job may be known to nobody before its run is called unknown."""
+    forgive_out_of_memory: bool = False
+    """Whether OUT_OF_MEMORY is no failure of a run whose script ended with 0 and whose frames are all there."""
     now: Callable[[], datetime] = utc_now
     _memory: dict[RunTag, _Memory] = field(default_factory=dict)
     _late: dict[RunTag, _Late] | None = None
     _accounting_silent: bool = False
     _usage_asked_at: datetime | None = None
+    _usage_pause: timedelta = USAGE_INTERVAL
 
     def cycle(self) -> int:
         """Go once over all active jobs; return how many stay active.
@@ -117,9 +150,10 @@ class Follower:
             self._announce_end(attempt)
             self._take_in_files(attempt)
         for item in late.values():
-            self._take_in_files(item.attempt)
+            if self.now() < item.read_until:
+                self._take_in_files(item.attempt)
         ended = self._ask(active)
-        self._ask_for_usage()
+        self._ask_what_is_not_urgent(active)
         return len(active) - ended
 
     @property
@@ -169,7 +203,7 @@ class Follower:
             return
         memory = self._memory[attempt.tag]
         if progress.counts != (memory.counts or attempt.counts):
-            self.store.record_progress(attempt.tag.run_id, progress.counts)
+            self.store.record_progress(attempt.tag.run_id, progress.counts, attempt=attempt.tag.attempt)
             memory.counts = progress.counts
         if progress.parameters and not memory.kernel_known:
             self.store.record_defaults(attempt.tag.run_id, progress.parameters, place="the kernel's")
@@ -177,7 +211,8 @@ class Follower:
             memory.kernel_known = True
         for moment in progress.inputs.keys() - memory.inputs_known:
             document = dict(progress.inputs[moment])
-            self.store.record_input(attempt.tag.run_id, input_from_json(document, InputMoment(moment)))
+            identity = input_from_json(document, InputMoment(moment))
+            self.store.record_input(attempt.tag.run_id, identity, attempt=attempt.tag.attempt)
             memory.inputs_known.add(moment)
 
     def _take_in_events(self, attempt: ActiveAttempt, events: Sequence[InJobEvent]) -> None:
@@ -189,7 +224,7 @@ class Follower:
                 self.store.record_software(attempt.tag, software)
             if event is of_newest_start(events, "outputs"):
                 for output in _outputs(detail):
-                    self.store.record_output(attempt.tag.run_id, output)
+                    self.store.record_output(attempt.tag.run_id, output, attempt=attempt.tag.attempt)
             memory.events_read = event.sequence + 1
 
     # ------------------------------------------------------------------------------------------------- reports
@@ -228,14 +263,28 @@ class Follower:
         if report is None:
             report = self._own_record(attempt)
             if report is None:
-                return everybody_asked and self._act_on_absence(attempt)
+                return self._act_on_absence(attempt) if everybody_asked else self._hinder(attempt, _NOT_ASKED)
         memory.missing_since = None
+        report = with_memory_note(report, _directory(attempt).log)
+        self._hinder(attempt, hindrance(report))
         if report != attempt.last_report:
             self.store.record_report(attempt.tag, report)
         if not report.state.ended:
             memory.ended_since = None
             return False
         return self._finish(attempt, report)
+
+    def _hinder(self, attempt: ActiveAttempt, text: str) -> bool:
+        """Say in the run's reason what keeps it from ending, nothing where nothing does; return False, for no end."""
+        memory = self._memory[attempt.tag]
+        if memory.hindrance is None:
+            memory.hindrance = hindrance(attempt.last_report)
+        if text != memory.hindrance:
+            self.store.record_hindrance(attempt.tag, text)
+            if text:
+                log.warning("run %s: %s", attempt.tag.run_id, text)
+        memory.hindrance = text
+        return False
 
     def _act_on_absence(self, attempt: ActiveAttempt) -> bool:
         """Nobody knows the job and it said nothing: wait, then say that nothing is known. Return whether it did."""
@@ -280,7 +329,9 @@ class Follower:
         memory.ended_since = memory.ended_since or self.now()
         if may_say_more(report, progress) and self.now() - memory.ended_since < LAST_WORD_PATIENCE:
             return False
-        self._conclude(replace(attempt, last_report=report), conclude(report, progress), ended_at=report.ended_at)
+        own = self._own_record(attempt) if self.forgive_out_of_memory else None
+        conclusion = conclude(report, progress, forgiven=own is not None and own.exit_code == 0)
+        self._conclude(replace(attempt, last_report=report), conclusion, ended_at=report.ended_at)
         return True
 
     def _follow_owner(self, attempt: ActiveAttempt) -> bool:
@@ -304,42 +355,120 @@ class Follower:
 
     def _conclude(self, attempt: ActiveAttempt, conclusion: Conclusion, ended_at: datetime | None = None) -> None:
         reached(CrashPoint.BEFORE_CONCLUSION)
-        self.store.finish_run(attempt.tag.run_id, conclusion.state, conclusion.reason, ended_at or self.now())
+        cause, decision = self._decide(attempt, conclusion)
+        retry = decision if isinstance(decision, Retry) else None
+        reason = conclusion.reason
+        if isinstance(decision, NoRetry) and decision.reason:
+            reason += f"; not tried again: {decision.reason}"
+        if retry is not None:
+            self._make_sure_of_the_end(attempt)
+        end = AttemptEnd(state=conclusion.state, reason=reason, cause=cause, ended_at=ended_at or self.now())
+        state = self.store.end_attempt(attempt.tag, end, retry=retry)
         reached(CrashPoint.CONCLUDED)
         if self._late is not None:
-            self._late[attempt.tag] = _Late(attempt=attempt, since=self.now())
+            soon = self.now() + LATE_PATIENCE
+            self._late[attempt.tag] = _Late(attempt=attempt, read_until=soon, ask_until=soon)
         level = logging.INFO if conclusion.state is RunState.COMPLETE else logging.WARNING
-        log.log(level, "run %s is %s: %s", attempt.tag.run_id, conclusion.state, conclusion.reason)
+        again = "; it is tried again" if state is RunState.PLANNED else ""
+        log.log(level, "run %s is %s: %s%s", attempt.tag.run_id, conclusion.state, reason, again)
+
+    def _decide(self, attempt: ActiveAttempt, conclusion: Conclusion) -> tuple[JobState, Retry | NoRetry]:
+        """Return why an attempt ended, and whether its run is tried again."""
+        report = attempt.last_report
+        if report is not None and conclusion.state in {RunState.COMPLETE, RunState.CANCELLED}:
+            return report.state, NoRetry()
+        run = self.store.run(attempt.tag.run_id)
+        made = [_ended(one, run.plan) for one in run.attempts if one.tag.attempt <= attempt.tag.attempt]
+        told = self._memory[attempt.tag].counts or attempt.counts
+        cause = cause_of(report, conclusion, made[-1].resources, "" if told is None else told.ended_because)
+        made[-1] = replace(made[-1], cause=cause, report=report)
+        return cause, decide(run.plan, made, conclusion.state, self.now())
+
+    def _make_sure_of_the_end(self, attempt: ActiveAttempt) -> None:
+        """End a job before its run is tried again: SLURM may be about to requeue it, or it may be out of sight."""
+        try:
+            self.gateway.cancel(attempt.identity)
+        except UnknownJob as error:
+            log.info("run %s: its job needn't be ended: %s", attempt.tag.run_id, error)
 
     # ------------------------------------------------------------------------------------------- what comes late
 
     def _still_late(self) -> dict[RunTag, _Late]:
-        """Return the runs that ended a short while ago; at first those that an earlier service left."""
+        """Return the runs of which something may still come; at first those that an earlier service left."""
         now = self.now()
         if self._late is None:
-            ended = self.store.ended_attempts(now - LATE_PATIENCE)
-            self._late = {attempt.tag: _Late(attempt=attempt, since=now) for attempt in ended}
-        self._late = {tag: item for tag, item in self._late.items() if now - item.since < LATE_PATIENCE}
+            ended = self.store.ended_attempts(now - USAGE_PATIENCE)
+            recent = {attempt.tag for attempt in self.store.ended_attempts(now - LATE_PATIENCE)}
+            soon = now + LATE_PATIENCE
+            items = [
+                _Late(attempt=attempt, read_until=soon if attempt.tag in recent else now, ask_until=soon)
+                for attempt in ended
+            ]
+            self._late = {item.attempt.tag: item for item in items}
+        self._late = {tag: item for tag, item in self._late.items() if now < item.read_until or self._wants(item)}
         return self._late
 
-    def _ask_for_usage(self) -> None:
-        """Ask accounting, which lags, for the usage of jobs that have ended."""
-        late = self._still_late()
-        wanted = {item.attempt.identity: item for item in late.values() if _lacks_usage(item.attempt.last_report)}
+    def _wants(self, item: _Late) -> bool:
+        return _lacks_usage(item.attempt.last_report) and self.now() < item.ask_until
+
+    def _ask_what_is_not_urgent(self, active: Sequence[ActiveAttempt]) -> None:
+        """Ask accounting, which lags, for the usage of jobs that have ended, and for how requeued ones ended before."""
+        late = [item.attempt for item in self._still_late().values() if self._wants(item)]
+        requeued = [attempt for attempt in active if self._lacks_earlier(attempt)]
+        wanted = {attempt.identity: attempt for attempt in (*late, *requeued)}
         now = self.now()
-        if not wanted or (self._usage_asked_at is not None and now - self._usage_asked_at < USAGE_INTERVAL):
+        if not wanted or (self._usage_asked_at is not None and now - self._usage_asked_at < self._usage_pause):
             return
-        self._usage_asked_at = now
-        for identity, report in (self._ask_accounting(tuple(wanted)) or {}).items():
-            attempt = wanted[identity].attempt
-            if report.state.ended and report.usage and attempt.last_report is not None:
-                told = replace(attempt.last_report, usage=report.usage)
-                self.store.record_report(attempt.tag, told)
-                late[attempt.tag] = replace(wanted[identity], attempt=replace(attempt, last_report=told))
+        self._usage_asked_at, was_silent = now, self._accounting_silent
+        answer = self._ask_accounting(tuple(wanted))
+        if answer is None:
+            self._usage_pause = min(2 * self._usage_pause, USAGE_INTERVAL_MAX)
+            self._late = {tag: item.patient() for tag, item in self._still_late().items()}
+            return
+        self._usage_pause = USAGE_INTERVAL
+        if was_silent:  # what accounting missed reaches it a while after it is back
+            soon = now + LATE_PATIENCE
+            self._late = {tag: replace(item, ask_until=soon) for tag, item in self._still_late().items()}
+        for identity, report in answer.items():
+            with self._at_its_own_cost(wanted[identity]):
+                self._take_in_accounting(wanted[identity], report)
+
+    def _lacks_earlier(self, attempt: ActiveAttempt) -> bool:
+        report = attempt.last_report
+        return report is not None and report.restarts > self._memory[attempt.tag].earlier_known
+
+    def _take_in_accounting(self, attempt: ActiveAttempt, report: JobReport) -> None:
+        """Record what only accounting knows: how earlier starts ended, who cancelled, usage."""
+        for number, earlier in enumerate(report.earlier):
+            told: Json = {"words": earlier.words, "reason": earlier.reason, "nodes": earlier.nodes}
+            self.store.record_event(attempt.tag, "earlier-start", told, earlier.ended_at or self.now(), sequence=number)
+        self._memory[attempt.tag].earlier_known = len(report.earlier)
+        before, late = attempt.last_report, self._still_late().get(attempt.tag)
+        if late is None or before is None or not (report.state.ended and report.usage):
+            return
+        words = report.words if report.words.startswith(before.words) else before.words  # CANCELLED by 1000
+        told_now = replace(before, usage=report.usage, words=words)
+        self.store.record_report(attempt.tag, told_now)
+        self._still_late()[attempt.tag] = replace(late, attempt=replace(attempt, last_report=told_now))
+
+
+_NOT_ASKED = (
+    "the controller doesn't know its job any more and accounting can't be asked: how it ended isn't known yet; "
+    "see that slurmdbd runs"
+)
 
 
 def _directory(attempt: ActiveAttempt) -> AttemptDirectory:
     return RunDirectory(attempt.run_directory).attempt(attempt.tag.attempt)
+
+
+def _ended(attempt: AttemptRecord, plan: JobPlan) -> Ended:
+    return Ended(
+        number=attempt.tag.attempt,
+        cause=JobState.UNKNOWN if attempt.end is None else attempt.end.cause,
+        resources=plan.resources if attempt.retry is None else attempt.retry.resources,
+        report=attempt.last_report,
+    )
 
 
 def _lacks_usage(report: JobReport | None) -> bool:

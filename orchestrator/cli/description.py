@@ -64,9 +64,11 @@ def _state(run: RunDetail) -> Iterator[Field]:
     yield "state", summary.state
     if summary.reason:
         yield "because", summary.reason
-    for event in run.events:
-        if event.kind == "cancel":
-            yield "cancelled by", f"{member(event, 'by')}, {when(event.at)}"
+    ours = [event for event in run.events if event.kind == "cancel"]
+    for event in ours:
+        yield "cancelled by", f"{member(event, 'by')}, {when(event.at)}"
+    if summary.state is RunState.CANCELLED and not ours:
+        yield "cancelled by", "somebody outside this program (scancel, an administrator); see the job below"
     if summary.ended_at is not None:
         took_s = (summary.ended_at - summary.created_at).total_seconds()
         yield "ended", f"{when(summary.ended_at)}, {seconds(took_s)} after it was recorded"

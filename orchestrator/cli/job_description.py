@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import pwd
+import re
+from collections.abc import Callable, Iterator, Mapping
 
 from orchestrator.cli.wording import counted, seconds, size, when
 from orchestrator.evidence import EXIT_PARTIAL
 from orchestrator.provenance import AttemptRecord, JobEvent, RunDetail
-from orchestrator.records import Evidence, JobReport, Json
+from orchestrator.records import Evidence, JobReport, JobState, Json
 from orchestrator.runs import RunDirectory
+from orchestrator.slurm.states import end_reason
+from orchestrator.slurm.waiting import hindrance, why_waiting
 
 Field = tuple[str, str]
 """A label and what is to be said."""
@@ -38,6 +42,7 @@ def describe_job(attempt: AttemptRecord, run: RunDetail) -> Iterator[Field]:
     yield from _place(attempt)
     if attempt.last_report is not None:
         yield from _report(attempt.last_report)
+        yield from _earlier(attempt)
     yield "log", str(RunDirectory(run.summary.run_directory).attempt(attempt.tag.attempt).log)
 
 
@@ -56,12 +61,26 @@ def _place(attempt: AttemptRecord) -> Iterator[Field]:
         yield "machine", f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('system')}"
 
 
+def _earlier(attempt: AttemptRecord) -> Iterator[Field]:
+    """Say how the starts before the present one ended."""
+    report = attempt.last_report
+    if report is None or not report.restarts:
+        return
+    endings = {event.sequence: _ending(event) for event in attempt.events if event.kind == "earlier-start"}
+    told = ", ".join(f"start {number + 1} ended as {ending}" for number, ending in sorted(endings.items()))
+    yield "requeued", f"{counted(report.restarts, 'time')}; {told or 'accounting has not told why'}"
+
+
+def _ending(event: JobEvent) -> str:
+    return " ".join(str(part) for part in (member(event, "words"), _on(member(event, "nodes"))) if part)
+
+
 def _report(report: JobReport) -> Iterator[Field]:
-    yield "nodes", report.nodes or "unknown"
+    yield "nodes", report.nodes or ("none yet" if report.started_at is None else "unknown")
     yield "state", f"{report.words}{_because(report)}, says {_SOURCES[report.evidence]}"
-    if report.restarts:
-        yield "requeued", counted(report.restarts, "time")
-    yield "started", when(report.started_at) if report.started_at else "not yet"
+    if meaning := _meaning(report):
+        yield "meaning", meaning
+    yield "started", when(report.started_at) if report.started_at else ("never" if report.state.ended else "not yet")
     if report.ended_at is not None:
         yield "ended", when(report.ended_at)
     if report.exit_code is not None:
@@ -69,10 +88,31 @@ def _report(report: JobReport) -> Iterator[Field]:
         yield "exit code", f"{report.exit_code}{f', signal {report.signal}' if report.signal else ''}{meaning}"
     if report.state.ended:
         yield "usage", ", ".join(_usage(report)) or "not known; accounting told nothing"
+        if int(report.usage.get("max_rss_bytes", 0)) > int(report.usage.get("requested_memory_bytes", 0)) > 0:
+            yield "memory", "its peak is more than it had asked for"
 
 
 def _because(report: JobReport) -> str:
     return f" ({report.reason})" if report.reason not in {"", "None"} else ""
+
+
+def _meaning(report: JobReport) -> str:
+    """Say in plain words what SLURM's state and reason mean, where they don't say it themselves."""
+    if not report.state.ended:
+        return hindrance(report) or why_waiting(report)
+    if report.state is JobState.OUT_OF_MEMORY and "OUT_OF_MEMORY" not in report.words:
+        return "it used more memory than it had asked for: the reason is SLURM's own note in the job's log"
+    if found := re.search(r"by (\d+)$", report.words):
+        return f"user {_user(int(found[1]))} cancelled it"
+    meaning = end_reason(report.reason)
+    return "" if meaning == report.reason else meaning
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:  # of another machine
+        return str(uid)
 
 
 def _usage(report: JobReport) -> Iterator[str]:
@@ -105,26 +145,27 @@ def describe_history(run: RunDetail) -> Iterator[Field]:
 
 
 def _event(event: JobEvent) -> str:
-    told: tuple[Json, ...]
-    match event.kind:
-        case "state":
-            usage = "with its usage" if member(event, "usage") else ""
-            told = ("job", member(event, "words"), _in_brackets(event, "reason"), _on(member(event, "nodes")), usage)
-        case "begin":
-            told = ("the job claimed the attempt", _on(member(event, "host")))
-        case "duplicate":
-            told = ("a second job for this attempt left without doing anything",)
-        case "end":
-            told = ("the kernel ended with exit code", member(event, "exit_code"))
-        case "outputs":
-            told = ("the job recorded the digest of what it made",)
-        case "cancel":
-            told = ("cancelled by", member(event, "by"))
-        case "not-submitted":
-            told = ("no job was made:", member(event, "reason"))
-        case _:
-            told = (event.kind, json.dumps(event.detail))
+    told = _TOLD[event.kind](event) if event.kind in _TOLD else (event.kind, json.dumps(event.detail))
     return " ".join(str(part) for part in told if part != "")
+
+
+def _state_event(event: JobEvent) -> tuple[Json, ...]:
+    usage = "with its usage" if member(event, "usage") else ""
+    return "job", member(event, "words"), _in_brackets(event, "reason"), _on(member(event, "nodes")), usage
+
+
+_TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
+    "state": _state_event,
+    "begin": lambda event: ("the job claimed the attempt", _on(member(event, "host"))),
+    "duplicate": lambda _: ("a second job for this attempt left without doing anything",),
+    "end": lambda event: ("the kernel ended with exit code", member(event, "exit_code")),
+    "outputs": lambda _: ("the job recorded the digest of what it made",),
+    "cancel": lambda event: ("cancelled by", member(event, "by")),
+    "hindrance": lambda event: (member(event, "reason"),),
+    "earlier-start": lambda event: ("this start ended as", _ending(event), "and was requeued, says accounting"),
+    "not-submitted": lambda event: ("no job was made:", member(event, "reason")),
+}
+"""An event of each kind in words."""
 
 
 def _in_brackets(event: JobEvent, name: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.provenance import RunSummary, Store
-from orchestrator.records import JobReport, JobState, RunState
-from orchestrator.slurm.states import pending_reason
+from orchestrator.records import RunState
+from orchestrator.slurm.waiting import why_waiting
 
 
 def with_waiting_reasons(store: Store, runs: Sequence[RunSummary]) -> list[RunSummary]:
@@ -20,13 +20,3 @@ def with_waiting_reasons(store: Store, runs: Sequence[RunSummary]) -> list[RunSu
 
 def _silent(run: RunSummary) -> bool:
     return run.state is RunState.PENDING and not run.reason
-
-
-def why_waiting(report: JobReport | None) -> str:
-    """Word why a job waits; empty where it doesn't, or nobody has said why."""
-    if report is None or report.state is not JobState.PENDING or report.reason in {"", "None"}:
-        return ""
-    reason = pending_reason(report.reason)
-    word = "" if reason.text == reason.word else f" ({reason.word})"
-    remedy = "; it never will by itself: cancel the run, or have job, limit or cluster changed"
-    return f"its job waits: {reason.text}{word}{remedy if reason.hopeless else ''}"

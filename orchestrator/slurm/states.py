@@ -171,16 +171,6 @@ _END_REASONS: dict[str, str] = {
 }
 """Of jobs that have ended."""
 
-END_TEXTS: dict[JobState, str] = {
-    JobState.TIMEOUT: "its time limit came before its end",
-    JobState.OUT_OF_MEMORY: "it used more memory than it had asked for",
-    JobState.NODE_FAIL: "a node it ran on was lost",
-    JobState.PREEMPTED: "it had to make way for another job",
-    JobState.BOOT_FAIL: "a node it was given didn't boot",
-    JobState.DEADLINE: "its deadline came before its end",
-}
-"""What it means that a job ended so, where SLURM's word leaves it to be asked."""
-
 
 def pending_reason(word: str) -> Reason:
     """Return a pending reason in plain words; one that isn't in the table keeps its own."""
