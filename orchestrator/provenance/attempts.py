@@ -83,6 +83,19 @@ class AttemptStore(Database):
                 run.state = _RUN_STATES[report.state]
             return True
 
+    def record_hindrance(self, tag: RunTag, reason: str) -> None:
+        """Say in the reason of a run that hasn't ended what keeps its job from going on; nothing takes it back.
+
+        Each one is an event of kind ``hindrance``.
+        """
+        with self.writing() as session:
+            run, _row = locked(session, tag)
+            if run.attempts != tag.attempt or run.state not in FOLLOWED or run.reason == reason:
+                return
+            run.reason = reason
+            if reason:
+                add_event(session, tag, "hindrance", {"reason": reason}, utc_now())
+
     def record_event(self, tag: RunTag, kind: str, detail: Json, at: datetime, *, sequence: int | None = None) -> bool:
         """Keep something that happened, such as ``begin`` and ``end`` from inside the job, ``adopted``, ``cancelled``.
 
