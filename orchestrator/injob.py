@@ -1,11 +1,12 @@
 """What runs inside a job besides the kernel: the fence before it, the record after it.
 
-    python -m orchestrator.injob begin --run-directory D --run-id U --attempt N
+    python -m orchestrator.injob begin --run-directory D --run-id U --attempt N [--after D0]…
     python -m orchestrator.injob end   --run-directory D --attempt N --exit-code C
 
 ``begin`` claims the attempt: exactly one job gets it, however many were submitted for it. A job that SLURM requeued is
 the same job and gets it again. Exit codes: 0 the attempt is ours; 75 another job has it, leave without doing anything;
-74 the run's directory can't be written.
+74 the run's directory can't be written; 76 a run that this one comes after hasn't ended with 0, by its own record.
+SLURM looks at that too, but takes a job that it has forgotten for one that succeeded.
 
 Both append to the attempt's ``events.jsonl``, which the service reads: ``begin`` or ``duplicate``; ``end``, and then
 ``outputs``, because the digest of a large result takes time. A claimed attempt goes on even where the event can't be
@@ -25,17 +26,24 @@ import pwd
 import socket
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from orchestrator.runs import AttemptDirectory, RunDirectory
 
 EXIT_CANNOT_WRITE = 74
 EXIT_TAKEN = 75
+EXIT_PREDECESSOR = 76
+
+SEEN_LATE_S = 60.0
+"""How long another node's last words may take to be seen here: NFS shows files as they were up to a minute ago."""
 
 # An allow-list, because environments hold secrets: what can change a result or explain where it was made.
 RECORDED_VARIABLES = (
@@ -149,17 +157,60 @@ def note(attempt: AttemptDirectory, kind: str, job: JobHere, detail: Callable[[]
         sys.stderr.write(f"warning: '{kind}' can't be recorded: {error}\n")
 
 
-def begin(directory: Path, run_id: str, number: int) -> int:
-    """Claim the attempt and record where and with what it runs; return the exit code."""
+def begin(
+    directory: Path, run_id: str, number: int, *, after: Sequence[Path] = (), patience_s: float = SEEN_LATE_S
+) -> int:
+    """Claim the attempt and record where and with what it runs; return the exit code.
+
+    Parameters
+    ----------
+    after
+        Directories of the runs that have to have succeeded.
+    patience_s
+        How long their records are waited for.
+    """
     run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
     attempt = run.attempt(number)
     attempt.path.mkdir(parents=True, exist_ok=True)
+    if unfinished := _unfinished([RunDirectory(path) for path in after], patience_s):
+        names = ", ".join(str(one.path) for one in unfinished)
+        note(attempt, "not-begun", job, lambda: {"after": names})
+        sys.stderr.write(f"error: this run comes after {names}, where no job ended with exit code 0\n")
+        return EXIT_PREDECESSOR
     if not claim(attempt, job):
         note(attempt, "duplicate", job, lambda: {"owner": claimed(attempt)})
         sys.stderr.write(f"attempt {number} of run {run_id} belongs to another job; leaving without doing anything\n")
         return EXIT_TAKEN
     note(attempt, "begin", job, lambda: {"run_id": run_id, **where_and_with_what(run)})
     return 0
+
+
+def _unfinished(runs: Sequence[RunDirectory], patience_s: float) -> list[RunDirectory]:
+    deadline = time.monotonic() + patience_s
+    while left := [run for run in runs if not succeeded(run)]:
+        if time.monotonic() >= deadline:
+            return left
+        time.sleep(min(1.0, patience_s))
+    return []
+
+
+def succeeded(run: RunDirectory) -> bool:
+    """Whether the newest job of a run recorded that it ended with exit code 0."""
+    attempts = [int(path.name) for path in run.attempt(1).path.parent.glob("*") if path.name.isdigit()]
+    if not attempts or not (events := run.attempt(max(attempts)).events).exists():
+        return False
+    ends = [(event["job"]["restarts"], event["detail"]["exit_code"]) for event in _ends(events.read_text())]
+    newest = max((restarts for restarts, _ in ends), default=0)
+    return [code for restarts, code in ends if restarts == newest][-1:] == [0]
+
+
+def _ends(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        # A line may be cut off, by a full disk.
+        with suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("kind") == "end":
+                yield event
 
 
 def where_and_with_what(run: RunDirectory) -> dict[str, object]:
@@ -273,12 +324,13 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--attempt", type=int, required=True)
         if name == "begin":
             command.add_argument("--run-id", required=True)
+            command.add_argument("--after", type=Path, action="append", default=[])
         else:
             command.add_argument("--exit-code", type=int, required=True)
     options = parser.parse_args(arguments)
     try:
         if options.command == "begin":
-            return begin(options.run_directory, options.run_id, options.attempt)
+            return begin(options.run_directory, options.run_id, options.attempt, after=options.after)
         return end(options.run_directory, options.attempt, options.exit_code)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: the run's directory can't be used: {error}\n")

@@ -100,7 +100,11 @@ def template_variables(plan: JobPlan, attempt: int) -> dict[str, object]:
     values = asdict(plan)
     collection, resources = values.pop("collection"), values.pop("resources")
     values["parameters"] = plan.parameter_values()
-    names = {"job": job, "paths": paths, "plan": values, "collection": collection, "resources": resources}
+    del values["after"]
+    before = [(one, RunDirectory(one.run_directory)) for one in plan.after]
+    after = {one.recipe: {"run_id": one.run_id, "run": run.path, "result": run.result} for one, run in before}
+    names = {"job": job, "paths": paths, "plan": values, "collection": collection, "resources": resources,
+             "after": after}  # fmt: skip
     return {name: _plain(value) for name, value in names.items()}
 
 
