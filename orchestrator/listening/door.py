@@ -47,6 +47,9 @@ class Rejected:
     reason: str
 
 
+TOGETHER_BYTES = 1024 * 1024
+"""How much is handed over at once; MariaDB takes no more than 16 MiB by default (``max_allowed_packet``)."""
+
 Verdict: TypeAlias = Accepted | Rejected
 
 Handler: TypeAlias = Callable[[Sequence[RawMessage]], Sequence[Verdict]]

@@ -12,20 +12,24 @@ from __future__ import annotations
 import os
 import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import DoorUnavailable, InvalidInput
-from orchestrator.listening.door import Accepted, Door, Handler, Rejected, Verdict, backoff, raw_message
+from orchestrator.listening.door import TOGETHER_BYTES, Accepted, Door, Handler, Rejected, Verdict, backoff, raw_message
 from orchestrator.messages import MAX_BYTES
+from orchestrator.records import RawMessage
 from orchestrator.runs import write_atomically
 from orchestrator.settings import SpoolSettings
 
 _UNFINISHED_SUFFIXES = (".tmp", ".part")
+_TOGETHER = 20
+"""Most files that are handed over at once."""
+
 _MAX_NAME_BYTES = 200
 """Leaves room for numbers and ``.reason.txt`` within the 255 bytes of most file systems."""
 
@@ -67,6 +71,7 @@ class _Waiting:
     modified_ns: int
     name: str
     inode: int
+    size_bytes: int = field(compare=False)
     is_file: bool = field(compare=False)
 
 
@@ -81,6 +86,7 @@ class SpoolDoor(Door):
         self._poll_interval_s = settings.poll_interval_s
         self._settled: dict[_Waiting, Verdict] = {}
         """Files that are handled but could not be moved yet."""
+        self._problem = ""
 
     def _run(self, handler: Handler) -> None:
         while not self._stopping.is_set():
@@ -105,17 +111,26 @@ class SpoolDoor(Door):
         """Take the files in turn; one that can't be read or moved now is tried again later and doesn't stop others."""
         there = set(waiting)
         self._settled = {entry: verdict for entry, verdict in self._settled.items() if entry in there}
-        problem = ""
-        for entry in waiting:
+        self._problem = ""
+        for portion in _portions(waiting):
             if self._stopping.is_set():
                 break
-            try:
-                self._take(handler, entry)
-            except FileNotFoundError:
-                continue  # its owner, or a second service, took it away
-            except OSError as error:
-                problem = f"; trying again: {entry.name}: {error.strerror}"
-        return problem
+            self._handle(handler, [entry for entry in portion if entry not in self._settled])
+            for entry in portion:
+                if entry in self._settled:
+                    with self._at_its_own_cost(entry):
+                        self._put_away(entry, self._settled[entry])
+                        del self._settled[entry]
+        return self._problem
+
+    @contextmanager
+    def _at_its_own_cost(self, entry: _Waiting) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            pass  # its owner, or a second service, took it away
+        except OSError as error:
+            self._problem = f"; trying again: {entry.name}: {error.strerror}"
 
     def _waiting(self) -> Iterator[_Waiting]:
         with os.scandir(self._folder) as entries:
@@ -129,31 +144,32 @@ class SpoolDoor(Door):
                             modified_ns=facts.st_mtime_ns,
                             name=entry.name,
                             inode=facts.st_ino,
+                            size_bytes=facts.st_size,
                             is_file=stat.S_ISREG(facts.st_mode),
                         )
 
-    def _take(self, handler: Handler, entry: _Waiting) -> None:
-        if entry not in self._settled:
-            verdict = self._handle(handler, entry)
-            if verdict is None:
-                return
-            self._settled[entry] = verdict
-        self._put_away(entry, self._settled[entry])
-        del self._settled[entry]
+    def _handle(self, handler: Handler, entries: Sequence[_Waiting]) -> None:
+        """Read the files and hand them over together; what became of each is kept until it is put away."""
+        raws: dict[_Waiting, RawMessage] = {}
+        for entry in entries:
+            with self._at_its_own_cost(entry):
+                if entry.is_file:
+                    body, size_bytes = _read(self._folder / entry.name)
+                    raws[entry] = raw_message(body, source=self._source(entry), headers={}, size_bytes=size_bytes)
+                else:  # a link could lead anywhere, a pipe could block for good
+                    self._settled[entry] = Rejected(reason="isn't a regular file")
+                    self._count(received=1)
+                    self._count_verdict(self._settled[entry], self._source(entry))
+        if raws:
+            verdicts = self._settle(handler, list(raws.values()), still_ours=lambda: self._all_there(raws))
+            if verdicts is not None:
+                self._settled |= zip(raws, verdicts, strict=True)
 
-    def _handle(self, handler: Handler, entry: _Waiting) -> Verdict | None:
-        path = self._folder / entry.name
-        shown = os.fsencode(path).decode(errors="backslashreplace")
-        if not entry.is_file:
-            # A link could lead anywhere, a pipe could block for good.
-            verdict = Rejected(reason="isn't a regular file")
-            self._count(received=1)
-            self._count_verdict(verdict, f"spool:{shown}")
-            return verdict
-        body, size_bytes = _read(path)
-        raw = raw_message(body, source=f"spool:{shown}", headers={}, size_bytes=size_bytes)
-        verdicts = self._settle(handler, [raw], still_ours=path.exists)
-        return None if verdicts is None else verdicts[0]
+    def _source(self, entry: _Waiting) -> str:
+        return f"spool:{os.fsencode(self._folder / entry.name).decode(errors='backslashreplace')}"
+
+    def _all_there(self, entries: Iterable[_Waiting]) -> bool:
+        return all((self._folder / entry.name).exists() for entry in entries)
 
     def _put_away(self, entry: _Waiting, verdict: Verdict) -> None:
         path = self._folder / entry.name
@@ -170,6 +186,19 @@ class SpoolDoor(Door):
         except BaseException:
             target.unlink()
             raise
+
+
+def _portions(waiting: Sequence[_Waiting]) -> Iterator[list[_Waiting]]:
+    """Part files into those that are handed over together, in their order."""
+    portion: list[_Waiting] = []
+    for entry in waiting:
+        too_large = sum(other.size_bytes for other in portion) + entry.size_bytes > TOGETHER_BYTES
+        if portion and (too_large or len(portion) == _TOGETHER):
+            yield portion
+            portion = []
+        portion.append(entry)
+    if portion:
+        yield portion
 
 
 def _overlooked(name: str) -> bool:

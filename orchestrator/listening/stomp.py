@@ -14,15 +14,13 @@ from time import monotonic
 from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import DoorUnavailable, InvalidSettings
 from orchestrator.listening.broker import BrokerSession, Delivery
-from orchestrator.listening.door import Door, Handler, Rejected, backoff, raw_message
+from orchestrator.listening.door import TOGETHER_BYTES, Door, Handler, Rejected, backoff, raw_message
 from orchestrator.records import RawMessage, sha256_of
 from orchestrator.settings import StompSettings, TlsSettings
 
 _SETTLED_AFTER_S = 10.0
 _MAX_REASON = 2000
 _LOOK_FOR_STOP_S = 0.2
-_TOGETHER_BYTES = 1024 * 1024
-"""How much is handed over at once; MariaDB takes no more than 16 MiB by default (``max_allowed_packet``)."""
 
 
 class StompDoor(Door):
@@ -62,7 +60,7 @@ class StompDoor(Door):
 
     def _consume(self, handler: Handler, session: BrokerSession) -> None:
         while not self._stopping.is_set():
-            deliveries = session.next(_LOOK_FOR_STOP_S, most_bytes=_TOGETHER_BYTES)
+            deliveries = session.next(_LOOK_FOR_STOP_S, most_bytes=TOGETHER_BYTES)
             if deliveries:
                 self._take(handler, session, deliveries)
 

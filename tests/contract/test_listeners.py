@@ -386,6 +386,18 @@ class TestSpoolDoor(DoorContract):
         }
         assert sorted(body for body, _reason in place.rejected()) == [b"bad 1", b"bad 2"]
 
+    def test_a_backlog_is_handed_over_in_portions_in_order(self, place: SpoolPlace) -> None:
+        for number in range(110):
+            place.put(b"bad" if number == 30 else b"fault" if number == 50 else b"message %d" % number)
+        store = Store()
+        with running(place.door(), store) as door:
+            eventually(lambda: door.status().counts.received == 110)
+        good = [b"message %d" % number for number in range(110) if number not in {30, 50}]
+        assert [body for body in store.bodies if body != b"bad"] == good
+        assert len(list((place.folder / "done").iterdir())) == 108
+        assert sorted(body for body, _reason in place.rejected()) == [b"bad", b"fault"]
+        assert store.together.count(20) == 4
+
     def test_drop_never_replaces_a_waiting_document(self, place: SpoolPlace) -> None:
         place.folder.mkdir()
         paths = [drop(place.folder, body, "same.json") for body in (b"a", b"b", b"c")]
