@@ -32,6 +32,7 @@ from orchestrator.errors import (
     SubmitRefused,
     UnknownJob,
 )
+from orchestrator.chaining import Go, Never, Wait, decide
 from orchestrator.evidence import claim_owner
 from orchestrator.listening.door import Accepted, Rejected, Verdict
 from orchestrator.messages import understand
@@ -43,6 +44,7 @@ from orchestrator.provenance import (
     Store,
     UnsettledAttempt,
     WaitingStart,
+    encoded,
     plan_to_json,
 )
 from orchestrator.records import (
@@ -207,10 +209,29 @@ class Dispatcher:
             yield from portion
             portion = self.store.planned_runs(BATCH, after=portion[-1])
 
+    def _jobs_before(self, planned: PlannedRun) -> tuple[JobIdentity, ...] | None:
+        """Return the jobs that a run's job has to come after; None when it can't be submitted, which its record says."""
+        if not planned.plan.after:
+            return ()
+        run_id = planned.tag.run_id
+        match decide(self.store.earlier_runs(run_id)):
+            case Go(after=after):
+                return after
+            case Wait(reason=reason):
+                if reason != planned.reason:
+                    self.store.record_obstacle(run_id, reason)
+            case Never(reason=reason):
+                if self.store.finish_run(run_id, RunState.CANCELLED, reason):
+                    log.warning("run %s is cancelled: %s", run_id, reason)
+        return None
+
     def _submit(self, planned: PlannedRun) -> bool:
         tag = planned.tag
+        after = self._jobs_before(planned)
+        if after is None:
+            return False
         try:
-            script = render(planned.plan, tag.attempt, self.settings.templates)
+            script = render(planned.plan_of_attempt, tag.attempt, self.settings.templates)
         except InvalidInput as error:
             if self.store.record_refused_run(tag.run_id, error.full_text):
                 log.error("run %s refused: %s", tag.run_id, error.full_text)
@@ -224,7 +245,8 @@ class Dispatcher:
         except OSError as error:
             self.store.record_submit_failed(tag, f"its directory can't be written: {error}", refused=False)
             raise
-        return self._hand_over(Submission(tag=tag, script=script, working_directory=planned.plan.run_directory))
+        folder = planned.plan.run_directory
+        return self._hand_over(Submission(tag=tag, script=script, working_directory=folder, after=after))
 
     def _hand_over(self, submission: Submission) -> bool:
         tag = submission.tag
@@ -255,6 +277,8 @@ class Dispatcher:
             directory.parameters: json.dumps(planned.plan.parameter_values(), indent=2) + "\n",
             directory.template: script.template_text,
         }
+        if planned.retry is not None:
+            files[directory.attempt(planned.tag.attempt).retry] = json.dumps(encoded(planned.retry), indent=2) + "\n"
         if planned.message is not None:
             files[directory.message] = planned.message.body
         for path, content in files.items():
@@ -279,7 +303,7 @@ def _verdict(raw: RawMessage, receipt: MessageReceipt) -> Verdict:
 def cancel(store: Store, gateway: Gateway, run_id: str, *, by: str) -> RunState:
     """End a run that somebody doesn't want any more; return its state right afterwards.
 
-    A run without a job is cancelled at once. One with a job is cancelled when SLURM says that the job is; the follower
+    A run without a job, or one that waits to be tried again, is cancelled at once. One with a job is cancelled when SLURM says that the job is; the follower
     records that.
 
     Raises
@@ -294,11 +318,15 @@ def cancel(store: Store, gateway: Gateway, run_id: str, *, by: str) -> RunState:
         return summary.state
     tag = RunTag(run_id=summary.run_id, attempt=summary.attempts)
     store.record_event(tag, "cancel", {"by": by}, utc_now())
-    if summary.job is None:
-        store.finish_run(summary.run_id, RunState.CANCELLED, f"cancelled by {by} before it had a job")
+    # Looked at again: from now on the end of its job is the end of the run, before it may have been tried again.
+    summary = store.run(run_id).summary
+    ended_job = summary.job if summary.state is RunState.PLANNED else None
+    if summary.job == ended_job:
+        before = "it was tried again" if ended_job else "it had a job"
+        store.finish_run(summary.run_id, RunState.CANCELLED, f"cancelled by {by} before {before}")
         # It may have got one meanwhile; one that it gets from now on is ended by who submits or finds it.
         summary = store.run(run_id).summary
-    if summary.job is not None:
+    if summary.job != ended_job and summary.job is not None:
         gateway.cancel(summary.job)
     return summary.state
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from orchestrator.chaining import Earlier, Never, Wait, decide_again, given_up
 from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import (
     GatewayError,
@@ -269,6 +270,8 @@ class Follower:
         self._hinder(attempt, hindrance(report))
         if report != attempt.last_report:
             self.store.record_report(attempt.tag, report)
+        if given_up(report) and (earlier := self.store.earlier_runs(attempt.tag.run_id)):
+            return self._go_with_the_chain(attempt, report, earlier)
         if not report.state.ended:
             memory.ended_since = None
             return False
@@ -354,7 +357,6 @@ class Follower:
         return False
 
     def _conclude(self, attempt: ActiveAttempt, conclusion: Conclusion, ended_at: datetime | None = None) -> None:
-        reached(CrashPoint.BEFORE_CONCLUSION)
         cause, decision = self._decide(attempt, conclusion)
         retry = decision if isinstance(decision, Retry) else None
         reason = conclusion.reason
@@ -363,14 +365,43 @@ class Follower:
         if retry is not None:
             self._make_sure_of_the_end(attempt)
         end = AttemptEnd(state=conclusion.state, reason=reason, cause=cause, ended_at=ended_at or self.now())
+        self._end_attempt(attempt, end, retry)
+
+    def _end_attempt(self, attempt: ActiveAttempt, end: AttemptEnd, retry: Retry | None) -> None:
+        reached(CrashPoint.BEFORE_CONCLUSION)
         state = self.store.end_attempt(attempt.tag, end, retry=retry)
         reached(CrashPoint.CONCLUDED)
         if self._late is not None:
             soon = self.now() + LATE_PATIENCE
             self._late[attempt.tag] = _Late(attempt=attempt, read_until=soon, ask_until=soon)
-        level = logging.INFO if conclusion.state is RunState.COMPLETE else logging.WARNING
+        level = logging.INFO if end.state is RunState.COMPLETE else logging.WARNING
         again = "; it is tried again" if state is RunState.PLANNED else ""
-        log.log(level, "run %s is %s: %s%s", attempt.tag.run_id, conclusion.state, reason, again)
+        log.log(level, "run %s is %s: %s%s", attempt.tag.run_id, end.state, end.reason, again)
+
+    def _go_with_the_chain(self, attempt: ActiveAttempt, report: JobReport, earlier: Sequence[Earlier]) -> bool:
+        """Deal with a job that was given up because of one that it comes after: its run does what that one's does.
+
+        Return whether it was decided.
+        """
+        if not report.state.ended:
+            self._make_sure_of_the_end(attempt)  # it would wait for ever
+            return False
+        verdict = decide_again(earlier, attempt.intent_at)
+        if isinstance(verdict, Wait):
+            return self._hinder(attempt, verdict.reason)
+        retry = None
+        reason = f"the job was given up ({report.words})"
+        if isinstance(verdict, Never):
+            reason = verdict.reason
+        else:
+            run = self.store.run(attempt.tag.run_id)
+            same = _ended(run.attempts[-1], run.plan).resources
+            retry = Retry(resources=same, because=f"{' and '.join(map(str, earlier))} had to be tried again")
+        end = AttemptEnd(
+            state=RunState.CANCELLED, reason=reason, cause=JobState.CANCELLED, ended_at=report.ended_at or self.now()
+        )
+        self._end_attempt(replace(attempt, last_report=report), end, retry)
+        return True
 
     def _decide(self, attempt: ActiveAttempt, conclusion: Conclusion) -> tuple[JobState, Retry | NoRetry]:
         """Return why an attempt ended, and whether its run is tried again."""

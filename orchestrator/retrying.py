@@ -181,5 +181,5 @@ def _differences(before: Resources, after: Resources) -> list[str]:
     if after.time_limit_min != before.time_limit_min:
         changes.append(f"time {before.time_limit_min} → {after.time_limit_min} minutes")
     if after.exclude != before.exclude:
-        changes.append(f"not on {after.exclude}")
+        changes.append(f"{Retry.AVOIDS}{after.exclude}")
     return changes

@@ -12,6 +12,7 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         collection-end.json   written when the collection has ended; the kernel watches for it
         result.nxs            the live result
         attempts/<n>/claim.json     who runs this attempt (the fence)
+        attempts/<n>/retry.json     why there is this attempt after another one, and what it asks for
         attempts/<n>/job.log        what the job printed
         attempts/<n>/events.jsonl   begin and end, written inside the job
         attempts/<n>/progress.json  how the kernel stands; replaced atomically
@@ -96,6 +97,10 @@ class AttemptDirectory:
     @property
     def claim(self) -> Path:
         return self.path / "claim.json"
+
+    @property
+    def retry(self) -> Path:
+        return self.path / "retry.json"
 
     @property
     def log(self) -> Path:

@@ -62,6 +62,8 @@ def submit(
             follower = Follower(store=store, gateway=gateway, vanish_after=vanish_after)
             while any(not run.state.ended for run in store.runs(uid=uid)):
                 follower.cycle()
+                dispatcher.settle()
+                dispatcher.submit_planned()  # what is tried again
                 time.sleep(settings.gateway.poll_interval_s)
         runs = store.runs(uid=uid)
         _print(store, raw, runs, duplicate=verdict.duplicate, as_json=as_json)

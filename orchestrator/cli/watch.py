@@ -96,7 +96,7 @@ def _watch_all(store: Store, show: Display, interval_s: float) -> None:
 
 def current(run: RunSummary) -> RunSummary:
     """Return a run with what its kernel said a moment ago, where the store doesn't know yet."""
-    if run.state.ended or not run.attempts:
+    if run.state.ended or run.state is RunState.PLANNED or not run.attempts:
         return run
     try:
         progress = newest_progress(RunDirectory(run.run_directory).attempt(run.attempts))

@@ -1,6 +1,7 @@
 """Provenance: what came in, what was decided, what ran and what came out, so that it can be explained and repeated."""
 
 from orchestrator.provenance.documents import (
+    encoded,
     end_from_json,
     end_to_json,
     input_from_json,
@@ -11,9 +12,11 @@ from orchestrator.provenance.documents import (
 )
 from orchestrator.provenance.rows import (
     ActiveAttempt,
+    AttemptEnd,
     Arrival,
     AttemptRecord,
     AttemptStage,
+    Decision,
     InputIdentity,
     InputMoment,
     Intent,
@@ -38,9 +41,11 @@ from orchestrator.provenance.store import Store
 
 __all__ = [
     "ActiveAttempt",
+    "AttemptEnd",
     "Arrival",
     "AttemptRecord",
     "AttemptStage",
+    "Decision",
     "InputIdentity",
     "InputMoment",
     "Intent",
@@ -61,6 +66,7 @@ __all__ = [
     "Unanswered",
     "UnsettledAttempt",
     "WaitingStart",
+    "encoded",
     "end_from_json",
     "end_to_json",
     "input_from_json",

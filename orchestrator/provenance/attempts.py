@@ -26,7 +26,9 @@ from orchestrator.records import (
     utc_now,
 )
 
-_FOLLOWED = (RunState.SUBMITTING, RunState.PENDING, RunState.RUNNING)
+FOLLOWED = (RunState.SUBMITTING, RunState.PENDING, RunState.RUNNING)
+"""States of a run whose newest attempt hasn't ended."""
+
 _RUN_STATES = {
     JobState.PENDING: RunState.PENDING,
     JobState.RUNNING: RunState.RUNNING,
@@ -44,19 +46,20 @@ class AttemptStore(Database):
         wanted = (
             select(AttemptRow, RunRow)
             .join(RunRow, (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts))
-            .where(RunRow.state.in_(_FOLLOWED), AttemptRow.stage == AttemptStage.SUBMITTED)
+            .where(RunRow.state.in_(FOLLOWED), AttemptRow.stage == AttemptStage.SUBMITTED)
             .order_by(RunRow.created_at)
         )
         with self.reading() as session:
             return [_active(row, run) for row, run in session.execute(wanted)]
 
     def ended_attempts(self, since: datetime) -> Sequence[ActiveAttempt]:
-        """Return the newest attempts of runs that had a job and ended at or after `since`, oldest first."""
+        """Return the attempts that had a job and ended at or after `since`, oldest run first."""
+        newest = (AttemptRow.number == RunRow.attempts) & (RunRow.ended_at >= since)
         wanted = (
             select(AttemptRow, RunRow)
-            .join(RunRow, (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts))
-            .where(RunRow.ended_at >= since, AttemptRow.stage == AttemptStage.SUBMITTED)
-            .order_by(RunRow.ended_at)
+            .join(RunRow, AttemptRow.run_id == RunRow.run_id)
+            .where(newest | (AttemptRow.concluded_at >= since), AttemptRow.stage == AttemptStage.SUBMITTED)
+            .order_by(RunRow.ended_at, RunRow.run_id, AttemptRow.number)
         )
         with self.reading() as session:
             return [_active(row, run) for row, run in session.execute(wanted)]
@@ -79,7 +82,7 @@ class AttemptStore(Database):
             if _told(row) == before:
                 return False
             add_event(session, tag, "state", _detail(report), utc_now())
-            if run.attempts == tag.attempt and run.state in _FOLLOWED and report.state in _RUN_STATES:
+            if run.attempts == tag.attempt and run.state in FOLLOWED and report.state in _RUN_STATES:
                 run.state = _RUN_STATES[report.state]
             return True
 

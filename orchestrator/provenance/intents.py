@@ -18,6 +18,7 @@ from orchestrator.errors import NotFound
 from orchestrator.provenance.attempts import forget_reports, identity_of, tag_of
 from orchestrator.provenance.columns import storable
 from orchestrator.provenance.database import Database
+from orchestrator.provenance.endings import end_refused, no_longer_avoids_nodes
 from orchestrator.provenance.rows import (
     AttemptStage,
     Intent,
@@ -58,6 +59,7 @@ class IntentStore(Database):
             earlier = _attempts_of(session, {intent.tag.run_id for intent in ours})
             for intent in ours:
                 row = _intent_row(intent, gateway, at)
+                row.retry = runs[intent.tag.run_id].retry
                 if intent.tag in earlier:
                     row.intent_at = earlier[intent.tag].intent_at
                     session.merge(row)
@@ -80,7 +82,8 @@ class IntentStore(Database):
     def record_submit_failed(self, tag: RunTag, reason: str, *, refused: bool) -> None:
         """Say that no job was made: the run is REFUSED, or PLANNED again under the same number.
 
-        Nothing happens when the attempt's outcome is known already.
+        A run that had earlier attempts ends as the last of them did. Where this one was to avoid their nodes, it is
+        tried with them before: maybe there are no others. Nothing happens when the attempt's outcome is known already.
         """
         self.record_outcomes([NotSubmitted(tag=tag, reason=reason, refused=refused)])
 
@@ -108,7 +111,7 @@ class IntentStore(Database):
                         remedy=f"see `orchestrator show {run.run_id}`",
                     )
                 _take(session, run, row, outcome)
-            return {o.tag for o in outcomes if isinstance(o, Submitted) and runs[o.tag.run_id].state.ended}
+            return {o.tag for o in outcomes if isinstance(o, Submitted) and _unwanted(runs[o.tag.run_id], o.tag)}
 
     def unsettled_attempts(self) -> Sequence[UnsettledAttempt]:
         """Return attempts whose intent is committed and whose outcome isn't known, oldest first."""
@@ -146,6 +149,11 @@ def _attempts_of(session: Session, run_ids: Set[str]) -> Mapping[RunTag, Attempt
     return {tag_of(row): row for row in session.scalars(wanted)}
 
 
+def _unwanted(run: RunRow, tag: RunTag) -> bool:
+    """Whether a job has come too late: its run has ended, or gone on to another attempt."""
+    return run.state.ended or run.attempts > tag.attempt
+
+
 def _may_be_made(run: RunRow, tag: RunTag) -> bool:
     return run.state is RunState.PLANNED and tag.attempt == run.attempts + 1
 
@@ -168,7 +176,7 @@ def _take_job(run: RunRow, row: AttemptRow, job: SubmittedJob) -> None:
     row.gateway, row.adopted = job.gateway, job.adopted
     row.cluster, row.job_id = job.identity.cluster, job.identity.job_id
     row.submitted_at = job.identity.submitted_at
-    if run.state is RunState.SUBMITTING:
+    if run.state is RunState.SUBMITTING and run.attempts == row.number:
         run.state, run.reason = RunState.PENDING, ""
 
 
@@ -180,13 +188,12 @@ def _take_failure(session: Session, run: RunRow, row: AttemptRow, outcome: NotSu
         add_event(session, outcome.tag, "not-submitted", detail, utc_now())
     row.stage = AttemptStage.REFUSED if outcome.refused else AttemptStage.FAILED
     row.failure = outcome.reason
-    if run.state is not RunState.SUBMITTING:
+    if run.state is not RunState.SUBMITTING or run.attempts != row.number:
         return
-    if not outcome.refused:
-        run.attempts = outcome.tag.attempt - 1
-    run.reason = outcome.reason
-    run.state = RunState.REFUSED if outcome.refused else RunState.PLANNED
-    run.ended_at = utc_now() if outcome.refused else None
+    if outcome.refused and not no_longer_avoids_nodes(run):
+        end_refused(session, run, outcome.reason)
+    else:
+        run.state, run.attempts, run.reason = RunState.PLANNED, outcome.tag.attempt - 1, outcome.reason
 
 
 def _texts_of(intents: Iterable[Intent]) -> Mapping[str, str]:

@@ -13,9 +13,17 @@ from sqlalchemy.orm import Session, undefer
 from orchestrator.errors import NotFound
 from orchestrator.provenance.attempts import counts_of, identity_of, last_report
 from orchestrator.provenance.database import Database
-from orchestrator.provenance.documents import plan_from_json
+from orchestrator.provenance.documents import plan_from_json, retry_from_json
 from orchestrator.provenance.messages import message_record
-from orchestrator.provenance.rows import AttemptRecord, JobEvent, MessageRecord, OutputIdentity, RunDetail, RunSummary
+from orchestrator.provenance.rows import (
+    AttemptEnd,
+    AttemptRecord,
+    JobEvent,
+    MessageRecord,
+    OutputIdentity,
+    RunDetail,
+    RunSummary,
+)
 from orchestrator.provenance.runs import input_identity
 from orchestrator.provenance.tables import (
     AttemptRow,
@@ -226,6 +234,16 @@ def _attempt(row: AttemptRow, texts: Mapping[str, str], events: Sequence[JobEven
         last_report=last_report(row),
         software=row.software,
         events=tuple(event for event in events if event.attempt == row.number),
+        retry=None if row.retry is None else retry_from_json(row.retry),
+        end=_end(row),
+    )
+
+
+def _end(row: AttemptRow) -> AttemptEnd | None:
+    if row.outcome is None or row.cause is None or row.concluded_at is None:
+        return None
+    return AttemptEnd(
+        state=row.outcome, reason=row.outcome_reason or "", cause=row.cause, ended_at=row.ended_at or row.concluded_at
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,9 +17,11 @@ from orchestrator.records import (
     JobIdentity,
     JobPlan,
     JobReport,
+    JobState,
     Json,
     Parameter,
     RawMessage,
+    Retry,
     RunState,
     RunTag,
     SubmittedJob,
@@ -102,6 +104,16 @@ class MessageRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What was decided about a message."""
+
+    message_id: int
+    plans: tuple[JobPlan, ...]
+    """The runs that it makes."""
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """A run that waits to be submitted."""
 
@@ -109,9 +121,18 @@ class PlannedRun:
     tag: RunTag
     """The attempt to make next."""
     message: RawMessage | None
+    live: bool
+    """Its collection goes on, and nobody repeats it: it comes before others."""
     created_at: datetime
     reason: str
     """Why it waits: its last submission failed, or its directory can't be written; empty when nothing was tried."""
+    retry: Retry | None = None
+    """Why another attempt is made, and with which changes; None for the first."""
+
+    @property
+    def plan_of_attempt(self) -> JobPlan:
+        """The plan with what this attempt asks for."""
+        return self.plan if self.retry is None else replace(self.plan, resources=self.retry.resources)
 
 
 class InputMoment(StrEnum):
@@ -245,6 +266,18 @@ class ActiveAttempt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttemptEnd:
+    """How an attempt ended."""
+
+    state: RunState
+    """In which its run ends, unless another attempt follows."""
+    reason: str
+    cause: JobState
+    """For which it would be tried again."""
+    ended_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobEvent:
     """Something that happened to a job."""
 
@@ -278,6 +311,10 @@ class AttemptRecord:
     """The best that is known about the job: state, exit code, nodes, times, usage."""
     software: Json
     events: tuple[JobEvent, ...]
+    retry: Retry | None = None
+    """Why it was made after another one, and with which changes; None for the first."""
+    end: AttemptEnd | None = None
+    """None before it has ended, and for those that ended with their run by somebody's wish."""
 
 
 # ----------------------------------------------------------------------------------------------------- queries

@@ -6,27 +6,35 @@ deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import and_, delete, func, or_, select
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy import Update, and_, case, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session, aliased, undefer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.database import Database
-from orchestrator.provenance.documents import encoded, plan_from_json, plan_to_json
+from orchestrator.provenance.documents import encoded, plan_from_json, plan_to_json, retry_from_json
 from orchestrator.provenance.messages import mark_handled, raw_of
-from orchestrator.provenance.rows import InputIdentity, OutputIdentity, PlannedRun
+from orchestrator.provenance.rows import Decision, InputIdentity, MessageKind, MessageState, OutputIdentity, PlannedRun
 from orchestrator.provenance.tables import (
     InputRow,
     JobEventRow,
     MessageRow,
     OutputRow,
     ParameterRow,
+    PredecessorRow,
     RunRow,
 )
 from orchestrator.records import FrameCounts, JobPlan, Json, Origin, RunState, RunTag, utc_now
+
+_end = aliased(MessageRow)
+_has_ended = exists().where(
+    _end.uid == RunRow.collection_uid, _end.kind == MessageKind.END, _end.state != MessageState.REJECTED
+)
+_live = case((or_(RunRow.parent_run_id.is_not(None), _has_ended), 0), else_=1)
+"""1 for a run whose collection still goes on, 0 for others and for reruns."""
 
 
 class RunStore(Database):
@@ -53,8 +61,20 @@ class RunStore(Database):
         """
         with self.writing() as session:
             if handled and message_id is not None:
-                mark_handled(session, message_id, note)
-            return [plan.run_id for plan in plans if _add_run(session, message_id, plan)]
+                mark_handled(session, {message_id: note})
+            return _add_runs(session, [(message_id, plan) for plan in plans])
+
+    def record_decisions(self, decisions: Sequence[Decision]) -> Sequence[str]:
+        """Record what was decided about messages and the runs that they make, in one transaction; repeatable too.
+
+        Returns
+        -------
+        Sequence[str]
+            Ids of the runs that are new.
+        """
+        with self.writing() as session:
+            mark_handled(session, {decision.message_id: decision.note for decision in decisions})
+            return _add_runs(session, [(item.message_id, plan) for item in decisions for plan in item.plans])
 
     def record_refused_run(self, run_id: str, reason: str) -> bool:
         """End a run that can't be submitted as REFUSED; False, and nothing done, when it isn't PLANNED any more."""
@@ -66,34 +86,50 @@ class RunStore(Database):
         return True
 
     def planned_runs(self, limit: int = 1000, *, after: PlannedRun | None = None) -> Sequence[PlannedRun]:
-        """Return runs that wait to be submitted, oldest first; with `after`, those behind that one."""
+        """Return runs that wait to be submitted and may be now; with `after`, those behind that one.
+
+        Live ones come first, then those of collections that have ended, and reruns; each oldest first.
+        """
         wanted = (
-            select(RunRow, MessageRow)
+            select(RunRow, MessageRow, _live)
             .outerjoin(MessageRow, RunRow.message_id == MessageRow.id)
             .where(RunRow.state == RunState.PLANNED)
+            .where(or_(RunRow.not_before.is_(None), RunRow.not_before <= utc_now()))
             .options(undefer(RunRow.plan))
-            .order_by(RunRow.created_at, RunRow.run_id)
+            .order_by(_live.desc(), RunRow.created_at, RunRow.run_id)
             .limit(limit)
         )
         if after is not None:
-            later = RunRow.created_at > after.created_at
-            wanted = wanted.where(
-                or_(later, and_(RunRow.created_at == after.created_at, RunRow.run_id > after.tag.run_id))
-            )
+            same, later = _live == int(after.live), RunRow.created_at > after.created_at
+            next_one = and_(RunRow.created_at == after.created_at, RunRow.run_id > after.tag.run_id)
+            wanted = wanted.where(or_(_live < int(after.live), and_(same, or_(later, next_one))))
         with self.reading() as session:
-            return [_planned(run, message) for run, message in session.execute(wanted)]
+            return [_planned(run, message, live=bool(live)) for run, message, live in session.execute(wanted)]
 
     def record_obstacle(self, run_id: str, reason: str) -> None:
         """Say why a run that is still PLANNED waits; nothing happens to one that has gone on."""
-        with self.writing() as session:
-            row = lock_run(session, run_id)
-            if row.state is RunState.PLANNED:
-                row.reason = reason
+        self.record_obstacles({run_id: reason})
 
-    def record_progress(self, run_id: str, counts: FrameCounts) -> None:
-        """Keep how the kernel stands; the newest call wins."""
+    def record_obstacles(self, reasons: Mapping[str, str]) -> None:
+        """Say why runs wait, by their ids, as far as they are still PLANNED."""
+        with self.writing() as session:
+            for run_id in sorted(reasons):
+                session.execute(_still_planned().where(RunRow.run_id == run_id).values(reason=reasons[run_id]))
+
+    def record_obstacle_to_all(self, reason: str) -> None:
+        """Say why every run waits that is PLANNED."""
+        with self.writing() as session:
+            session.execute(_still_planned().where(RunRow.reason != reason).values(reason=reason))
+
+    def record_progress(self, run_id: str, counts: FrameCounts, *, attempt: int | None = None) -> None:
+        """Keep how the kernel stands; the newest call wins.
+
+        This, inputs and outputs are of the run's present attempt: word of another `attempt` changes nothing.
+        """
         with self.writing() as session:
             row = lock_run(session, run_id)
+            if _another_is_present(row, attempt):
+                return
             row.frames_expected = counts.expected
             row.frames_written = counts.written
             row.frames_processed = counts.processed
@@ -125,10 +161,11 @@ class RunStore(Database):
                 if name not in known
             )
 
-    def record_input(self, run_id: str, identity: InputIdentity) -> None:
+    def record_input(self, run_id: str, identity: InputIdentity, *, attempt: int | None = None) -> None:
         """Keep what an input file was; a second call for the same path and moment replaces the first."""
         with self.writing() as session:
-            lock_run(session, run_id)
+            if _another_is_present(lock_run(session, run_id), attempt):
+                return
             session.execute(
                 delete(InputRow).where(
                     InputRow.run_id == run_id, InputRow.moment == identity.at, InputRow.path == str(identity.path)
@@ -136,10 +173,11 @@ class RunStore(Database):
             )
             session.add(_input_row(run_id, identity))
 
-    def record_output(self, run_id: str, output: OutputIdentity) -> None:
+    def record_output(self, run_id: str, output: OutputIdentity, *, attempt: int | None = None) -> None:
         """Keep what a run made; a second call for the same path replaces the first."""
         with self.writing() as session:
-            lock_run(session, run_id)
+            if _another_is_present(lock_run(session, run_id), attempt):
+                return
             session.execute(delete(OutputRow).where(OutputRow.run_id == run_id, OutputRow.path == str(output.path)))
             session.add(
                 OutputRow(
@@ -179,6 +217,10 @@ class RunStore(Database):
             return False
 
 
+def _still_planned() -> Update:
+    return update(RunRow).where(RunRow.state == RunState.PLANNED).execution_options(synchronize_session=False)
+
+
 def lock_run(session: Session, run_id: str) -> RunRow:
     """Return a run's row, locked until the transaction ends.
 
@@ -191,6 +233,11 @@ def lock_run(session: Session, run_id: str) -> RunRow:
     if row is None:
         raise NotFound(f"there is no run {run_id}", remedy="`orchestrator runs` lists them")
     return row
+
+
+def _another_is_present(run: RunRow, attempt: int | None) -> bool:
+    """Whether a run has gone on to another attempt, or is about to."""
+    return attempt is not None and (run.attempts != attempt or run.state is RunState.PLANNED)
 
 
 def add_event(session: Session, tag: RunTag, kind: str, detail: Json, at: datetime) -> None:
@@ -215,35 +262,43 @@ def event_row(tag: RunTag, kind: str, sequence: int, detail: Json, at: datetime)
     )
 
 
-def _add_run(session: Session, message_id: int | None, plan: JobPlan) -> bool:
-    if session.get(RunRow, plan.run_id) is not None:
-        return False
-    session.add(
-        RunRow(
-            run_id=plan.run_id,
-            message_id=message_id,
-            parent_run_id=plan.parent_run,
-            requester=plan.requester,
-            recipe=plan.recipe,
-            kernel=plan.kernel,
-            beamline=plan.collection.beamline,
-            visit=plan.collection.visit,
-            collection_uid=plan.collection.uid,
-            file=str(plan.collection.file),
-            run_directory=str(plan.run_directory),
-            plan=plan_to_json(plan),
-            state=RunState.PLANNED,
-            reason="",
-            attempts=0,
-            created_at=utc_now(),
-            frames_expected=plan.collection.frames_expected,
-            frames_finished=False,
-            ended_because="",
-        )
-    )
+def _add_runs(session: Session, wanted: Sequence[tuple[int | None, JobPlan]]) -> Sequence[str]:
+    ids = {plan.run_id for _, plan in wanted}
+    there = set(session.scalars(select(RunRow.run_id).where(RunRow.run_id.in_(sorted(ids)))))
+    new = {plan.run_id: (message_id, plan) for message_id, plan in wanted if plan.run_id not in there}
+    session.add_all(_run_row(message_id, plan) for message_id, plan in new.values())
     session.flush()
-    session.add_all(
-        ParameterRow(
+    session.add_all(row for _, plan in new.values() for row in (*_parameter_rows(plan), *_predecessor_rows(plan)))
+    return list(new)
+
+
+def _run_row(message_id: int | None, plan: JobPlan) -> RunRow:
+    return RunRow(
+        run_id=plan.run_id,
+        message_id=message_id,
+        parent_run_id=plan.parent_run,
+        requester=plan.requester,
+        recipe=plan.recipe,
+        kernel=plan.kernel,
+        beamline=plan.collection.beamline,
+        visit=plan.collection.visit,
+        collection_uid=plan.collection.uid,
+        file=str(plan.collection.file),
+        run_directory=str(plan.run_directory),
+        plan=plan_to_json(plan),
+        state=RunState.PLANNED,
+        reason="",
+        attempts=0,
+        created_at=utc_now(),
+        frames_expected=plan.collection.frames_expected,
+        frames_finished=False,
+        ended_because="",
+    )
+
+
+def _parameter_rows(plan: JobPlan) -> Iterator[ParameterRow]:
+    for position, parameter in enumerate(plan.parameters):
+        yield ParameterRow(
             run_id=plan.run_id,
             name=parameter.name,
             position=position,
@@ -251,18 +306,22 @@ def _add_run(session: Session, message_id: int | None, plan: JobPlan) -> bool:
             origin=parameter.origin,
             place=parameter.place,
         )
-        for position, parameter in enumerate(plan.parameters)
-    )
-    return True
 
 
-def _planned(run: RunRow, message: MessageRow | None) -> PlannedRun:
+def _predecessor_rows(plan: JobPlan) -> Iterator[PredecessorRow]:
+    for position, one in enumerate(plan.after):
+        yield PredecessorRow(run_id=plan.run_id, predecessor_id=one.run_id, position=position)
+
+
+def _planned(run: RunRow, message: MessageRow | None, *, live: bool) -> PlannedRun:
     return PlannedRun(
         plan=plan_from_json(run.plan),
         tag=RunTag(run_id=run.run_id, attempt=run.attempts + 1),
         message=None if message is None else raw_of(message),
+        live=live,
         created_at=run.created_at,
         reason=run.reason,
+        retry=None if run.retry is None else retry_from_json(run.retry),
     )
 
 

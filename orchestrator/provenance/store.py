@@ -6,7 +6,9 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.provenance.attempts import AttemptStore
+from orchestrator.provenance.chains import ChainStore
 from orchestrator.provenance.database import parse_url
+from orchestrator.provenance.endings import EndingStore
 from orchestrator.provenance.intents import IntentStore
 from orchestrator.provenance.messages import MessageStore
 from orchestrator.provenance.queries import QueryStore
@@ -17,7 +19,7 @@ BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for another one."""
 
 
-class Store(MessageStore, RunStore, IntentStore, AttemptStore, QueryStore):
+class Store(MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore):
     """Everything that is known about messages, runs and jobs.
 
     Every method is one transaction: durable when it returns, without a trace when it raises. All may raise

@@ -1,0 +1,92 @@
+"""How attempts end, and what follows: the run's end, or another attempt, decided in one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from orchestrator.provenance.attempts import FOLLOWED, locked
+from orchestrator.provenance.database import Database
+from orchestrator.provenance.documents import encoded, plan_from_json, retry_from_json
+from orchestrator.provenance.rows import AttemptEnd
+from orchestrator.provenance.runs import add_event
+from orchestrator.provenance.tables import AttemptRow, InputRow, JobEventRow, OutputRow, RunRow
+from orchestrator.records import Retry, RunState, RunTag, utc_now
+
+
+class EndingStore(Database):
+    """The store's part that ends attempts."""
+
+    def end_attempt(self, tag: RunTag, end: AttemptEnd, *, retry: Retry | None = None) -> RunState | None:
+        """End an attempt, once; its run ends as it did, or is PLANNED again for the next one.
+
+        Nothing but an event of kind ``late-verdict`` comes of it when the run has ended or gone on meanwhile: of two
+        services that follow one job, one decides. A run that somebody asked to cancel isn't tried again. What the run
+        says of frames, inputs and outputs is forgotten when another attempt is to follow: it was this attempt's, whose
+        own directory keeps it.
+
+        Returns
+        -------
+        RunState or None
+            The run's state afterwards; None when the attempt wasn't its present one.
+        """
+        with self.writing() as session:
+            run, row = locked(session, tag)
+            if run.attempts != tag.attempt or run.state not in FOLLOWED:
+                _keep_late_verdict(session, run, tag, end)
+                return None
+            row.cause, row.outcome, row.outcome_reason, row.concluded_at = end.cause, end.state, end.reason, utc_now()
+            if retry is not None and not _cancel_wanted(session, tag.run_id):
+                _plan_again(session, run, tag, end, retry)
+            else:
+                run.state, run.ended_at = end.state, end.ended_at
+                run.reason = end.reason if retry is None else f"{end.reason}; not tried again, because it was cancelled"
+            state: RunState = run.state
+            return state
+
+
+def _keep_late_verdict(session: Session, run: RunRow, tag: RunTag, end: AttemptEnd) -> None:
+    if run.state.ended and run.attempts == tag.attempt and run.state is not end.state:
+        add_event(session, tag, "late-verdict", {"state": str(end.state), "reason": end.reason}, end.ended_at)
+
+
+def _cancel_wanted(session: Session, run_id: str) -> bool:
+    wanted = select(JobEventRow.id).where(JobEventRow.run_id == run_id, JobEventRow.kind == "cancel").limit(1)
+    return session.scalar(wanted) is not None
+
+
+def _plan_again(session: Session, run: RunRow, tag: RunTag, end: AttemptEnd, retry: Retry) -> None:
+    run.state, run.retry, run.not_before = RunState.PLANNED, encoded(retry), retry.not_before
+    run.reason = "; ".join((f"{retry.because}, attempt {tag.attempt + 1} follows", *retry.changes))
+    run.frames_written = run.frames_processed = run.frames_failed = None
+    run.lag_median_s = run.lag_max_s = run.progress_at = None
+    run.frames_finished, run.ended_because = False, ""
+    for table in (InputRow, OutputRow):
+        session.execute(delete(table).where(table.run_id == tag.run_id))
+    add_event(session, tag, "retry", {"because": retry.because, "changes": list(retry.changes)}, end.ended_at)
+
+
+def no_longer_avoids_nodes(run: RunRow) -> bool:
+    """Let a retry have the nodes that it was to avoid; return whether there were any.
+
+    Where no others are left SLURM refuses such a job. What it refuses for another reason it refuses again.
+    """
+    if run.retry is None:
+        return False
+    retry, planned = retry_from_json(run.retry), plan_from_json(run.plan).resources.exclude
+    if retry.resources.exclude == planned:
+        return False
+    changes = tuple(change for change in retry.changes if not change.startswith(Retry.AVOIDS))
+    run.retry = encoded(replace(retry, resources=replace(retry.resources, exclude=planned), changes=changes))
+    return True
+
+
+def end_refused(session: Session, run: RunRow, reason: str) -> None:
+    """End a run whose newest attempt SLURM has refused: as the one before did, where there was one."""
+    former = session.get(AttemptRow, (run.run_id, run.attempts - 1))
+    run.state, run.reason, run.ended_at = RunState.REFUSED, reason, utc_now()
+    if former is not None and former.outcome is not None:
+        run.state = former.outcome
+        run.reason = f"{former.outcome_reason}; attempt {run.attempts} was refused: {reason}"
