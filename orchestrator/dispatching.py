@@ -61,7 +61,7 @@ from orchestrator.records import (
 from orchestrator.rendering import render
 from orchestrator.runs import RunDirectory, write_atomically
 from orchestrator.settings import Settings
-from orchestrator.slurm.gateway import CLOCK_DIFFERENCE, Gateway
+from orchestrator.slurm.gateway import CLOCK_DIFFERENCE, CLOCK_JUMP, Gateway
 
 T = TypeVar("T")
 
@@ -134,6 +134,9 @@ class Dispatcher:
             seconds=gateway.submit_deadline_s + gateway.absence_grace_s
         ):
             return False
+        if reports := self.gateway.find(tag, since=unsettled.intent_at - CLOCK_JUMP):
+            self._adopt_one(unsettled, reports)
+            return True
         said = unsettled.reason or "the submission's answer was lost"
         reason = f"{said}; {self.gateway.name} has no job {tag.job_name}"
         self.store.record_submit_failed(tag, reason, refused=False)

@@ -64,7 +64,7 @@ from orchestrator.records import (
 )
 from orchestrator.retrying import Ended, NoRetry, cause_of, decide
 from orchestrator.runs import AttemptDirectory, RunDirectory, write_atomically
-from orchestrator.slurm.gateway import CLOCK_DIFFERENCE, Gateway
+from orchestrator.slurm.gateway import CLOCK_JUMP, Gateway
 from orchestrator.slurm.waiting import hindrance
 
 log = logging.getLogger(__name__)
@@ -346,7 +346,7 @@ class Follower:
         owner = claim_owner(_directory(attempt))
         if owner in {None, str(attempt.identity.job_id)}:
             return False
-        for report in self.gateway.find(attempt.tag, since=attempt.intent_at - CLOCK_DIFFERENCE):
+        for report in self.gateway.find(attempt.tag, since=attempt.intent_at - CLOCK_JUMP):
             if str(report.identity.job_id) == owner:
                 job = SubmittedJob(identity=report.identity, gateway=self.gateway.name, adopted=True)
                 self.store.record_submitted(attempt.tag, job)

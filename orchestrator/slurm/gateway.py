@@ -18,6 +18,10 @@ from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, Sub
 CLOCK_DIFFERENCE = timedelta(minutes=5)
 """How far SLURM's clock may be from ours when a job is looked for that was submitted since a moment of ours."""
 
+CLOCK_JUMP = timedelta(days=1)
+"""How far a clock may have been set, by hand or by a machine that woke up with a wrong one. A look that far back costs
+accounting more, so it is taken once, before absence is believed."""
+
 
 
 def dependency(after: Sequence[JobIdentity]) -> str:
