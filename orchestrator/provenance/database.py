@@ -6,12 +6,15 @@ Whatever the database or the network does wrong becomes `StoreUnavailable` with 
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import (
@@ -76,6 +79,8 @@ class Database:
 
     def __init__(self, url: URL, *, busy_timeout_s: float) -> None:
         self.url = url
+        self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex}"
+        """This process's name in the database: machine, process and a number that is drawn."""
         self._engine = _engine(url, busy_timeout_s)
         self._writer = self._engine.execution_options(begin="IMMEDIATE")
 

@@ -59,6 +59,7 @@ class IntentStore(Database):
             earlier = _attempts_of(session, {intent.tag.run_id for intent in ours})
             for intent in ours:
                 row = _intent_row(intent, gateway, at)
+                row.holder = self.holder
                 row.retry = runs[intent.tag.run_id].retry
                 if intent.tag in earlier:
                     row.intent_at = earlier[intent.tag].intent_at
@@ -183,7 +184,7 @@ def _take_job(run: RunRow, row: AttemptRow, job: SubmittedJob) -> None:
 def _take_failure(session: Session, run: RunRow, row: AttemptRow, outcome: NotSubmitted) -> None:
     if row.stage is not AttemptStage.INTENDED:
         return
-    if outcome.called and row.failure != outcome.reason:
+    if not outcome.given_back and row.failure != outcome.reason:
         detail: Json = {"reason": outcome.reason, "refused": outcome.refused}
         add_event(session, outcome.tag, "not-submitted", detail, utc_now())
     row.stage = AttemptStage.REFUSED if outcome.refused else AttemptStage.FAILED

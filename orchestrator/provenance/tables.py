@@ -188,6 +188,7 @@ class AttemptRow(Base):
     run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     gateway: Mapped[str] = mapped_column(Name(64))
+    holder: Mapped[str | None] = mapped_column(Name())
     stage: Mapped[AttemptStage]
     failure: Mapped[str] = mapped_column(default="")
     script_sha256: Mapped[str] = mapped_column(Name(64))
