@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.cli.job_description import Field, describe_history, describe_job, member
+from orchestrator.chaining import Earlier
+from orchestrator.cli.job_description import Field, describe_history, describe_job, describe_retry, member
 from orchestrator.cli.wording import resources_asked, seconds, size, when
 from orchestrator.provenance import AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
 from orchestrator.records import FrameCounts, Json, Origin, RunState
@@ -26,6 +27,10 @@ class Findings:
     """Bytes of files that the run made, None for those that are gone."""
     reruns: Sequence[str] = ()
     """Ids of runs that have this one as their parent."""
+    earlier: Sequence[Earlier] = ()
+    """The runs that this one comes after."""
+    later: Sequence[Earlier] = ()
+    """The runs that come after this one."""
     options: str = ""
     """What the proposed commands need to find the site, with a leading space."""
 
@@ -64,6 +69,9 @@ def _state(run: RunDetail) -> Iterator[Field]:
     yield "state", summary.state
     if summary.reason:
         yield "because", summary.reason
+    for attempt in run.attempts:
+        if attempt.retry is not None:
+            yield f"attempt {attempt.tag.attempt}", f"made because {describe_retry(attempt.retry)}"
     ours = [event for event in run.events if event.kind == "cancel"]
     for event in ours:
         yield "cancelled by", f"{member(event, 'by')}, {when(event.at)}"
@@ -245,6 +253,10 @@ def _request(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield "message", f"number {message.message_id}, {when(message.raw.received_at)}, {message.raw.source}{repeats}"
         yield "its sha256", message.raw.sha256
     yield "recorded", when(summary.created_at)
+    for one in findings.earlier:
+        yield "comes after", f"{one.run_id}, recipe {one.recipe}, {one.state or 'which does not exist'}"
+    for one in findings.later:
+        yield "before", f"{one.run_id}, recipe {one.recipe}, {one.state}"
     if summary.parent_run:
         yield "parent run", summary.parent_run
     for rerun in findings.reruns:

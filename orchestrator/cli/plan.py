@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from orchestrator.cli.common import JsonOption, SiteOption, err, out, print_fields, print_json, says_errors
 from orchestrator.cli.message_argument import MessageArgument, read_message
-from orchestrator.cli.wording import resources_asked
+from orchestrator.cli.wording import counted, resources_asked, retries_allowed
 from orchestrator.errors import InvalidMessage
 from orchestrator.messages import understand
 from orchestrator.planning import Planning, check_allowed
@@ -76,10 +76,12 @@ def _show_plan(one: JobPlan, settings: Settings) -> None:
     collection = one.collection
     expected = "unknown number of" if collection.frames_expected is None else collection.frames_expected
     rows = (
+        *(("comes after", f"{before.recipe}, run {before.run_id}") for before in one.after),
         ("input", f"{collection.file} {collection.dataset}, {expected} frames"),
         ("kernel", f"{one.kernel}, started by {' '.join((one.launcher, *one.launcher_options))}"),
         ("template", str(settings.templates / one.template)),
         ("resources", ", ".join(resources_asked(one.resources))),
+        ("tried again", "\n".join((*retries_allowed(one.retries), f"{counted(one.retries.most, 'time')} in all"))),
         ("directory", str(one.run_directory)),
         ("ends after", f"{one.stall_timeout_s:g} s without a new frame, {one.appear_timeout_s:g} s without a file"),
     )

@@ -57,15 +57,16 @@ def show(
         (summary,) = with_waiting_reasons(store, [detail.summary])
         detail = replace(detail, summary=summary)
         reruns = [rerun.run_id for rerun in store.runs(parent=detail.summary.run_id, limit=MOST_RERUNS)]
+        earlier, later = store.earlier_runs(detail.summary.run_id), store.later_runs(detail.summary.run_id)
     if script or template or message:
         sys.stdout.buffer.write(_document(detail, script=script, template=template))
         sys.stdout.flush()
         return
     if as_json:
-        print_json(asdict(detail) | {"reruns": reruns})
+        print_json(asdict(detail) | {"reruns": reruns, "comes_after": earlier, "before": later})
         return
     options = "" if os.environ.get("ORCHESTRATOR_SITE") else f" --site {shlex.quote(str(site))}"
-    findings = Findings(sizes=_sizes(detail), reruns=reruns, options=options)
+    findings = Findings(sizes=_sizes(detail), reruns=reruns, earlier=earlier, later=later, options=options)
     _print(detail, describe(detail, findings))
 
 
