@@ -2,11 +2,13 @@
 
 ``--require-stack``, or ``CI=true`` as root (who could have installed everything), makes every skip of a test marked
 ``stack`` or ``mpi`` a failure. ``@pytest.mark.stack`` needs the programs that ``script/programs.txt`` lists for the
-stack; ``@pytest.mark.stack("initdb", "mariadbd")`` needs just these.
+stack; ``@pytest.mark.stack("initdb", "mariadbd")`` needs just these. ``@pytest.mark.pyslurm`` needs a pyslurm, which
+has to be built for the machine's SLURM and is nobody's duty to have: where there is none, those tests are skipped.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Generator
@@ -37,12 +39,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "pyslurm: needs a pyslurm, see script/build-pyslurm")
     # An MPI that script/bootstrap has put into the environment is found there, as script/test and script/demo do.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
+def python_with_pyslurm() -> Path | None:
+    """Return the interpreter that has pyslurm: the one named in the environment, or this one."""
+    if named := os.environ.get("ORCHESTRATOR_TEST_PYSLURM_PYTHON"):
+        return Path(named)
+    return Path(sys.executable) if importlib.util.find_spec("pyslurm") else None
+
+
+@pytest.fixture
+def pyslurm_python() -> Path:
+    python = python_with_pyslurm()
+    assert python is not None, "mark the test with pyslurm"
+    return python
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("pyslurm") and python_with_pyslurm() is None:
+        pytest.skip(
+            "NOT TESTED, pyslurm isn't installed: script/build-pyslurm DIR builds it, then set "
+            "ORCHESTRATOR_TEST_PYSLURM_PYTHON=DIR/bin/python"
+        )
     missing = [name for name in _programs_needed(item) if not _is_there(name)]
     if missing:
         pytest.skip(f"NOT TESTED, missing here: {', '.join(missing)} (as root, script/bootstrap --for test brings it)")
@@ -59,6 +81,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _must_run(item: pytest.Item) -> bool:
+    if item.get_closest_marker("pyslurm") and python_with_pyslurm() is None:
+        return False
     everything = item.config.getoption("--require-stack") or (os.environ.get("CI") == "true" and os.geteuid() == 0)
     return everything and any(item.get_closest_marker(name) for name in ("stack", "mpi"))
 

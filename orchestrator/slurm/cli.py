@@ -112,7 +112,10 @@ class CliGateway(Gateway):
 
     def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
         earliest = since.replace(microsecond=0)
-        queued = parsing.tagged(self._queue(), tag, earliest)
+        return self.with_accounted(parsing.tagged(self._queue(), tag, earliest), tag, earliest)
+
+    def with_accounted(self, queued: Sequence[JobReport], tag: RunTag, earliest: datetime) -> tuple[JobReport, ...]:
+        """Add to the controller's jobs with a tag those that only accounting knows any more."""
         try:
             records = parsing.tagged(self._accounting(earliest), tag, earliest)
         except GatewayUnavailable:

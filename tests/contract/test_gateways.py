@@ -41,6 +41,7 @@ from orchestrator.slurm.gateway import Gateway
 from orchestrator.slurm.local import LocalGateway
 from orchestrator.slurm.local_queue import KEPT_FOR
 from orchestrator.slurm.memory import Meets, MemoryGateway
+from orchestrator.slurm.pyslurm import PyslurmGateway
 from orchestrator.stack import Stack
 
 T = TypeVar("T")
@@ -926,3 +927,27 @@ class TestCli(ScriptsRun):
         with pytest.raises(SubmitRefused) as refusal:
             self.submit(gateway, tmp_path, replace(SUCCEEDS, lines=f"#SBATCH {line}"))
         assert option in refusal.value.remedy
+
+
+@pytest.mark.stack
+@pytest.mark.pyslurm
+class TestPyslurm(ScriptsRun):
+    """The real SLURM of the private stack through libslurm; what only this route has is in test_pyslurm.py."""
+
+    held: ClassVar[str] = "#SBATCH --hold"
+
+    @pytest.fixture
+    def make_gateway(self, cluster: Stack, pyslurm_python: Path) -> Iterator[Callable[..., PyslurmGateway]]:
+        made: list[PyslurmGateway] = []
+
+        def make(environment: Mapping[str, str] = os.environ) -> PyslurmGateway:
+            made.append(PyslurmGateway(python=pyslurm_python, environment={**environment, **cluster.environment()}))
+            return made[-1]
+
+        yield make
+        for gateway in made:
+            gateway.close()
+
+    @pytest.fixture
+    def gateway(self, make_gateway: Callable[..., PyslurmGateway]) -> PyslurmGateway:
+        return make_gateway()
