@@ -7,13 +7,12 @@ import pwd
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from orchestrator.cli.wording import counted, seconds, size, when
+from orchestrator.cli.wording import counted, resources_asked, seconds, size, when
 from orchestrator.evidence import EXIT_PARTIAL
 from orchestrator.provenance import AttemptRecord, JobEvent, RunDetail
-from orchestrator.records import Evidence, JobReport, JobState, Json
+from orchestrator.records import Evidence, JobReport, JobState, Json, Retry
 from orchestrator.runs import RunDirectory
 from orchestrator.slurm.states import end_reason
-from orchestrator.slurm.waiting import hindrance, why_waiting
 
 Field = tuple[str, str]
 """A label and what is to be said."""
@@ -34,6 +33,9 @@ def describe_job(attempt: AttemptRecord, run: RunDetail) -> Iterator[Field]:
     else:
         adopted = "; the answer to its submission was lost, and it was found by its name" if attempt.adopted else ""
         yield "job", f"{attempt.identity} through the {attempt.gateway} gateway{adopted}"
+    if attempt.retry is not None:
+        yield "again because", describe_retry(attempt.retry)
+        yield "asks for", ", ".join(resources_asked(attempt.retry.resources))
     if attempt.failure:
         yield "failure", attempt.failure
     yield "intended", when(attempt.intent_at)
@@ -43,7 +45,14 @@ def describe_job(attempt: AttemptRecord, run: RunDetail) -> Iterator[Field]:
     if attempt.last_report is not None:
         yield from _report(attempt.last_report)
         yield from _earlier(attempt)
+    if attempt.end is not None and len(run.attempts) > 1:
+        yield "outcome", f"{attempt.end.state}: {attempt.end.reason}"
     yield "log", str(RunDirectory(run.summary.run_directory).attempt(attempt.tag.attempt).log)
+
+
+def describe_retry(retry: Retry) -> str:
+    """Say why there is another attempt, and what is different."""
+    return f"{retry.because}: {', '.join(retry.changes) or 'the same again'}"
 
 
 def _place(attempt: AttemptRecord) -> Iterator[Field]:
@@ -87,7 +96,7 @@ def _report(report: JobReport) -> Iterator[Field]:
         meaning = ", the kernel's for: ended in order, frames are missing" if report.exit_code == EXIT_PARTIAL else ""
         yield "exit code", f"{report.exit_code}{f', signal {report.signal}' if report.signal else ''}{meaning}"
     if report.state.ended:
-        yield "usage", ", ".join(_usage(report)) or "not known; accounting told nothing"
+        yield "usage", ", ".join(_usage(report)) or "not known; accounting has told nothing so far"
         if int(report.usage.get("max_rss_bytes", 0)) > int(report.usage.get("requested_memory_bytes", 0)) > 0:
             yield "memory", "its peak is more than it had asked for"
 
@@ -97,9 +106,9 @@ def _because(report: JobReport) -> str:
 
 
 def _meaning(report: JobReport) -> str:
-    """Say in plain words what SLURM's state and reason mean, where they don't say it themselves."""
+    """Say in plain words what the end of a job means, where SLURM's words don't say it; why one waits is the run's."""
     if not report.state.ended:
-        return hindrance(report) or why_waiting(report)
+        return ""
     if report.state is JobState.OUT_OF_MEMORY and "OUT_OF_MEMORY" not in report.words:
         return "it used more memory than it had asked for: the reason is SLURM's own note in the job's log"
     if found := re.search(r"by (\d+)$", report.words):
@@ -154,6 +163,12 @@ def _state_event(event: JobEvent) -> tuple[Json, ...]:
     return "job", member(event, "words"), _in_brackets(event, "reason"), _on(member(event, "nodes")), usage
 
 
+def _retry_event(event: JobEvent) -> tuple[Json, ...]:
+    changes = member(event, "changes")
+    changed = ", ".join(map(str, changes)) if isinstance(changes, list) else ""
+    return "another attempt is to follow, because", f"{member(event, 'because')}:", changed or "the same again"
+
+
 _TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
     "state": _state_event,
     "begin": lambda event: ("the job claimed the attempt", _on(member(event, "host"))),
@@ -161,6 +176,7 @@ _TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
     "end": lambda event: ("the kernel ended with exit code", member(event, "exit_code")),
     "outputs": lambda _: ("the job recorded the digest of what it made",),
     "cancel": lambda event: ("cancelled by", member(event, "by")),
+    "retry": _retry_event,
     "hindrance": lambda event: (member(event, "reason"),),
     "earlier-start": lambda event: ("this start ended as", _ending(event), "and was requeued, says accounting"),
     "not-submitted": lambda event: ("no job was made:", member(event, "reason")),

@@ -82,7 +82,7 @@ def _print(found: Sequence[RunSummary]) -> None:
     if out.is_terminal:
         print_table(headings, [_short(run) for run in found], cut=True, notes=[_why(run) for run in found])
     else:
-        print_table((*headings, "job", "why"), [_long(run) for run in found])
+        print_table((*headings, "job", "attempts", "why"), [_long(run) for run in found])
 
 
 def _why(run: RunSummary) -> str:
@@ -91,13 +91,14 @@ def _why(run: RunSummary) -> str:
 
 def _short(run: RunSummary) -> tuple[str, ...]:
     recorded = run.created_at.astimezone().strftime("%m-%d %H:%M")
-    return (run.run_id[:8], recorded, run.state, frames_done(run), run.recipe, run.visit or "-", run.file.name)
+    state = run.state if run.attempts < 2 else f"{run.state} (attempt {run.attempts})"
+    return (run.run_id[:8], recorded, state, frames_done(run), run.recipe, run.visit or "-", run.file.name)
 
 
 def _long(run: RunSummary) -> tuple[str, ...]:
     recorded = run.created_at.astimezone().isoformat(timespec="seconds")
-    job, why = str(run.job or "-"), " ".join(run.reason.split()) or "-"
-    return (run.run_id, recorded, run.state, frames_done(run), run.recipe, run.visit or "-", str(run.file), job, why)
+    where, why = (run.recipe, run.visit or "-", str(run.file)), " ".join(run.reason.split()) or "-"
+    return (run.run_id, recorded, run.state, frames_done(run), *where, str(run.job or "-"), str(run.attempts), why)
 
 
 def frames_done(run: RunSummary) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import typer
 from rich.filesize import decimal
 
-from orchestrator.records import Resources
+from orchestrator.records import Resources, Retries, RetryRule
 
 _RESOURCE_UNITS = {"memory_mb": "MB per node", "time_limit_min": "minutes"}
 _AGO = re.compile(r"(\d+(?:\.\d+)?) ?(min|h|d|w)")
@@ -51,6 +51,28 @@ def resources_asked(resources: Resources) -> Iterator[str]:
         if value is not None and value is not False:
             name, unit = item.name.removesuffix("_mb").removesuffix("_min"), _RESOURCE_UNITS.get(item.name, "")
             yield f"{name} {'yes' if value is True else value} {unit}".strip()
+
+
+def retries_allowed(retries: Retries) -> Iterator[str]:
+    """Word which outcomes are tried again, how often and with what; those that never are, are left out."""
+    for cause, rule in retries.rules.items():
+        if rule.times:
+            yield " ".join([f"{cause} {counted(rule.times, 'time')}", *_with(rule)])
+
+
+def _with(rule: RetryRule) -> Iterator[str]:
+    if rule.exit_codes:
+        yield f"after exit code {' or '.join(map(str, rule.exit_codes))}"
+    if rule.memory_factor > 1:
+        most = "" if rule.memory_max_mb is None else f" up to {rule.memory_max_mb} MB"
+        yield f"with {rule.memory_factor:g} times the memory{most}"
+    if rule.time_factor > 1:
+        most = "" if rule.time_max_min is None else f" up to {rule.time_max_min} minutes"
+        yield f"with {rule.time_factor:g} times the time{most}"
+    if rule.avoid_nodes:
+        yield "on other nodes"
+    if rule.delay_s:
+        yield f"after {rule.delay_s:g} s"
 
 
 def parse_moment(text: str) -> datetime:

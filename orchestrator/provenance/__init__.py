@@ -12,8 +12,8 @@ from orchestrator.provenance.documents import (
 )
 from orchestrator.provenance.rows import (
     ActiveAttempt,
-    AttemptEnd,
     Arrival,
+    AttemptEnd,
     AttemptRecord,
     AttemptStage,
     Decision,
@@ -41,8 +41,8 @@ from orchestrator.provenance.store import Store
 
 __all__ = [
     "ActiveAttempt",
-    "AttemptEnd",
     "Arrival",
+    "AttemptEnd",
     "AttemptRecord",
     "AttemptStage",
     "Decision",

@@ -23,7 +23,8 @@ def listed(site: SiteWithRuns, *words: str) -> set[str]:
 def test_a_piped_listing_has_ids_and_paths_whole(site: SiteWithRuns) -> None:
     tag = site.complete("a-collection-with-a-long-name-" + 60 * "x")
     heading, line = site.call("runs").splitlines()
-    assert heading.split() == ["run", "recorded", "state", "frames", "recipe", "visit", "file", "job", "why"]
+    names = ["run", "recorded", "state", "frames", "recipe", "visit", "file", "job", "attempts", "why"]
+    assert heading.split() == names
     words = line.split()
     assert (words[0], words[2], words[3], words[7]) == (tag.run_id, "complete", "200/200", "live:42")
     assert line.endswith("200 of 200 written frames processed")

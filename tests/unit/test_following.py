@@ -56,9 +56,10 @@ def test_completed_without_the_kernels_word_is_a_failure(trip: Trip) -> None:
 def test_slurms_own_words_stand_in_the_reason(trip: Trip, words: str) -> None:
     trip.gateway.set_state(trip.submitted(), words, exit_code=0)
     trip.follower.cycle()
-    summary = trip.run().summary
-    assert summary.state is RunState.FAILED
-    assert words in summary.reason
+    end = trip.run().attempts[0].end
+    assert end is not None
+    assert end.state is RunState.FAILED
+    assert words in end.reason
 
 
 def test_a_cancelled_job_ends_its_run_as_cancelled(trip: Trip) -> None:
@@ -103,6 +104,48 @@ def test_a_job_that_vanished_without_a_word_is_unknown_and_never_a_success(trip:
     summary = trip.run().summary
     assert summary.state is RunState.UNKNOWN
     assert "neither to the controller nor to accounting" in summary.reason
+
+
+def vanish(trip: Trip, job: JobIdentity) -> None:
+    """Let SLURM forget a job, and the follower wait for longer than its patience."""
+    trip.gateway.purge(job, accounting=True)
+    trip.follower.cycle()
+    trip.clock.ahead += timedelta(minutes=11)
+    trip.follower.cycle()
+
+
+def test_a_job_that_vanished_before_it_began_is_submitted_again_under_its_number(trip: Trip) -> None:
+    first = trip.submitted()
+    vanish(trip, first)
+    run = trip.run()
+    assert run.summary.state is RunState.PLANNED
+    assert "it had not begun" in run.summary.reason
+    assert [event.kind for event in run.events].count("vanished") == 1
+    trip.dispatcher.submit_planned()
+    run = trip.run()
+    assert run.summary.state is RunState.PENDING
+    assert run.summary.job not in {None, first}
+    assert [attempt.tag.attempt for attempt in run.attempts] == [1]
+    assert trip.follower.cycle() == 1  # the patience with the first job isn't held against the second
+
+
+def test_a_cluster_that_forgets_every_job_is_not_asked_for_ever(trip: Trip) -> None:
+    job: JobIdentity | None = trip.submitted()
+    for _ in range(4):
+        assert job is not None
+        vanish(trip, job)
+        trip.dispatcher.submit_planned()
+        job = trip.run().summary.job
+    run = trip.run()
+    assert run.summary.state is RunState.UNKNOWN
+    assert [event.kind for event in run.events].count("vanished") == 3
+
+
+def test_a_job_that_vanished_after_it_had_claimed_its_attempt_is_unknown(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.attempt().claim.write_text("half a cl")
+    vanish(trip, job)
+    assert trip.run().summary.state is RunState.UNKNOWN
 
 
 def test_accounting_that_is_down_proves_nothing(trip: Trip) -> None:
@@ -223,6 +266,7 @@ def test_a_kernel_that_never_said_its_last_word_failed(trip: Trip) -> None:
 
 
 def test_what_comes_late_is_taken_in_after_the_verdict_also_by_the_next_service(trip: Trip) -> None:
+    trip.site_says(retries={"most": 0})
     job = trip.submitted()
     trip.gateway.set_state(job, "TIMEOUT", exit_code=0)
     trip.follower.cycle()

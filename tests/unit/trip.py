@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -28,6 +29,10 @@ class Clock:
     def __call__(self) -> datetime:
         return utc_now() + self.ahead
 
+    def steady_s(self) -> float:
+        """Seconds on a clock that isn't set when this one is."""
+        return time.monotonic() + self.ahead.total_seconds()
+
 
 @dataclass
 class Trip:
@@ -47,8 +52,25 @@ class Trip:
             },
         )
         self.store = Store.open(self.settings.database)
-        self.dispatcher = Dispatcher(store=self.store, gateway=self.gateway, settings=self.settings, now=self.clock)
+        self.dispatcher = self.new_dispatcher()
         self.follower = self.new_follower()
+
+    def new_dispatcher(self) -> Dispatcher:
+        """Return a dispatcher that remembers nothing, as after a restart."""
+        return Dispatcher(
+            store=self.store,
+            gateway=self.gateway,
+            settings=self.settings,
+            now=self.clock,
+            clock=self.clock.steady_s,
+        )
+
+    def site_says(self, **defaults: object) -> None:
+        """Change tables below ``[defaults]`` for what is planned from now on, e.g. ``retries={"most": 0}``."""
+        document = self.settings.model_dump(by_alias=True, exclude_unset=True)
+        document["defaults"] = {**document.get("defaults", {}), **defaults}
+        self.settings = Settings.model_validate(document | {"source": self.settings.source})
+        self.dispatcher = replace(self.dispatcher, settings=self.settings)
 
     def new_follower(self) -> Follower:
         """Return a follower that remembers nothing, as after a restart."""
