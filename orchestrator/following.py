@@ -290,7 +290,11 @@ class Follower:
         return False
 
     def _act_on_absence(self, attempt: ActiveAttempt) -> bool:
-        """Nobody knows the job and it said nothing: wait, then say that nothing is known. Return whether it did."""
+        """Nobody knows the job and it said nothing: wait, then have it made again, or say that nothing is known.
+
+        A controller that is killed forgets the jobs of its last seconds. One that hasn't claimed its attempt has done
+        nothing, so the attempt may be submitted again. Return whether this job is followed no more.
+        """
         memory = self._memory[attempt.tag]
         memory.missing_since = memory.missing_since or self.now()
         if self.now() - memory.missing_since < self.vanish_after:
@@ -299,8 +303,19 @@ class Follower:
             f"job {attempt.identity} is known neither to the controller nor to accounting, and left no end record; "
             f"last seen as {attempt.last_report.words if attempt.last_report else 'submitted'}"
         )
+        if not _has_begun(_directory(attempt)) and self._plan_again(attempt, reason):
+            return True
         self._conclude(attempt, Conclusion(state=RunState.UNKNOWN, reason=reason))
         return True
+
+    def _plan_again(self, attempt: ActiveAttempt, reason: str) -> bool:
+        """Have a job made again that never began; return whether there is nothing more to conclude about it."""
+        reason += "; it had not begun"
+        state = self.store.plan_again_unbegun(attempt.tag, attempt.identity, reason)
+        if state is RunState.PLANNED:
+            log.warning("run %s: %s; submitting again", attempt.tag.run_id, reason)
+        self._memory[attempt.tag].missing_since = None
+        return state in {None, RunState.PLANNED}
 
     def _own_record(self, attempt: ActiveAttempt) -> JobReport | None:
         """Return what the job itself said about its end, as a report."""
@@ -500,6 +515,11 @@ def _ended(attempt: AttemptRecord, plan: JobPlan) -> Ended:
         resources=plan.resources if attempt.retry is None else attempt.retry.resources,
         report=attempt.last_report,
     )
+
+
+def _has_begun(directory: AttemptDirectory) -> bool:
+    """Whether a job has left anything of itself; one that claimed the attempt has, whether that can be read or not."""
+    return any(path.exists() for path in (directory.claim, directory.events, directory.progress_of(0)))
 
 
 def _lacks_usage(report: JobReport | None) -> bool:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from orchestrator.provenance.attempts import FOLLOWED, locked
+from orchestrator.provenance.attempts import FOLLOWED, forget_reports, identity_of, locked
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import encoded, plan_from_json, retry_from_json
-from orchestrator.provenance.rows import AttemptEnd
+from orchestrator.provenance.rows import AttemptEnd, AttemptStage
 from orchestrator.provenance.runs import add_event
 from orchestrator.provenance.tables import AttemptRow, InputRow, JobEventRow, OutputRow, RunRow
-from orchestrator.records import Retry, RunState, RunTag, utc_now
+from orchestrator.records import JobIdentity, Retry, RunState, RunTag, utc_now
+
+MOST_VANISHED = 3
+"""How often an attempt is submitted again because its job was gone without having begun: a cluster that forgets every
+job isn't asked for ever."""
 
 
 class EndingStore(Database):
@@ -43,6 +47,32 @@ class EndingStore(Database):
             else:
                 run.state, run.ended_at = end.state, end.ended_at
                 run.reason = end.reason if retry is None else f"{end.reason}; not tried again, because it was cancelled"
+            state: RunState = run.state
+            return state
+
+    def plan_again_unbegun(self, tag: RunTag, job: JobIdentity, reason: str) -> RunState | None:
+        """Plan an attempt again, under its own number, whose job is gone without having claimed it.
+
+        Should that job turn up after all, the fence lets only one of the two work.
+
+        Returns
+        -------
+        RunState or None
+            PLANNED, or the run's state as it was where it happened too often before, or somebody asked to cancel; None
+            when the attempt has another job by now, or its run has gone on.
+        """
+        with self.writing() as session:
+            run, row = locked(session, tag)
+            if run.attempts != tag.attempt or run.state not in FOLLOWED or identity_of(row) != job:
+                return None
+            of_this = (JobEventRow.run_id == tag.run_id, JobEventRow.attempt == tag.attempt)
+            before = session.scalar(select(func.count()).where(*of_this, JobEventRow.kind == "vanished"))
+            if (before or 0) < MOST_VANISHED and not _cancel_wanted(session, tag.run_id):
+                add_event(session, tag, "vanished", {"reason": reason}, utc_now())
+                forget_reports(row)
+                row.cluster = row.job_id = row.submitted_at = None
+                row.stage, row.failure = AttemptStage.FAILED, reason
+                run.state, run.attempts, run.reason = RunState.PLANNED, tag.attempt - 1, reason
             state: RunState = run.state
             return state
 
