@@ -14,61 +14,40 @@ the one submitted after it, and the fence inside the job (`orchestrator.injob`) 
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeVar
 
-from orchestrator.errors import (
-    GatewayUnavailable,
-    InvalidInput,
-    InvalidMessage,
-    OutcomeUnknown,
-    RunDirectoryUnavailable,
-    StoreUnavailable,
-    SubmitRefused,
-    UnknownJob,
-)
-from orchestrator.chaining import Go, Never, Wait, decide
+from orchestrator.crashpoints import CrashPoint, reached
+from orchestrator.errors import InvalidInput, InvalidMessage, InvalidSettings, StoreUnavailable
 from orchestrator.evidence import claim_owner
 from orchestrator.listening.door import Accepted, Rejected, Verdict
 from orchestrator.messages import understand
 from orchestrator.planning import check_allowed, plan
 from orchestrator.provenance import (
     Arrival,
+    Decision,
     MessageReceipt,
-    PlannedRun,
+    NotSubmitted,
     Store,
     UnsettledAttempt,
     WaitingStart,
-    encoded,
-    plan_to_json,
 )
-from orchestrator.records import (
-    BatchScript,
-    JobIdentity,
-    JobReport,
-    RawMessage,
-    RunState,
-    RunTag,
-    Submission,
-    SubmittedJob,
-    utc_now,
-)
-from orchestrator.rendering import render
-from orchestrator.runs import RunDirectory, write_atomically
+from orchestrator.records import JobReport, RawMessage, RunState, RunTag, SubmittedJob, utc_now
+from orchestrator.runs import RunDirectory
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import CLOCK_DIFFERENCE, CLOCK_JUMP, Gateway
+from orchestrator.submitting import Memory, Submitter, end
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 BATCH = 100
-"""Most messages decided about, or jobs made, in one round, so that a burst can't starve the other steps."""
+"""Most messages decided about in one round, so that a burst can't starve the other steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +58,9 @@ class Dispatcher:
     gateway: Gateway
     settings: Settings
     now: Callable[[], datetime] = utc_now
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; only goes on."""
+    _memory: Memory = field(default_factory=Memory, init=False)
 
     # ------------------------------------------------------------------------------------------------- receive
 
@@ -97,49 +79,76 @@ class Dispatcher:
 
     def plan_waiting(self) -> int:
         """Decide about every message that waits; return how many runs were planned."""
-        return _for_each(self.store.waiting_starts(BATCH), self._plan)
+        decisions: list[Decision] = []
+        faults: list[Exception] = []
+        for waiting in self.store.waiting_starts(BATCH):
+            try:
+                decisions.append(self._decided(waiting))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this message's, and raised below
+                faults.append(error)
+        planned = self._record(decisions)
+        _raise_first(faults)
+        return planned
 
-    def _plan(self, waiting: WaitingStart) -> int:
-        uid = waiting.start.uid
+    def _decided(self, waiting: WaitingStart) -> Decision:
         try:
             check_allowed(waiting.start.file, self.settings.allowed_roots)
             planning = plan(waiting.start, self.settings)
         except InvalidInput as error:
-            self.store.message_handled(waiting.message_id, f"no run: {error.full_text}")
-            log.warning("collection %s: no run: %s", uid, error.full_text)
-            return 0
+            return Decision(message_id=waiting.message_id, plans=(), note=f"no run: {error.full_text}")
         if planning.plans:
             note = "planned " + ", ".join(item.recipe for item in planning.plans)
         else:
             note = f"no run: no recipe wants this collection ({planning.reason})"
-        self.store.record_runs(waiting.message_id, planning.plans, note=note)
-        log.info("collection %s: %s", uid, note)
-        return len(planning.plans)
+        return Decision(message_id=waiting.message_id, plans=tuple(planning.plans), note=note)
+
+    def _record(self, decisions: Sequence[Decision]) -> int:
+        """Record decisions together; where that fails for one, each by itself."""
+        if not decisions:
+            return 0
+        try:
+            self.store.record_decisions(decisions)
+        except (StoreUnavailable, InvalidSettings):
+            raise
+        except Exception:
+            if len(decisions) == 1:
+                raise
+            return _for_each(decisions, lambda decision: self._record([decision]))
+        reached(CrashPoint.PLANNED)
+        for decision in decisions:
+            log.info("message %d: %s", decision.message_id, decision.note)
+        return sum(len(decision.plans) for decision in decisions)
 
     # -------------------------------------------------------------------------------------------------- settle
 
     def settle(self) -> int:
         """Find out about every intent without an outcome; return how many are still open."""
-        return _for_each(self.store.unsettled_attempts(), lambda unsettled: int(not self._settle(unsettled)))
+        self._submitter.catch_up()
+        unsettled = self.store.unsettled_attempts()
+        seen, now_s = self._memory.first_seen_s, self.clock()
+        since_s = {key: seen.get(key, now_s) for key in ((item.tag, item.latest_intent_at) for item in unsettled)}
+        seen.clear()
+        seen.update(since_s)
+        return _for_each(unsettled, lambda item: int(not self._settle(item)))
 
     def _settle(self, unsettled: UnsettledAttempt) -> bool:
         tag = unsettled.tag
-        reports = self.gateway.find(tag, since=unsettled.intent_at - CLOCK_DIFFERENCE)
-        if reports:
-            self._adopt_one(unsettled, reports)
-            return True
-        # The call itself may be under way, here or in another process, until its deadline.
+        # The call itself may be under way, here or in another process, until its deadline. This isn't measured from the
+        # time of the intent: a clock that was put forward meanwhile would cut it short.
         gateway = self.settings.gateway
-        if self.now() - unsettled.latest_intent_at < timedelta(
-            seconds=gateway.submit_deadline_s + gateway.absence_grace_s
-        ):
-            return False
-        if reports := self.gateway.find(tag, since=unsettled.intent_at - CLOCK_JUMP):
+        known_for_s = self.clock() - self._memory.first_seen_s[tag, unsettled.latest_intent_at]
+        patient = known_for_s < gateway.submit_deadline_s + gateway.absence_grace_s
+        before = CLOCK_DIFFERENCE if patient else CLOCK_JUMP
+        reports = self.gateway.find(tag, since=min(unsettled.intent_at, self.now()) - before)
+        if reports:
+            reached(CrashPoint.JOB_FOUND)
             self._adopt_one(unsettled, reports)
             return True
+        if patient:
+            return False
         said = unsettled.reason or "the submission's answer was lost"
         reason = f"{said}; {self.gateway.name} has no job {tag.job_name}"
-        self.store.record_submit_failed(tag, reason, refused=False)
+        self.store.record_outcomes([NotSubmitted(tag=tag, reason=reason, intent_at=unsettled.latest_intent_at)])
         log.warning("run %s: %s; submitting again", tag.run_id, reason)
         return True
 
@@ -154,139 +163,29 @@ class Dispatcher:
         # Before the outcome is recorded: if one can't be ended now, the next round finds them all again.
         for report in reports:
             if not report.state.ended and (unsettled.run_state.ended or report.identity != chosen):
-                self._end(report.identity)
+                end(self.gateway, report.identity)
         job = SubmittedJob(identity=chosen, gateway=self.gateway.name, adopted=True)
         if not self.store.record_submitted(tag, job):
-            self._end(chosen)
+            end(self.gateway, chosen)
+        reached(CrashPoint.ADOPTED)
         log.warning("run %s: adopted job %s after its submission's answer was lost", tag.run_id, chosen)
-
-    def _end(self, job: JobIdentity) -> None:
-        """End a job that nobody needs; one that is gone already is no obstacle."""
-        try:
-            self.gateway.cancel(job)
-        except UnknownJob as error:
-            log.info("job %s needn't be ended: %s", job, error)
 
     # -------------------------------------------------------------------------------------------------- submit
 
     def submit_planned(self) -> int:
-        """Submit the runs that wait, oldest first; return how many jobs were made.
+        """Submit the runs that wait; return how many jobs were made. See `Submitter.submit_planned`."""
+        return self._submitter.submit_planned()
 
-        A submission without an answer ends the round: `settle` comes before anything else is sent.
-
-        Raises
-        ------
-        GatewayUnavailable
-            When SLURM can't take jobs now, or not in one partition; the runs stay planned, those of other partitions
-            were submitted.
-        RunDirectoryUnavailable
-            When a run's directory couldn't be written. That run stays planned, with the reason in its record; the
-            others were submitted.
-        """
-        made = 0
-        obstacles: list[str] = []
-        closed: dict[str | None, GatewayUnavailable] = {}
-        for planned in self._planned_runs():
-            if made >= BATCH:
-                break
-            partition = planned.plan.resources.partition
-            if partition in closed:
-                continue
-            try:
-                made += self._submit(planned)
-            except GatewayUnavailable as error:
-                closed[partition] = error
-            except OutcomeUnknown:
-                break
-            except OSError as error:
-                obstacles.append(f"{error.filename or planned.plan.run_directory}: {error.strerror}")
-                reason = f"waiting: its directory can't be written: {obstacles[-1]}"
-                self.store.record_obstacle(planned.tag.run_id, reason)
-        _raise_first([*closed.values(), *_in_one(obstacles)])
-        return made
-
-    def _planned_runs(self) -> Iterator[PlannedRun]:
-        """Give each run that waits, in portions: those that can't be submitted now don't hide the ones behind them."""
-        portion = self.store.planned_runs(BATCH)
-        while portion:
-            yield from portion
-            portion = self.store.planned_runs(BATCH, after=portion[-1])
-
-    def _jobs_before(self, planned: PlannedRun) -> tuple[JobIdentity, ...] | None:
-        """Return the jobs that a run's job has to come after; None when it can't be submitted, which its record says."""
-        if not planned.plan.after:
-            return ()
-        run_id = planned.tag.run_id
-        match decide(self.store.earlier_runs(run_id)):
-            case Go(after=after):
-                return after
-            case Wait(reason=reason):
-                if reason != planned.reason:
-                    self.store.record_obstacle(run_id, reason)
-            case Never(reason=reason):
-                if self.store.finish_run(run_id, RunState.CANCELLED, reason):
-                    log.warning("run %s is cancelled: %s", run_id, reason)
-        return None
-
-    def _submit(self, planned: PlannedRun) -> bool:
-        tag = planned.tag
-        after = self._jobs_before(planned)
-        if after is None:
-            return False
-        try:
-            script = render(planned.plan_of_attempt, tag.attempt, self.settings.templates)
-        except InvalidInput as error:
-            if self.store.record_refused_run(tag.run_id, error.full_text):
-                log.error("run %s refused: %s", tag.run_id, error.full_text)
-            return False
-        if not self.store.record_intent(tag, script, gateway=self.gateway.name):
-            return False
-        # Only now: whoever holds the intent is the only one to write the directory, so what is submitted is what the
-        # intent says.
-        try:
-            self._write_directory(planned, script)
-        except OSError as error:
-            self.store.record_submit_failed(tag, f"its directory can't be written: {error}", refused=False)
-            raise
-        folder = planned.plan.run_directory
-        return self._hand_over(Submission(tag=tag, script=script, working_directory=folder, after=after))
-
-    def _hand_over(self, submission: Submission) -> bool:
-        tag = submission.tag
-        try:
-            job = self.gateway.submit(submission)
-        except SubmitRefused as error:
-            self.store.record_submit_failed(tag, error.full_text, refused=True)
-            log.error("run %s refused by %s: %s", tag.run_id, self.gateway.name, error.full_text)
-            return False
-        except OutcomeUnknown as error:
-            self.store.record_unanswered(tag, error.full_text)
-            log.warning("run %s: %s; looking for its job before anything else", tag.run_id, error.full_text)
-            raise
-        except GatewayUnavailable as error:
-            self.store.record_submit_failed(tag, error.full_text, refused=False)
-            raise
-        if not self.store.record_submitted(tag, job):
-            self._end(job.identity)
-            return False
-        log.info("run %s is job %s", tag.run_id, job.identity)
-        return True
-
-    def _write_directory(self, planned: PlannedRun, script: BatchScript) -> None:
-        directory = RunDirectory(planned.plan.run_directory)
-        directory.attempt(planned.tag.attempt).path.mkdir(parents=True, exist_ok=True)
-        files: dict[Path, bytes | str] = {
-            directory.plan: json.dumps(plan_to_json(planned.plan), indent=2) + "\n",
-            directory.parameters: json.dumps(planned.plan.parameter_values(), indent=2) + "\n",
-            directory.template: script.template_text,
-        }
-        if planned.retry is not None:
-            files[directory.attempt(planned.tag.attempt).retry] = json.dumps(encoded(planned.retry), indent=2) + "\n"
-        if planned.message is not None:
-            files[directory.message] = planned.message.body
-        for path, content in files.items():
-            write_atomically(path, content)
-        write_atomically(directory.script, script.text, mode=0o755)
+    @property
+    def _submitter(self) -> Submitter:
+        return Submitter(
+            store=self.store,
+            gateway=self.gateway,
+            settings=self.settings,
+            memory=self._memory,
+            now=self.now,
+            clock=self.clock,
+        )
 
 
 def _arrival(raw: RawMessage) -> Arrival:
@@ -352,11 +251,3 @@ def _for_each(items: Iterable[T], step: Callable[[T], int]) -> int:
 def _raise_first(faults: Iterable[Exception]) -> None:
     for fault in faults:
         raise fault
-
-
-def _in_one(obstacles: Sequence[str]) -> Iterator[RunDirectoryUnavailable]:
-    if obstacles:
-        yield RunDirectoryUnavailable(
-            f"{len(obstacles)} runs wait for their directory: {obstacles[0]}",
-            remedy="free space or correct the rights; the runs go on by themselves",
-        )

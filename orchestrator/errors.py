@@ -84,9 +84,19 @@ class SubmitRefused(GatewayError):
 
 
 class GatewayUnavailable(GatewayError):
-    """The gateway can't be used now; the call surely had no effect."""
+    """The gateway can't be used now; the call surely had no effect.
+
+    Parameters
+    ----------
+    everywhere
+        No other submission could be accepted now either, whatever its partition or account.
+    """
 
     transient: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, remedy: str = "", everywhere: bool = False) -> None:
+        super().__init__(message, remedy=remedy)
+        self.everywhere = everywhere
 
 
 class OutcomeUnknown(GatewayError):

@@ -7,10 +7,10 @@ in the order of their run ids, so that services that share the work never wait f
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -19,6 +19,7 @@ from orchestrator.provenance.attempts import forget_reports, identity_of, tag_of
 from orchestrator.provenance.columns import storable
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.endings import end_refused, no_longer_avoids_nodes
+from orchestrator.provenance.leases import database_now, living_services
 from orchestrator.provenance.rows import (
     AttemptStage,
     Intent,
@@ -31,6 +32,9 @@ from orchestrator.provenance.rows import (
 from orchestrator.provenance.runs import add_event
 from orchestrator.provenance.tables import AttemptRow, RunRow, TextRow
 from orchestrator.records import BatchScript, Json, RunState, RunTag, SubmittedJob, utc_now
+
+_LEFT_TO_ITS_HOLDER = timedelta(minutes=10)
+"""How long a living service is trusted to find out about its own submissions."""
 
 
 class IntentStore(Database):
@@ -115,7 +119,10 @@ class IntentStore(Database):
             return {o.tag for o in outcomes if isinstance(o, Submitted) and _unwanted(runs[o.tag.run_id], o.tag)}
 
     def unsettled_attempts(self) -> Sequence[UnsettledAttempt]:
-        """Return attempts whose intent is committed and whose outcome isn't known, oldest first."""
+        """Return attempts whose intent is committed and whose outcome isn't known, oldest first.
+
+        Left out are those that another living service has begun a short while ago: it knows more about them.
+        """
         wanted = (
             select(AttemptRow, RunRow)
             .join(RunRow, AttemptRow.run_id == RunRow.run_id)
@@ -133,8 +140,18 @@ class IntentStore(Database):
                     run_state=run.state,
                     reason=run.reason if run.state is RunState.SUBMITTING else "",
                 )
-                for row, run in session.execute(wanted)
+                for row, run in _not_of_others(session, session.execute(wanted).all(), self.holder)
             ]
+
+
+def _not_of_others(
+    session: Session, rows: Sequence[Row[AttemptRow, RunRow]], holder: str
+) -> Sequence[Row[AttemptRow, RunRow]]:
+    if all(row.holder in {None, holder} for row, _run in rows):
+        return rows
+    others = living_services(session) - {holder}
+    since = database_now(session) - _LEFT_TO_ITS_HOLDER
+    return [pair for pair in rows if pair[0].holder not in others or pair[0].latest_intent_at < since]
 
 
 def _locked_runs(session: Session, run_ids: Set[str]) -> Mapping[str, RunRow]:
@@ -163,6 +180,8 @@ def _take(session: Session, run: RunRow, row: AttemptRow, outcome: Outcome) -> N
     match outcome:
         case Submitted():
             _take_job(run, row, outcome.job)
+        case _ if outcome.intent_at not in {None, row.latest_intent_at}:
+            return  # it came late, and is about an intent that was settled meanwhile
         case NotSubmitted():
             _take_failure(session, run, row, outcome)
         case Unanswered():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime
 
@@ -75,7 +75,7 @@ class MessageStore(Database):
             When there is no such message.
         """
         with self.writing() as session:
-            mark_handled(session, message_id, note)
+            mark_handled(session, {message_id: note})
 
     def collection_end(self, uid: str) -> CollectionEnd | None:
         """Return the accepted collection-end with this uid, or None while there is none."""
@@ -164,13 +164,18 @@ class _Recording:
         return {row.identity: row for row in self._session.scalars(wanted.with_for_update())}
 
 
-def mark_handled(session: Session, message_id: int, note: str) -> None:
-    """Say inside a transaction what was decided about a message; its row stays locked until the end."""
-    row = _existing(session, message_id, lock=True)
-    row.note = note
-    row.handled_at = utc_now()
-    if row.state is MessageState.WAITING:
-        row.state = MessageState.HANDLED
+def mark_handled(session: Session, notes: Mapping[int, str]) -> None:
+    """Say inside a transaction what was decided about messages, by their ids; their rows stay locked until the end."""
+    wanted = select(MessageRow).where(MessageRow.id.in_(sorted(notes))).order_by(MessageRow.id).with_for_update()
+    rows = {row.id: row for row in session.scalars(wanted)}
+    for message_id, note in notes.items():
+        row = rows.get(message_id)
+        if row is None:
+            raise _not_found(message_id)
+        row.note = note
+        row.handled_at = utc_now()
+        if row.state is MessageState.WAITING:
+            row.state = MessageState.HANDLED
 
 
 def message_record(row: MessageRow) -> MessageRecord:
@@ -200,11 +205,15 @@ def raw_of(row: MessageRow) -> RawMessage:
     )
 
 
-def _existing(session: Session, message_id: int, *, lock: bool = False) -> MessageRow:
-    row = session.get(MessageRow, message_id, with_for_update=lock)
+def _existing(session: Session, message_id: int) -> MessageRow:
+    row = session.get(MessageRow, message_id)
     if row is None:
-        raise NotFound(f"there is no message {message_id}", remedy="`orchestrator messages` lists them")
+        raise _not_found(message_id)
     return row
+
+
+def _not_found(message_id: int) -> NotFound:
+    return NotFound(f"there is no message {message_id}", remedy="`orchestrator messages` lists them")
 
 
 def _of_storable_uid(arrival: Arrival) -> Arrival:

@@ -214,8 +214,10 @@ class NotSubmitted:
     reason: str
     refused: bool = False
     """SLURM said no for good."""
-    called: bool = True
-    """Whether SLURM was asked at all; otherwise the intent was given up before."""
+    given_back: bool = False
+    """Something else stood in the way before its turn came: no event of its own."""
+    intent_at: datetime | None = None
+    """The intent that it is about: it says nothing of a later one of the same attempt. None for the present one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +227,8 @@ class Unanswered:
     tag: RunTag
     reason: str
     """What was heard instead of an answer."""
+    intent_at: datetime | None = None
+    """As for `NotSubmitted`."""
 
 
 Outcome: TypeAlias = Submitted | NotSubmitted | Unanswered

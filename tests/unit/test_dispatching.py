@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import dispatching, planning
+from orchestrator import dispatching, planning, submitting
 from orchestrator.dispatching import cancel
 from orchestrator.errors import GatewayUnavailable, RunDirectoryUnavailable
 from orchestrator.listening.door import Accepted, Rejected
@@ -128,6 +128,7 @@ def test_while_slurm_is_down_runs_wait_under_the_same_number_and_keep_their_orde
     assert trip.run("a").summary.state is RunState.PLANNED
     assert "controller" in trip.run("a").summary.reason
     trip.gateway.controller_up = True
+    trip.clock.ahead = timedelta(seconds=1)
     assert trip.dispatcher.submit_planned() == 3
     names = [job.name for job in trip.gateway.jobs]
     assert names == [f"run-{trip.run(uid).summary.run_id}.1" for uid in ("a", "b", "c")]
@@ -376,11 +377,10 @@ def test_two_services_on_one_database_double_nothing(trip: Trip) -> None:
 def test_more_runs_than_one_round_takes_cannot_hide_those_behind_them(
     trip: Trip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatching, "BATCH", 2)
+    monkeypatch.setattr(submitting, "ROUND", 2)
     for uid in ("blocked-1", "blocked-2", "blocked-3", "good-1", "good-2", "good-3"):
         trip.start(uid)
-    for _ in range(3):
-        trip.dispatcher.plan_waiting()
+    trip.dispatcher.plan_waiting()
     for number in (1, 2, 3):
         path = trip.directory(f"blocked-{number}").path
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,412 @@
+"""Planned runs become jobs: intents, directories, calls, outcomes, a batch at a time.
+
+In: runs in state PLANNED. Out: jobs at SLURM, in the order of the runs, and what became of each in the store. The
+intents of a batch are committed together before its first call, its outcomes together at short intervals; a call
+itself is never made twice or in parallel. What of a batch wasn't sent, because an answer was lost or SLURM takes no
+more, is given back in the same breath.
+
+A batch is as large as it can be sent in a quarter of a second: what dies in between leaves that many intents to be
+looked for, not more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.back_pressure import BackPressure, Queue
+from orchestrator.chaining import Go, Never, Wait, decide
+from orchestrator.crashpoints import CrashPoint, reached
+from orchestrator.errors import (
+    GatewayUnavailable,
+    InvalidInput,
+    OutcomeUnknown,
+    RunDirectoryUnavailable,
+    StoreUnavailable,
+    SubmitRefused,
+    UnknownJob,
+)
+from orchestrator.provenance import (
+    Intent,
+    NotSubmitted,
+    Outcome,
+    PlannedRun,
+    Store,
+    Submitted,
+    Unanswered,
+    encoded,
+    plan_to_json,
+)
+from orchestrator.records import BatchScript, JobIdentity, RunState, RunTag, Submission, utc_now
+from orchestrator.rendering import render
+from orchestrator.runs import RunDirectory, make_durable, write_atomically
+from orchestrator.settings import Settings
+from orchestrator.slurm.gateway import Gateway
+
+log = logging.getLogger(__name__)
+
+ROUND = 100
+"""Most jobs made in one round, so that a burst can't starve the other steps."""
+
+BATCH_S = 0.25
+BATCH_MOST = 32
+"""How long the calls of one batch may take, and how many they are at most."""
+
+OUTCOMES_HELD_S = 0.05
+"""How long an outcome may wait for others to be committed with."""
+
+_NEXT = "waiting: another submission's outcome has to be known first"
+_LATE = "waiting: the submissions before it took long"
+
+
+@dataclass
+class Memory:
+    """What is remembered from one round to the next; a new process does without it."""
+
+    pressure: BackPressure = field(default_factory=BackPressure)
+    call_s: float = 0.06
+    """How long a call takes, from the last ones; sbatch's usual time to begin with."""
+    first_seen_s: dict[tuple[RunTag, datetime], float] = field(default_factory=dict)
+    """Since when this process has known of an intent, by its attempt and time; on a clock that only goes on."""
+    unrecorded: list[Outcome] = field(default_factory=list)
+    """What the store couldn't take when it became known."""
+    unwanted: list[JobIdentity] = field(default_factory=list)
+    """Jobs of runs that were cancelled meanwhile, and that couldn't be ended yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """A run with all that its submission needs."""
+
+    planned: PlannedRun
+    submission: Submission
+
+    @property
+    def tag(self) -> RunTag:
+        return self.submission.tag
+
+
+@dataclass
+class _Round:
+    """What one round has met."""
+
+    made: int = 0
+    unanswered: bool = False
+    closed: dict[Queue, GatewayUnavailable] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Reasons by run id."""
+    directories: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitter:
+    """One store, one gateway, and what is remembered."""
+
+    store: Store
+    gateway: Gateway
+    settings: Settings
+    memory: Memory
+    now: Callable[[], datetime] = utc_now
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; only goes on."""
+
+    def submit_planned(self) -> int:
+        """Submit the runs that wait, live ones first, oldest first; return how many jobs were made.
+
+        A submission without an answer ends the round: it has to be looked for before anything else is sent.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When SLURM can't take jobs now, or not in one queue; the runs stay planned, with the reason in their
+            records; those of other queues were submitted.
+        RunDirectoryUnavailable
+            When a run's directory couldn't be written. That run stays planned, with the reason in its record; the
+            others were submitted.
+        """
+        self.catch_up()
+        this = _Round()
+        for batch in self._batches(this):
+            self._submit(batch, this)
+            if this.made >= ROUND or this.unanswered or self._closed_everywhere():
+                break
+        if error := self._closed_everywhere():
+            self.store.record_obstacle_to_all(f"waiting: {error.full_text}")
+            raise error.with_traceback(None)
+        if this.waiting:
+            self.store.record_obstacles(this.waiting)
+        for error in this.closed.values():
+            raise error.with_traceback(None)
+        if this.directories:
+            raise RunDirectoryUnavailable(
+                f"{len(this.directories)} runs wait for their directory: {this.directories[0]}",
+                remedy="free space or correct the rights; the runs go on by themselves",
+            )
+        return this.made
+
+    def catch_up(self) -> None:
+        """Record and end what couldn't be when it became known."""
+        outcomes = self.memory.unrecorded[:]
+        if outcomes:
+            self._record(outcomes)
+            del self.memory.unrecorded[: len(outcomes)]
+        self._end_unwanted()
+
+    def _closed_everywhere(self) -> GatewayUnavailable | None:
+        return self.memory.pressure.obstacle(None, self.clock())
+
+    # --------------------------------------------------------------------------------------------------- batches
+
+    def _batches(self, this: _Round) -> Iterator[list[PlannedRun]]:
+        """Give the runs that may be sent, in batches; what a batch meets decides about the next ones."""
+        if self._closed_everywhere():
+            return
+        batch: list[PlannedRun] = []
+        for planned in self._planned_runs():
+            queue = _queue_of(planned)
+            if batch and self.memory.pressure.on_trial(queue):
+                yield batch
+                batch = []
+            if error := self.memory.pressure.obstacle(queue, self.clock()):
+                this.closed[queue] = error
+                if planned.reason != (reason := f"waiting: {error.full_text}"):
+                    this.waiting[planned.tag.run_id] = reason
+                continue
+            batch.append(planned)
+            if len(batch) >= self._batch_size():
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _planned_runs(self) -> Iterator[PlannedRun]:
+        """Give each run that waits, in portions: those that can't be submitted now don't hide the ones behind them."""
+        portion = self.store.planned_runs(ROUND)
+        while portion:
+            yield from portion
+            portion = self.store.planned_runs(ROUND, after=portion[-1])
+
+    def _batch_size(self) -> int:
+        return max(1, min(BATCH_MOST, int(BATCH_S / max(self.memory.call_s, 1e-6))))
+
+    # ------------------------------------------------------------------------------------------------ preparation
+
+    def _submit(self, batch: Sequence[PlannedRun], this: _Round) -> None:
+        ready = [item for planned in batch if (item := self._prepared(planned)) is not None]
+        if not ready:
+            return
+        at, since_s = self.now(), self.clock()
+        intents = [Intent(tag=item.tag, script=item.submission.script) for item in ready]
+        ours = self.store.record_intents(intents, gateway=self.gateway.name, at=at)
+        reached(CrashPoint.INTENT_COMMITTED)
+        self.memory.first_seen_s.update({(tag, at): since_s for tag in ours})
+        # Only now: whoever holds the intent is the only one to write the directory, so what is submitted is what the
+        # intent says.
+        _Calls(self, this, at, since_s).make(self._written([item for item in ready if item.tag in ours]))
+
+    def _prepared(self, planned: PlannedRun) -> _Ready | None:
+        """Return a run ready to be submitted; None when it can't be, which its record says."""
+        after = self._jobs_before(planned)
+        if after is None:
+            return None
+        tag = planned.tag
+        try:
+            script = render(planned.plan_of_attempt, tag.attempt, self.settings.templates)
+        except InvalidInput as error:
+            if self.store.record_refused_run(tag.run_id, error.full_text):
+                log.error("run %s refused: %s", tag.run_id, error.full_text)
+            return None
+        folder = planned.plan.run_directory
+        return _Ready(
+            planned=planned, submission=Submission(tag=tag, script=script, working_directory=folder, after=after)
+        )
+
+    def _jobs_before(self, planned: PlannedRun) -> tuple[JobIdentity, ...] | None:
+        """Return the jobs that a run's job has to come after; None when it can't be sent, which its record says."""
+        if not planned.plan.after:
+            return ()
+        run_id = planned.tag.run_id
+        match decide(self.store.earlier_runs(run_id)):
+            case Go(after=after):
+                return after
+            case Wait(reason=reason):
+                if reason != planned.reason:
+                    self.store.record_obstacle(run_id, reason)
+            case Never(reason=reason):
+                if self.store.finish_run(run_id, RunState.CANCELLED, reason):
+                    log.warning("run %s is cancelled: %s", run_id, reason)
+        return None
+
+    def _written(self, items: Sequence[_Ready]) -> list[tuple[_Ready, OSError | None]]:
+        """Write the directories of runs; return with each what stood in the way."""
+        if len(items) < 2:
+            obstacles = [_try_to_write(item) for item in items]
+        else:  # side by side, because the file system makes many files durable in the time of one
+            with ThreadPoolExecutor(4) as pool:
+                obstacles = list(pool.map(_try_to_write, items))
+        reached(CrashPoint.DIRECTORY_WRITTEN)
+        return list(zip(items, obstacles, strict=True))
+
+    # --------------------------------------------------------------------------------------------------- outcomes
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Commit outcomes, and end jobs that nobody wants any more; what the store can't take now is kept for later."""
+        try:
+            self._record(outcomes)
+        except StoreUnavailable:
+            self.memory.unrecorded += outcomes
+            raise
+        reached(CrashPoint.OUTCOME_RECORDED)
+        self._end_unwanted()
+
+    def _record(self, outcomes: Sequence[Outcome]) -> None:
+        unwanted = self.store.record_outcomes(outcomes)
+        jobs = [item.job.identity for item in outcomes if isinstance(item, Submitted) and item.tag in unwanted]
+        self.memory.unwanted += jobs
+
+    def _end_unwanted(self) -> None:
+        for job in self.memory.unwanted[:]:
+            try:
+                end(self.gateway, job)
+            except GatewayUnavailable as error:
+                log.warning("job %s of a cancelled run can't be ended yet: %s", job, error)
+                return
+            self.memory.unwanted.remove(job)
+
+
+class _Calls:
+    """The calls of one batch, one after another, and their outcomes on the way into the store."""
+
+    def __init__(self, submitter: Submitter, this: _Round, at: datetime, since_s: float) -> None:
+        self._submitter, self._round = submitter, this
+        self._memory, self._clock = submitter.memory, submitter.clock
+        self._at, self._since_s = at, since_s
+        self._outcomes: list[Outcome] = []
+        self._oldest_s = 0.0
+        self._called = False
+
+    def make(self, items: Sequence[tuple[_Ready, OSError | None]]) -> None:
+        """Submit what may be submitted, in order, and give the rest back."""
+        left = list(items)
+        try:
+            while left:
+                item, obstacle = left.pop(0)
+                self._take(item, self._outcome(item, obstacle))
+        except StoreUnavailable:
+            # What was sent is found by its tag; of the rest the store hears when it is there again.
+            self._memory.unrecorded += [self._given_back(item.tag, _NEXT) for item, _ in left]
+            raise
+        except Exception:
+            self._outcomes += [self._given_back(item.tag, _NEXT) for item, _ in left]
+            self._commit()
+            raise
+        self._commit()
+
+    def _outcome(self, item: _Ready, obstacle: OSError | None) -> Outcome:
+        if obstacle is not None:
+            text = f"{obstacle.filename or item.submission.working_directory}: {obstacle.strerror}"
+            self._round.directories.append(text)
+            return NotSubmitted(tag=item.tag, reason=f"waiting: its directory can't be written: {text}")
+        if reason := self._reason_to_wait(item):
+            return self._given_back(item.tag, reason)
+        return self._call(item)
+
+    def _reason_to_wait(self, item: _Ready) -> str:
+        if self._round.unanswered:
+            return _NEXT
+        if error := self._memory.pressure.obstacle(_queue_of(item.planned), self._clock()):
+            return f"waiting: {error.full_text}"
+        # Another service that looks for it must not take it for absent while it is still here.
+        longest_s = self._submitter.settings.gateway.absence_grace_s / 2
+        if self._called and self._clock() - self._since_s > longest_s:
+            return _LATE
+        return ""
+
+    def _call(self, item: _Ready) -> Outcome:
+        self._called = True
+        tag, queue, begun_s = item.tag, _queue_of(item.planned), self._clock()
+        try:
+            job = self._submitter.gateway.submit(item.submission)
+        except SubmitRefused as error:
+            log.error("run %s refused by %s: %s", tag.run_id, self._submitter.gateway.name, error.full_text)
+            return NotSubmitted(tag=tag, reason=error.full_text, refused=True, intent_at=self._at)
+        except OutcomeUnknown as error:
+            log.warning("run %s: %s; looking for its job before anything else", tag.run_id, error.full_text)
+            self._round.unanswered = True
+            return Unanswered(tag=tag, reason=error.full_text, intent_at=self._at)
+        except GatewayUnavailable as error:
+            self._memory.pressure.refused(queue, error, self._clock())
+            self._round.closed[queue] = error
+            return NotSubmitted(tag=tag, reason=error.full_text, intent_at=self._at)
+        reached(CrashPoint.JOB_ACCEPTED)
+        self._memory.pressure.accepted(queue)
+        self._memory.call_s += (self._clock() - begun_s - self._memory.call_s) / 4
+        self._round.made += 1
+        log.info("run %s is job %s", tag.run_id, job.identity)
+        return Submitted(tag=tag, job=job)
+
+    def _given_back(self, tag: RunTag, reason: str) -> NotSubmitted:
+        return NotSubmitted(tag=tag, reason=reason, given_back=True, intent_at=self._at)
+
+    def _take(self, item: _Ready, outcome: Outcome) -> None:
+        if not isinstance(outcome, Unanswered):
+            self._memory.first_seen_s.pop((item.tag, self._at), None)
+        if not self._outcomes:
+            self._oldest_s = self._clock()
+        self._outcomes.append(outcome)
+        if self._clock() - self._oldest_s >= OUTCOMES_HELD_S:
+            self._commit()
+
+    def _commit(self) -> None:
+        outcomes, self._outcomes = self._outcomes, []
+        if outcomes:
+            self._submitter.record(outcomes)
+
+
+def end(gateway: Gateway, job: JobIdentity) -> None:
+    """End a job that nobody needs; one that is gone already is no obstacle."""
+    try:
+        gateway.cancel(job)
+    except UnknownJob as error:
+        log.info("job %s needn't be ended: %s", job, error)
+
+
+def _queue_of(planned: PlannedRun) -> Queue:
+    asked = planned.plan_of_attempt.resources
+    return Queue(asked.partition, asked.account, asked.qos)
+
+
+def _try_to_write(item: _Ready) -> OSError | None:
+    try:
+        _write_directory(item.planned, item.submission.script)
+    except OSError as error:
+        return error
+    return None
+
+
+def _write_directory(planned: PlannedRun, script: BatchScript) -> None:
+    directory = RunDirectory(planned.plan.run_directory)
+    attempt = directory.attempt(planned.tag.attempt)
+    attempt.path.mkdir(parents=True, exist_ok=True)
+    files: dict[Path, bytes | str] = {
+        directory.plan: json.dumps(plan_to_json(planned.plan), indent=2) + "\n",
+        directory.template: script.template_text,
+    }
+    if planned.retry is not None:
+        files[attempt.retry] = json.dumps(encoded(planned.retry), indent=2) + "\n"
+    if planned.message is not None:
+        files[directory.message] = planned.message.body
+    for path, content in files.items():
+        write_atomically(path, content, durable=False)
+    write_atomically(directory.script, script.text, mode=0o755, durable=False)
+    # The only file that the job needs: SLURM keeps the script, the database all of it. Made durable under its name,
+    # its folders are so too.
+    parameters = json.dumps(planned.plan.parameter_values(), indent=2) + "\n"
+    write_atomically(directory.parameters, parameters, durable=False)
+    make_durable(directory.parameters)
