@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from mpi4py import MPI
+from pydantic import BaseModel
 
+from mpi_kernels.averaging import AverageRequest, run_average
 from mpi_kernels.errors import ExitCode, InvalidParameters, OutputUnwritable
 from mpi_kernels.identity import software
-from mpi_kernels.parameters import AzimuthalParameters, read_parameters
+from mpi_kernels.parameters import AverageParameters, AzimuthalParameters, read_parameters
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.request import Request
 from mpi_kernels.run import run
@@ -24,7 +26,13 @@ _IMAGES = (
     "an image is FILE.npy, FILE.edf, FILE.h5::/path, or of a stack FILE.h5::/path[INDEX] or [mean];\n"
     "relative paths count from the parameter file"
 )
-_KERNELS = {"azimuthal": "azimuthal integration to one dimension: I(q) or I(2θ) of every frame, with errors"}
+_KERNELS: dict[str, tuple[type[BaseModel], str]] = {
+    "azimuthal": (
+        AzimuthalParameters,
+        "azimuthal integration to one dimension: I(q) or I(2θ) of every frame, with errors",
+    ),
+    "average": (AverageParameters, "the mean of the frames of a finished result, with errors and scatter"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,45 +71,55 @@ class _PrintSchema(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         if MPI.COMM_WORLD.rank == 0:
-            print(json.dumps(AzimuthalParameters.model_json_schema(), indent=2, ensure_ascii=False))
+            kind = _KERNELS[parser.prog.split()[-1]][0]
+            print(json.dumps(kind.model_json_schema(), indent=2, ensure_ascii=False))
         parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m mpi_kernels", description="Process detector frames while they are written.")
     kernels = parser.add_subparsers(dest="kernel", metavar="KERNEL", required=True, parser_class=_Parser)
-    for name, summary in _KERNELS.items():
+    for name, (kind, summary) in _KERNELS.items():
         kernel = kernels.add_parser(
             name,
             help=summary,
             description=summary,
-            epilog=_parameters_help(),
+            epilog=_parameters_help(kind),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        _add_options(kernel)
+        _add_common_options(kernel)
+        (_add_average_options if name == "average" else _add_options)(kernel)
     return parser
 
 
-def _parameters_help() -> str:
+def _parameters_help(kind: type[BaseModel]) -> str:
     lines = ["parameters (JSON file; unknown names are refused):"]
-    for name, field in AzimuthalParameters.model_fields.items():
+    for name, field in kind.model_fields.items():
         lines.append(f"  {name} (default {json.dumps(field.default)}): {field.description}")
-    return "\n".join([*lines, _IMAGES])
+    return "\n".join([*lines, _IMAGES] if kind is AzimuthalParameters else lines)
+
+
+def _add_common_options(kernel: argparse.ArgumentParser) -> None:
+    kernel.add_argument("--schema", nargs=0, action=_PrintSchema, help="print the parameters' JSON Schema and leave")
+    kernel.add_argument("--output", type=Path, required=True, metavar="FILE", help="the result; replaced if it exists")
+    kernel.add_argument("--parameters", type=Path, required=True, metavar="FILE", help="JSON object of parameters")
+    kernel.add_argument("--progress", type=Path, metavar="FILE", help="progress file, replaced atomically")
+    kernel.add_argument("--run-id", default="", metavar="ID", help="stands in the result")
+
+
+def _add_average_options(kernel: argparse.ArgumentParser) -> None:
+    kernel.add_argument("--input", type=Path, required=True, metavar="FILE", help="a finished result")
+    kernel.add_argument("--dataset", default="/entry/data", metavar="PATH", help="its NXdata; default /entry/data")
 
 
 def _add_options(kernel: argparse.ArgumentParser) -> None:
-    kernel.add_argument("--schema", nargs=0, action=_PrintSchema, help="print the parameters' JSON Schema and leave")
     kernel.add_argument("--input", type=Path, required=True, metavar="FILE", help="the detector's HDF5 file or master")
     kernel.add_argument("--dataset", required=True, metavar="PATH", help="the frames in it, (…, y, x)")
-    kernel.add_argument("--output", type=Path, required=True, metavar="FILE", help="the result; replaced if it exists")
-    kernel.add_argument("--parameters", type=Path, required=True, metavar="FILE", help="JSON object of parameters")
     kernel.add_argument("--mode", choices=["auto", "live", "finished"], default="auto", help="default: auto")
     kernel.add_argument("--expected", type=_count, metavar="N", help="number of frames announced")
     kernel.add_argument("--end-file", type=Path, metavar="FILE", help="the run's collection-end.json")
-    kernel.add_argument("--progress", type=Path, metavar="FILE", help="progress file, replaced atomically")
     kernel.add_argument("--appear-timeout", type=_seconds, default=120.0, metavar="S", help="default: 120")
     kernel.add_argument("--stall-timeout", type=_seconds, default=300.0, metavar="S", help="default: 300")
-    kernel.add_argument("--run-id", default="", metavar="ID", help="stands in the result")
     kernel.add_argument("--keys-dataset", metavar="PATH", help="one whole number per frame, non-zero once written")
     kernel.add_argument("--finished-dataset", metavar="PATH", help="one whole number, non-zero once all is written")
 
@@ -126,7 +144,7 @@ def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
         input=given.input,
         dataset=given.dataset,
         output=given.output,
-        parameters=read_parameters(given.parameters),
+        parameters=read_parameters(given.parameters, AzimuthalParameters),
         parameters_path=given.parameters,
         mode=given.mode,
         expected=given.expected,
@@ -137,15 +155,36 @@ def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
         run_id=given.run_id,
         keys_dataset=given.keys_dataset,
         finished_dataset=given.finished_dataset,
-        command_line=shlex.join(["python", "-m", "mpi_kernels", *arguments]),
+        command_line=_command_line(arguments),
     )
+
+
+def _average_request(given: argparse.Namespace, arguments: Sequence[str]) -> AverageRequest:
+    return AverageRequest(
+        input=given.input,
+        dataset=given.dataset,
+        output=given.output,
+        parameters=read_parameters(given.parameters, AverageParameters),
+        progress=given.progress,
+        run_id=given.run_id,
+        command_line=_command_line(arguments),
+    )
+
+
+def _command_line(arguments: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "mpi_kernels", *arguments])
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command line on this rank; rank 0 returns the run's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        request = _request(_parser().parse_args(arguments or ["--help"]), arguments)
+        given = _parser().parse_args(arguments or ["--help"])
+        if given.kernel == "average":
+            averaging = _average_request(given, arguments)
+            # There is nothing to share out; other ranks have nothing to do.
+            return run_average(averaging) if MPI.COMM_WORLD.rank == 0 else ExitCode.COMPLETE
+        request = _request(given, arguments)
     except InvalidParameters as error:
         _refuse(error, arguments)
         return error.exit_code

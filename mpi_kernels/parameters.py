@@ -1,10 +1,10 @@
-"""The parameter file of azimuthal integration: JSON, checked, unknown names refused."""
+"""The kernels' parameter files: JSON, checked, unknown names refused."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -79,7 +79,27 @@ class AzimuthalParameters(BaseModel):
         return self
 
 
-def read_parameters(path: Path) -> AzimuthalParameters:
+class AverageParameters(BaseModel):
+    """Parameters of averaging the patterns of a result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="average")
+
+    first_frame: int = Field(0, ge=0, description="The first frame that counts.")
+    last_frame: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="The last frame that counts; without: the last one of the result."
+    )
+
+    @model_validator(mode="after")
+    def _range_goes_up(self) -> AverageParameters:
+        if self.last_frame is not None and self.last_frame < self.first_frame:
+            raise ValueError("last_frame: it is below first_frame")
+        return self
+
+
+Parameters = TypeVar("Parameters", AzimuthalParameters, AverageParameters)
+
+
+def read_parameters(path: Path, kind: type[Parameters]) -> Parameters:
     """Read and check a parameter file.
 
     Raises
@@ -87,18 +107,16 @@ def read_parameters(path: Path) -> AzimuthalParameters:
     InvalidParameters
         Naming the file and every parameter that is wrong.
     """
+    remedy = f"python -m mpi_kernels {kind.model_config.get('title')} --schema prints what may stand there"
     try:
         values = json.loads(path.read_text())
-        return AzimuthalParameters.model_validate(values)
+        return kind.model_validate(values)
     except OSError as error:
         raise InvalidParameters(f"{path}: {error.strerror}", remedy="check --parameters") from error
     except ValueError as error:
         if isinstance(error, ValidationError):
-            raise InvalidParameters(f"{path}: {_problems(error)}", remedy=_REMEDY) from error
-        raise InvalidParameters(f"{path}: no JSON: {error}", remedy=_REMEDY) from error
-
-
-_REMEDY = "python -m mpi_kernels azimuthal --schema prints what may stand there"
+            raise InvalidParameters(f"{path}: {_problems(error)}", remedy=remedy) from error
+        raise InvalidParameters(f"{path}: no JSON: {error}", remedy=remedy) from error
 
 
 def _problems(error: ValidationError) -> str:

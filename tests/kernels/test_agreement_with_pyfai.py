@@ -12,7 +12,7 @@ from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
 from mpi_kernels.azimuthal import UPPER_EDGE
 from mpi_kernels.hdf5_files import Library
-from mpi_kernels.parameters import read_parameters
+from mpi_kernels.parameters import AzimuthalParameters, read_parameters
 from mpi_kernels.preparation import Frames, Prepared, prepare
 
 from .writers import PIXEL_M, Spec, add_geometry, frame_of
@@ -42,7 +42,7 @@ def prepared_for(
     library = Library()
     try:
         frames = Frames(file, "/entry/data/frames", shape, np.dtype(dtype), folder)
-        return prepare(library, frames, read_parameters(folder / "parameters.json"))
+        return prepare(library, frames, read_parameters(folder / "parameters.json", AzimuthalParameters))
     finally:
         library.close()
 
