@@ -10,6 +10,7 @@ from orchestrator.provenance.chains import ChainStore
 from orchestrator.provenance.database import parse_url
 from orchestrator.provenance.endings import EndingStore
 from orchestrator.provenance.intents import IntentStore
+from orchestrator.provenance.leases import LeaseStore
 from orchestrator.provenance.messages import MessageStore
 from orchestrator.provenance.queries import QueryStore
 from orchestrator.provenance.runs import RunStore
@@ -19,7 +20,7 @@ BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for another one."""
 
 
-class Store(MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore):
+class Store(MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore, LeaseStore):
     """Everything that is known about messages, runs and jobs.
 
     Every method is one transaction: durable when it returns, without a trace when it raises. All may raise
