@@ -3,6 +3,9 @@
 Two loops work side by side, each in a thread of its own: *dispatch* (messages -> jobs; woken by every message) and
 *follow* (jobs -> states, progress, results). The doors have threads of their own. A loop that meets an obstacle says so
 once, waits longer each time, and goes on; nothing but `stop` ends it.
+
+Of several services on one database each takes messages and submits runs; one at a time follows, by a lease, and the
+next one takes over when it is gone. A third loop, *presence*, tells the others that this one lives.
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.dispatching import Dispatcher
-from orchestrator.errors import InvalidSettings, OrchestratorError
+from orchestrator.errors import InvalidSettings, OrchestratorError, StoreUnavailable
 from orchestrator.following import Follower
 from orchestrator.listening.door import Door, Handler, Verdict, backoff
 from orchestrator.listening.spool import SpoolDoor
 from orchestrator.listening.stomp import StompDoor
 from orchestrator.provenance import Store
+from orchestrator.provenance.leases import PRESENCE_S
 from orchestrator.records import RawMessage, utc_now
 from orchestrator.settings import Settings
 from orchestrator.slurm.cli import CliGateway
@@ -31,6 +35,12 @@ from orchestrator.slurm.gateway import Gateway
 from orchestrator.slurm.local import LocalGateway
 
 log = logging.getLogger(__name__)
+
+FOLLOWING = "following"
+"""Name of the lease of the one service that follows."""
+
+TAKE_OVER_S = 10.0
+"""How long after the time of its next cycle the service that follows is waited for."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
@@ -149,12 +159,10 @@ class Service:
     def __post_init__(self) -> None:
         gateway = self.settings.gateway
         self.dispatcher = Dispatcher(store=self.store, gateway=self.gateway, settings=self.settings)
-        self.follower = Follower(
-            store=self.store,
-            gateway=self.gateway,
-            vanish_after=timedelta(seconds=gateway.vanish_after_s),
-            now=steady_clock(),
-        )
+        self.follower = self._new_follower()
+        self._follows = not self.store.shared
+        self._cycle_cost_s = 0.0
+        self._presence = Loop(name="presence", step=self.store.become_service, interval_s=PRESENCE_S / 4)
         self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S)
         self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)
 
@@ -163,9 +171,16 @@ class Service:
         """Compose the service that a site file describes."""
         doors = open_doors(settings)
         store = open_store(settings)
+        try:
+            store.become_service()
+        except BaseException:
+            store.close()
+            raise
         return cls(settings=settings, store=store, gateway=open_gateway(settings), doors=doors)
 
     def __enter__(self) -> Self:
+        if self.store.shared:
+            self._presence.start()
         self._dispatch.start()
         self._follow.start()
         for door in self.doors:
@@ -180,8 +195,17 @@ class Service:
         # The outcome of a submission under way is worth waiting for; if it takes longer, the next start finds it.
         self._dispatch.stop(self.settings.gateway.submit_deadline_s)
         self._follow.stop(10)
+        self._presence.stop(10)
         self.gateway.close()
+        try:
+            self.store.resign()
+        except StoreUnavailable as obstacle:
+            log.warning("what this service held isn't free before it runs out: %s", obstacle.full_text)
         self.store.close()
+
+    def _new_follower(self) -> Follower:
+        vanish_after = timedelta(seconds=self.settings.gateway.vanish_after_s)
+        return Follower(store=self.store, gateway=self.gateway, vanish_after=vanish_after, now=steady_clock())
 
     def _handler(self) -> Handler:
         def handle(raws: Sequence[RawMessage]) -> Sequence[Verdict]:
@@ -207,9 +231,28 @@ class Service:
                     self._dispatch.wake()  # there may be more than one step takes
 
     def _follow_step(self) -> None:
+        settings = self.settings.gateway
+        if not self._may_follow():
+            self._follow.interval_s = settings.poll_interval_s
+            return
         started = time.monotonic()
         self.follower.cycle()
         # The controller's time is everybody's: rest at least ten times as long as the question took.
-        settings = self.settings.gateway
-        cost_s = time.monotonic() - started
-        self._follow.interval_s = min(max(settings.poll_interval_s, 10 * cost_s), settings.poll_interval_max_s)
+        self._cycle_cost_s = time.monotonic() - started
+        pause_s = min(max(settings.poll_interval_s, 10 * self._cycle_cost_s), settings.poll_interval_max_s)
+        self._follow.interval_s = pause_s
+        self._may_follow()  # until the next cycle
+
+    def _may_follow(self) -> bool:
+        """Take or renew the lease of the one that follows, where there may be others."""
+        if not self.store.shared:
+            return True
+        followed = self._follows
+        patience_s = self._follow.interval_s + 2 * self._cycle_cost_s + TAKE_OVER_S
+        self._follows = self.store.hold_lease(FOLLOWING, for_s=patience_s)
+        if self._follows and not followed:
+            self.follower = self._new_follower()  # what the last one remembers may be of long ago
+            log.info("following jobs from now on")
+        elif followed and not self._follows:
+            log.warning("another service follows jobs from now on: this one was silent for too long")
+        return self._follows
