@@ -1,0 +1,192 @@
+"""The pyslurm route without SLURM: what is submitted, and what is said where pyslurm is missing or doesn't fit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefused
+from orchestrator.records import BatchScript, JobIdentity, RunTag, Submission, utc_now
+from orchestrator.slurm.pyslurm import PyslurmGateway
+from orchestrator.slurm.pyslurm_job import describe, hosts
+
+TAG = RunTag(run_id="7f", attempt=2)
+
+# A package of that name that gives no more than its releases: the wrong one can't be had beside the right one.
+OTHER_RELEASE = """
+__version__ = "23.2.2"
+def slurm_api_version(): return 23, 2, 7
+class JobSubmitDescription: pass
+class config:
+    def get(self):
+        return {"cluster_name": "c", "version": "22.05.8", "accounting_storage_type": "accounting_storage/none"}
+"""
+
+
+def submission(*lines: str, folder: Path = Path("/data")) -> Submission:
+    text = "\n".join(["#!/bin/bash", *(f"#SBATCH {line}" for line in lines), "true", ""])
+    return Submission(
+        tag=TAG, script=BatchScript(text=text, template_name="t", template_text=""), working_directory=folder
+    )
+
+
+def gateway(package: Path | None = None, python: Path = Path(sys.executable)) -> PyslurmGateway:
+    environment = {**os.environ, "PYTHONPATH": str(package)} if package else dict(os.environ)
+    return PyslurmGateway(python=python, submit_timeout_s=20, query_timeout_s=20, environment=environment)
+
+
+def package(folder: Path, text: str) -> Path:
+    (folder / "pyslurm").mkdir()
+    (folder / "pyslurm" / "__init__.py").write_text(text)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------- what doesn't fit here
+
+
+def test_pyslurm_of_another_release_is_named_with_both_releases_and_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(GatewayUnavailable, match=r"pyslurm 23\.2\.2 of SLURM 23\.02 .* SLURM 22\.05\.8") as error:
+        gateway(package(tmp_path, OTHER_RELEASE)).check()
+    assert "script/build-pyslurm" in error.value.remedy
+
+
+def test_missing_pyslurm_is_told_with_the_way_to_get_it(tmp_path: Path) -> None:
+    text = "raise ModuleNotFoundError(\"No module named 'pyslurm'\", name='pyslurm')"
+    with pytest.raises(GatewayUnavailable, match="No module named 'pyslurm'") as error:
+        gateway(package(tmp_path, text)).check()
+    assert "script/build-pyslurm" in error.value.remedy
+
+
+def test_pyslurm_whose_library_is_missing_says_which(tmp_path: Path) -> None:
+    text = "raise ImportError('libslurm.so.38: cannot open shared object file: No such file or directory')"
+    with pytest.raises(GatewayUnavailable, match=r"libslurm\.so\.38") as error:
+        gateway(package(tmp_path, text)).check()
+    assert "script/build-pyslurm" in error.value.remedy
+
+
+def test_python_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GatewayUnavailable, match="absent/python: No such file"):
+        gateway(python=tmp_path / "absent" / "python").check()
+
+
+def test_what_libslurm_says_while_it_is_loaded_arrives(tmp_path: Path) -> None:
+    text = "import os; os.write(2, b'python: fatal: Could not establish a configuration source\\n'); os._exit(1)"
+    with pytest.raises(GatewayUnavailable, match="Could not establish a configuration source") as error:
+        gateway(package(tmp_path, text)).check()
+    assert "SLURM_CONF" in error.value.remedy
+
+
+def test_submission_whose_helper_never_started_had_no_effect(tmp_path: Path) -> None:
+    with pytest.raises(GatewayUnavailable):
+        gateway(package(tmp_path, "raise ImportError('x')")).submit(submission(folder=tmp_path))
+
+
+SUBMITS = """
+import os, time
+class RPCError(Exception):
+    def __init__(self, errno, msg): self.errno = errno; super().__init__(msg)
+__version__ = "22.5.3"
+def slurm_api_version(): return 22, 5, 8
+class config:
+    def get(self):
+        return {"cluster_name": "c", "version": "22.05.8", "accounting_storage_type": ""}
+class JobSubmitDescription:
+    def __init__(self, **attributes): pass
+    def submit(self):
+        %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("happens", "error", "words"),
+    [
+        ("raise ValueError('Invalid Mail type')", SubmitRefused, "Invalid Mail type"),
+        ("raise RPCError(2000, 'Invalid partition name specified')", SubmitRefused, "partition"),
+        ("raise RPCError(2987, 'a text of a later release')", SubmitRefused, "later release"),
+        ("raise RPCError(1800, 'Unable to contact slurm controller (connect failure)')", GatewayUnavailable, "contact"),
+        ("raise RPCError(5004, 'Socket timed out on send/recv operation')", OutcomeUnknown, "timed out"),
+        ("raise RPCError(1802, 'Unable to contact slurm controller (receive failure)')", OutcomeUnknown, "receive"),
+        ("os._exit(1)", OutcomeUnknown, "ended in the middle"),
+        ("raise KeyError('x')", OutcomeUnknown, "x"),
+    ],
+)
+def test_failures_of_a_submission_are_told_apart(
+    tmp_path: Path, happens: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        gateway(package(tmp_path, SUBMITS % happens)).submit(submission(folder=tmp_path))
+
+
+# -------------------------------------------------------------------------------------------------- what is submitted
+
+
+def attributes(*lines: str) -> dict[str, object]:
+    return dict(describe(submission(*lines), {}).attributes)
+
+
+def test_tag_and_folder_win_over_the_script_and_a_relative_folder_counts_from_the_submitters() -> None:
+    said = attributes("--job-name=other --comment=other --chdir=below")
+    assert (said["name"], said["comment"]) == (TAG.job_name, TAG.comment)
+    assert said["working_directory"] == "/data/below"
+
+
+@pytest.mark.parametrize(
+    ("line", "processors"),
+    [("", 1), ("-n 8", 8), ("-n 8 -c 4", 32), ("-N 2", 2), ("-N 2 --ntasks-per-node=16", 32), ("-w n[1-3]", 3)],
+)
+def test_processors_are_those_that_sbatch_asks_for(line: str, processors: int) -> None:
+    assert attributes(line)["min_cpus_per_node"] == processors
+
+
+def test_more_processors_than_pyslurm_can_count_are_refused() -> None:
+    with pytest.raises(SubmitRefused, match="70000 processors"):
+        attributes("-n 70000")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("", 0), ("n1", 1), ("n[1-4,7],m2", 6), ("r[1-2]n[01-10]", 20), ("n[1,3],n[5-6]", 4)]
+)
+def test_nodes_of_a_list_are_counted(text: str, number: int) -> None:
+    assert hosts(text) == number
+
+
+@pytest.mark.parametrize(
+    ("line", "attribute", "value"),
+    [
+        ("--mem=4G", "memory_per_node", 4096),
+        ("--mem=1500K", "memory_per_node", 2),
+        ("--mem-per-cpu=100", "memory_per_cpu", 100),
+        ("--time=1-12", "time_limit", 36 * 60),
+        ("--time=0:30", "time_limit", 1),
+        ("--time=0", "time_limit", "UNLIMITED"),
+        ("--gres=gpu:a100,shm:2", "gres_per_node", "gpu:a100:1,shm:2"),
+        ("--gpus=2", "gpus", 2),
+        ("--gpus-per-node=a100:2", "gres_per_node", "gpu:a100:2"),
+        ("--exclusive", "resource_sharing", "no"),
+        ("--nice", "nice", 100),
+        ("-a 0-7%2", "array", "0-7%2"),
+        ("--signal=B:TERM@30", "signal",
+         {"signal": 15, "time": 30, "batch_only": True, "allow_reservation_overlap": False}),
+    ],
+)  # fmt: skip
+def test_value_becomes_what_pyslurm_takes(line: str, attribute: str, value: object) -> None:
+    assert attributes(line)[attribute] == value
+
+
+def test_jobs_it_comes_after_must_succeed() -> None:
+    before = JobIdentity(cluster="c", job_id=7, submitted_at=utc_now())
+    said = describe(replace(submission(), after=(before, replace(before, job_id=8))), {}).attributes
+    assert said["dependencies"] == "afterok:7:8"
+    assert said["kill_on_invalid_dependency"] is True
+
+
+@pytest.mark.parametrize("line", ["--mem=0", "--mem=4X", "--nodes=4-2", "--nodes=0", "--ntasks=-1", "--open-mode=x",
+                                  "--signal=NONE", "--time=soon", "--hint=multithread", "-n1 -w n[1-2]"])  # fmt: skip
+def test_refusal_names_the_line(line: str) -> None:
+    with pytest.raises(SubmitRefused, match=r"line 2: #SBATCH ") as refusal:
+        attributes(line)
+    assert refusal.value.remedy
