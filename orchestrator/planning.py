@@ -223,6 +223,7 @@ def plan_recipe(
         parent_run=parent_run,
         retries=retries_of(recipe.retries, defaults.retries),
         after=tuple(run_of(earlier) for earlier in recipe.after),
+        submit_as=recipe.submit_as,
     )
 
 

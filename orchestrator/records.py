@@ -216,6 +216,8 @@ class JobPlan:
     retries: Retries = Retries()
     after: tuple[Predecessor, ...] = ()
     """The runs of the same collection that this one comes after."""
+    submit_as: str | None = None
+    """Whose job it is to be; None for the service's own user."""
 
     def parameter_values(self) -> dict[str, Json]:
         """Return the kernel's parameters without their origins."""

@@ -11,7 +11,6 @@ next one takes over when it is gone. A third loop, *presence*, tells the others 
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +29,8 @@ from orchestrator.provenance import Store
 from orchestrator.provenance.leases import PRESENCE_S
 from orchestrator.records import RawMessage, utc_now
 from orchestrator.settings import Settings
-from orchestrator.slurm.cli import CliGateway
+from orchestrator.slurm.choice import choose
 from orchestrator.slurm.gateway import Gateway
-from orchestrator.slurm.local import LocalGateway
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +50,10 @@ def open_store(settings: Settings, *, create: bool = False) -> Store:
 
 
 def open_gateway(settings: Settings) -> Gateway:
-    """Make the site's route to SLURM.
-
-    ``auto`` takes SLURM's commands where they are installed, whether a controller answers just now or not: jobs of a
-    site whose controller is down wait for it, they don't land on the machine of the service.
-    """
-    route = settings.gateway.route
-    if route == "auto":
-        route = "local" if shutil.which("sbatch") is None else "cli"
-        log.info("gateway: %s, because sbatch is %s", route, "not installed" if route == "local" else "installed")
-    if route == "local":
-        return LocalGateway(settings.gateway.local_state, parallel=settings.gateway.local_jobs_max)
-    return CliGateway(submit_timeout_s=settings.gateway.submit_deadline_s)
+    """Make the site's route to SLURM; with ``auto`` say which and why."""
+    choice = choose(settings)
+    log.info("gateway: %s, because %s", choice.gateway.name, choice.reason)
+    return choice.gateway
 
 
 def open_doors(settings: Settings) -> tuple[Door, ...]:

@@ -35,6 +35,7 @@ from orchestrator.records import Scalar
 from orchestrator.sbatch_options import checked
 from orchestrator.settings.doors import Seconds, SpoolSettings, StompSettings
 from orchestrator.settings.paths import SitePath
+from orchestrator.settings.rest import RestSettings, UserName
 from orchestrator.settings.retries import RetriesRequest
 
 
@@ -73,8 +74,11 @@ class Model(BaseModel):
 class GatewaySettings(Model):
     """The route to SLURM."""
 
-    route: Literal["auto", "cli", "local"] = "auto"
-    """``auto`` takes SLURM's commands where they are installed, and this machine where they aren't."""
+    route: Literal["auto", "pyslurm", "rest", "cli", "local"] = "auto"
+    """``auto`` takes the best that answers, and this machine only where there is no SLURM."""
+    rest: RestSettings | None = None
+    pyslurm_python: SitePath | None = None
+    """The interpreter that has pyslurm; the service's own when left out."""
     poll_interval_s: Seconds = 2.0
     """Shortest time between two questions about all active jobs; it grows when an answer takes long."""
     poll_interval_max_s: Seconds = 60.0
@@ -88,6 +92,12 @@ class GatewaySettings(Model):
     """How many jobs the local route runs at once; the others wait."""
     local_state: SitePath
     """Where the local route keeps its jobs; ``.local-jobs`` below the runs root when left out."""
+
+    @model_validator(mode="after")
+    def _rest_is_described(self) -> GatewaySettings:
+        if self.route == "rest" and self.rest is None:
+            raise ValueError('route = "rest" needs a table [gateway.rest] with url or socket')
+        return self
 
 
 class ResourceRequest(Model):
@@ -190,6 +200,8 @@ class Recipe(Model):
     environment: Mapping[EnvironmentName, str] = Field(default_factory=dict)
     stall_timeout_s: Seconds | None = None
     appear_timeout_s: Seconds | None = None
+    submit_as: UserName | None = None
+    """Whose jobs they are to be; the service's own user when left out."""
 
 
 class Defaults(Model):

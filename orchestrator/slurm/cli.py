@@ -20,7 +20,7 @@ from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, Sub
 from orchestrator.slurm import parsing
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
-from orchestrator.slurm.gateway import Gateway, GatewayInfo, dependency
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, dependency, refuse_other_users
 
 _IDS_PER_CALL = 10_000
 """Linux limits one argument to 128 KiB; this many ids fit."""
@@ -84,6 +84,7 @@ class CliGateway(Gateway):
         return self._info
 
     def submit(self, submission: Submission) -> SubmittedJob:
+        refuse_other_users(submission, self.name)
         cluster = self._known().cluster
         if not submission.working_directory.is_dir():
             raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")

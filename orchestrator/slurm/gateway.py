@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar
 
+from orchestrator.errors import SubmitRefused
 from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
 
 CLOCK_DIFFERENCE = timedelta(minutes=5)
@@ -30,6 +31,15 @@ def dependency(after: Sequence[JobIdentity]) -> str:
     An id that the controller has forgotten counts as satisfied (SLURM 22.05): the job's own fence looks again.
     """
     return "afterok:" + ":".join(str(job.job_id) for job in after) if after else ""
+
+
+def refuse_other_users(submission: Submission, route: str) -> None:
+    """Raise `SubmitRefused` for a submission that is to belong to somebody else: `route` can't do that."""
+    if submission.user is not None:
+        raise SubmitRefused(
+            f"the route {route} submits as the service's own user, not as {submission.user}",
+            remedy='leave out submit_as, or take the route that can: gateway.route = "rest"',
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from orchestrator.records import (
 from orchestrator.slurm.arrays import fold
 from orchestrator.slurm.directives import Directives, exported, read_directives
 from orchestrator.slurm.environment import for_jobs
-from orchestrator.slurm.gateway import Gateway, GatewayInfo
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_other_users
 from orchestrator.slurm.local_queue import JobFolder, LocalJob, LocalQueue, Status
 from orchestrator.slurm.states import job_state
 
@@ -83,6 +83,7 @@ class LocalGateway(Gateway):
         return GatewayInfo(gateway=self.name, cluster=self._cluster, release=platform.release(), accounting=True)
 
     def submit(self, submission: Submission) -> SubmittedJob:
+        refuse_other_users(submission, self.name)
         asked = read_directives(submission.script.text)
         home = asked.chdir or submission.working_directory
         if not home.is_dir():
