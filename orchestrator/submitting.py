@@ -223,9 +223,10 @@ class Submitter:
                 log.error("run %s refused: %s", tag.run_id, error.full_text)
             return None
         folder = planned.plan.run_directory
-        return _Ready(
-            planned=planned, submission=Submission(tag=tag, script=script, working_directory=folder, after=after)
+        submission = Submission(
+            tag=tag, script=script, working_directory=folder, after=after, user=planned.plan.submit_as
         )
+        return _Ready(planned=planned, submission=submission)
 
     def _jobs_before(self, planned: PlannedRun) -> tuple[JobIdentity, ...] | None:
         """Return the jobs that a run's job has to come after; None when it can't be sent, which its record says."""
