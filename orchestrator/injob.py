@@ -231,8 +231,10 @@ def end(directory: Path, number: int, exit_code: int) -> int:
     run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
     attempt = run.attempt(number)
     append_event(attempt, "end", job, {"exit_code": exit_code})
-    if run.result.is_file():
-        note(attempt, "outputs", job, lambda: {"outputs": [output("result", run.result)]})
+    made = {"result": run.result, "report": run.report, "picture": run.picture}
+    there = {kind: path for kind, path in made.items() if path.is_file()}
+    if there:
+        note(attempt, "outputs", job, lambda: {"outputs": [output(kind, path) for kind, path in there.items()]})
     return 0
 
 

@@ -103,6 +103,22 @@ def draw_result(result: Path, picture: Path, *, title: str) -> None:
     figure.savefig(picture, dpi=120)
 
 
+def draw_pattern(patterns: Patterns, picture: Path, *, title: str) -> None:
+    """Draw the newest pattern with its errors, alone, into a PNG."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    newest = patterns.there[-1]
+    pattern = patterns.intensity[newest]
+    axes.plot(patterns.radial, pattern, color=_ACCENT, linewidth=1.2)
+    if patterns.errors is not None:
+        sigma = patterns.errors[newest]
+        axes.fill_between(patterns.radial, pattern - sigma, pattern + sigma, color=_ACCENT, alpha=0.25, linewidth=0)
+    axes.set(xlabel=patterns.label, ylabel="intensity", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=120)
+
+
 def _draw_newest(axes: Axes, patterns: Patterns) -> None:
     newest = int(patterns.there[-1])
     pattern = patterns.intensity[newest]

@@ -11,6 +11,7 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         template.sbatch.j2    the template text it was rendered from
         collection-end.json   written when the collection has ended; the kernel watches for it
         result.nxs            the live result
+        report.md, report.png the report of a chain's last step
         attempts/<n>/claim.json     who runs this attempt (the fence)
         attempts/<n>/retry.json     why there is this attempt after another one, and what it asks for
         attempts/<n>/job.log        what the job printed
@@ -82,6 +83,14 @@ class RunDirectory:
     @property
     def result(self) -> Path:
         return self.path / "result.nxs"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def picture(self) -> Path:
+        return self.path / "report.png"
 
     def attempt(self, number: int) -> AttemptDirectory:
         """Name the directory of one attempt (counted from 1)."""

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.common import JsonOption, err, out, print_json, says_errors
+from orchestrator.cli.wording import REPORT, program_of
 from orchestrator.errors import NotFound
 from orchestrator.messages import json_schemas
 from orchestrator.records import Json
@@ -61,21 +62,21 @@ def schema(
 def _kernels() -> list[str]:
     """Return the kernels of this installation; where they can't be run, a remark says so."""
     try:
-        text = _ask_kernels("--help")
+        text = _ask("mpi_kernels", "--help")
     except NotFound as error:
         err.print(error.full_text, markup=False)
         return []
-    return re.findall(r"^    (\w+)(?:\s|$)", text.partition("\noptions:")[0], re.MULTILINE)
+    return [*re.findall(r"^    (\w+)(?:\s|$)", text.partition("\noptions:")[0], re.MULTILINE), REPORT]
 
 
 def _parameters(kernel: str) -> Json:
-    parameters: Json = json.loads(_ask_kernels(kernel, "--schema"))
+    parameters: Json = json.loads(_ask(*program_of(kernel), "--schema"))
     return parameters
 
 
-def _ask_kernels(*words: str) -> str:
+def _ask(*words: str) -> str:
     """Run the kernels' own command line, as a job would: this program imports none of them."""
-    command = [sys.executable, "-P", "-m", "mpi_kernels", *words]
+    command = [sys.executable, "-P", "-m", *words]
     environment = os.environ | {"COLUMNS": "100"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:

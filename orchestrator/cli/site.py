@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from orchestrator.cli.common import ExitCode, JsonOption, out, print_json, says_errors
+from orchestrator.cli.wording import program_of
 from orchestrator.errors import InvalidTemplate, OrchestratorError
 from orchestrator.planning import plan_recipe
 from orchestrator.records import CollectionStart
@@ -158,7 +159,7 @@ def _interpreter(settings: Settings) -> Iterator[Finding]:
     if not found.ok:
         return
     for kernel in sorted({recipe.kernel for recipe in settings.recipes.values()}):
-        command = [str(settings.python), "-P", "-m", "mpi_kernels", kernel, "--schema"]
+        command = [str(settings.python), "-P", "-m", *program_of(kernel), "--schema"]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -44,6 +44,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+REPORT = "report"
+"""The step of a chain that is no kernel but keeps to their command line."""
+
+
+def program_of(kernel: str) -> tuple[str, ...]:
+    """Return the Python module that runs a kernel, and its first words."""
+    return ("orchestrator.reporting",) if kernel == REPORT else ("mpi_kernels", kernel)
+
+
 def resources_asked(resources: Resources) -> Iterator[str]:
     """Word what is asked of SLURM, in SLURM's own names; what isn't asked is left out."""
     for item in fields(resources):

@@ -93,6 +93,8 @@ def template_variables(plan: JobPlan, attempt: int) -> dict[str, object]:
         "run": run.path,
         "parameters": run.parameters,
         "result": run.result,
+        "report": run.report,
+        "picture": run.picture,
         "collection_end": run.collection_end,
         "log": here.log,
         "progress": here.progress,
