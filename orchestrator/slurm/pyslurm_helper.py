@@ -24,8 +24,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-Row = Mapping[str, Any]
-
 _LIMITS = ("CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS")
 """What sbatch hands over of its own limits; which of them a job gets is PropagateResourceLimits' business."""
 _NO_LIMIT = 2**64 - 1
@@ -36,7 +34,7 @@ _BEFORE_SENDING = (ValueError, TypeError, OverflowError)
 _WITHOUT_EXIT_CODE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETED"})
 
 
-def load() -> tuple[Any, Row]:
+def load() -> tuple[Any, Mapping[str, Any]]:
     """Import pyslurm, which reads slurm.conf, and say what was found."""
     # This file's folder has a module with pyslurm's name.
     here = Path(__file__).resolve().parent
@@ -57,12 +55,12 @@ class Calls:
         self._pyslurm = pyslurm
         self._description = _description_of(pyslurm)
 
-    def config(self) -> Row:
+    def config(self) -> Mapping[str, Any]:
         """Return what is needed of the controller's configuration."""
         config = self._pyslurm.config().get()
         return {name: config.get(name) or "" for name in ("cluster_name", "version", "accounting_storage_type")}
 
-    def submit(self, script: str, attributes: Row, environment: Mapping[str, str]) -> Row:
+    def submit(self, script: str, attributes: Mapping[str, Any], environment: Mapping[str, str]) -> Mapping[str, Any]:
         """Hand a script over; return the job's id and submit time (seconds since 1970), or why that isn't known."""
         description = self._description(**attributes)
         with _as_file(script) as description.script, _environment(environment):
@@ -74,7 +72,7 @@ class Calls:
 
     def jobs(
         self, uid: int, ids: list[int] | None = None, name: str | None = None, comment: str | None = None
-    ) -> list[Row]:
+    ) -> list[Mapping[str, Any]]:
         """Return a row for each of a user's jobs: those with `ids`, or with either `name` or `comment`."""
         wanted = set(ids or ())
         rows = []
@@ -96,7 +94,7 @@ class Calls:
                 self._pyslurm.slurm_seterrno(0)
                 job.cancel()
 
-    def _row(self, job: Any) -> Row:
+    def _row(self, job: Any) -> Mapping[str, Any]:
         return {
             "id": job.id, "array": job.array_id, "tasks": _tasks(job), "state": job.state,
             "reason": job.state_reason, "submit": job.submit_time, "start": job.start_time, "end": job.end_time,
@@ -180,7 +178,7 @@ def _mortal() -> Iterator[None]:
         fcntl.fcntl(0, fcntl.F_SETFL, flags)
 
 
-def answer(calls: Calls, line: str) -> Row:
+def answer(calls: Calls, line: str) -> Mapping[str, Any]:
     """Return the answer to one request."""
     call, arguments = json.loads(line)
     try:

@@ -117,7 +117,12 @@ def shown(cluster: Stack, job: JobIdentity) -> dict[str, str]:
     fields = dict(re.findall(r"(\S+?)=(.*?)(?= \S+?=|\n|$)", without_comment))
     own = {"JobId", "ArrayJobId", "JobName", "Priority", "AllocNode:Sid", "LastSchedEval"}
     own |= {name for name in fields if name.endswith("Time")}
-    return {name: re.sub(rf"\b{job.job_id}\b", "ID", value) for name, value in fields.items() if name not in own}
+    # Its number stands in names of files.
+    return {
+        name: re.sub(rf"\b{job.job_id}\b", "ID", value) if "/" in value else value
+        for name, value in fields.items()
+        if name not in own
+    }
 
 
 @pytest.mark.parametrize(
