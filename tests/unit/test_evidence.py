@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.evidence import KernelProgress, conclude, newest_progress, read_events, read_progress
+from orchestrator.evidence import (
+    KernelProgress,
+    conclude,
+    newest_progress,
+    read_events,
+    read_progress,
+    with_memory_note,
+)
 from orchestrator.records import Evidence, FrameCounts, JobIdentity, JobReport, JobState, RunState
 from orchestrator.runs import AttemptDirectory
 
@@ -135,3 +142,48 @@ def test_the_progress_of_the_newest_start_counts(tmp_path: Path) -> None:
     newest = newest_progress(directory)
     assert newest is not None
     assert newest.counts.written == 10
+
+
+CAPTURED = (Path(__file__).parent / "slurm_texts" / "memory-notes.txt").read_text()
+LOGS = [case.split("\n", 1) for case in CAPTURED.split("## ") if case]
+
+
+@pytest.mark.parametrize(("case", "log"), LOGS, ids=[case for case, _ in LOGS])
+def test_a_memory_kill_is_known_by_slurms_note_in_the_log(tmp_path: Path, case: str, log: str) -> None:
+    (tmp_path / "job.log").write_text(log)
+    failed = report(JobState.FAILED, signal=9, reason="JobLaunchFailure")
+    told = with_memory_note(failed, tmp_path / "job.log")
+    if case.startswith("none"):
+        assert told is failed
+    else:
+        assert (told.state, told.words) == (JobState.OUT_OF_MEMORY, "FAILED")
+        conclusion = conclude(told, progress())
+        assert conclusion.state is RunState.FAILED
+        assert conclusion.reason.startswith("the job ended as FAILED: it used more memory than it had asked for (")
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code"),
+    [(JobState.CANCELLED, 0), (JobState.COMPLETED, 0), (JobState.FAILED, 4), (JobState.FAILED, 3)],
+)
+def test_a_note_about_memory_changes_nothing_but_an_unexplained_failure(
+    tmp_path: Path, state: JobState, exit_code: int
+) -> None:
+    (tmp_path / "job.log").write_text("slurmstepd: error: Exceeded job memory limit\n")
+    other = report(state, exit_code=exit_code)
+    assert with_memory_note(other, tmp_path / "job.log") is other
+    assert with_memory_note(report(JobState.FAILED), tmp_path / "no such file").state is JobState.FAILED
+
+
+def test_out_of_memory_is_forgiven_only_where_every_frame_is_accounted_for() -> None:
+    killed = report(JobState.OUT_OF_MEMORY, signal=125, reason="OutOfMemory")
+    assert conclude(killed, progress()).reason == (
+        "the job ended as OUT_OF_MEMORY: it used more memory than it had asked for (OutOfMemory); "
+        "10 of 10 written frames processed"
+    )
+    assert conclude(killed, progress()).state is RunState.FAILED
+    assert conclude(killed, progress(), forgiven=True).state is RunState.COMPLETE
+    assert "OUT_OF_MEMORY" in conclude(killed, progress(), forgiven=True).reason
+    for last_word in (None, progress(processed=9), progress(state="running")):
+        assert conclude(killed, last_word, forgiven=True).state is RunState.FAILED
+    assert conclude(report(JobState.TIMEOUT), progress(), forgiven=True).state is RunState.FAILED

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,8 @@ from orchestrator.errors import GatewayUnavailable
 from orchestrator.following import LAST_WORD_PATIENCE, LATE_PATIENCE, USAGE_INTERVAL
 from orchestrator.provenance import InputMoment
 from orchestrator.records import Evidence, JobIdentity, JobReport, Origin, RunState
-from orchestrator.slurm.memory import Meets
-from tests.unit.trip import Trip
+from orchestrator.slurm.memory import Meets, MemoryGateway
+from tests.unit.trip import Clock, Trip
 
 
 def test_a_run_goes_from_pending_to_running_to_complete(trip: Trip) -> None:
@@ -418,3 +419,170 @@ def test_accounting_that_tells_no_usage_is_not_asked_in_every_cycle(trip: Trip) 
     trip.clock.ahead = USAGE_INTERVAL
     trip.follower.cycle()
     assert trip.gateway.calls.count("account") == 2
+
+
+# ------------------------------------------------------------------------------------- jobs that don't go on
+
+
+def test_a_hopeless_wait_stands_in_the_reason_until_it_is_over(trip: Trip, caplog: pytest.LogCaptureFixture) -> None:
+    job = trip.submitted()
+    trip.gateway.set_state(job, "PENDING", reason="Priority")
+    trip.follower.cycle()
+    assert trip.run().summary.reason == ""
+    trip.gateway.set_state(job, "PENDING", reason="PartitionTimeLimit")
+    for _ in range(3):
+        trip.follower.cycle()
+    run = trip.run()
+    assert run.summary.state is RunState.PENDING
+    assert "for ever: it asks for more time than its partition allows (PartitionTimeLimit)" in run.summary.reason
+    assert [event.kind for event in run.events].count("hindrance") == 1
+    assert len([record for record in caplog.records if "for ever" in record.message]) == 1
+    trip.gateway.set_state(job, "RUNNING")
+    trip.new_follower().cycle()  # also by a service that wasn't there when it began
+    assert trip.run().summary.reason == ""
+
+
+def test_a_word_that_nobody_knows_is_said_and_keeps_its_run_open_alone(
+    trip: Trip, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd, other = trip.submitted("odd"), trip.submitted("other")
+    trip.gateway.set_state(odd, "HIBERNATING")
+    trip.gateway.set_state(other, "FAILED", exit_code=1)
+    for _ in range(3):
+        trip.follower.cycle()
+    assert "'HIBERNATING', which this program doesn't know" in trip.run("odd").summary.reason
+    assert not trip.run("odd").summary.state.ended
+    assert trip.run("other").summary.state is RunState.FAILED
+    assert len([record for record in caplog.records if "HIBERNATING" in record.message]) == 1
+
+
+def test_a_suspended_job_says_so_until_it_goes_on(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.gateway.set_state(job, "SUSPENDED")
+    trip.follower.cycle()
+    assert trip.run().summary.state is RunState.RUNNING
+    assert "suspended" in trip.run().summary.reason
+    trip.gateway.set_state(job, "RUNNING")
+    trip.follower.cycle()
+    assert trip.run().summary.reason == ""
+
+
+def test_a_forgotten_job_says_that_accounting_cannot_be_asked(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.kernel_says()
+    trip.gateway.set_state(job, "COMPLETED", exit_code=0)
+    trip.gateway.purge(job)
+    trip.gateway.accounting_up = False
+    trip.follower.cycle()
+    assert "accounting can't be asked" in trip.run().summary.reason
+    trip.gateway.accounting_up = True
+    trip.follower.cycle()
+    assert trip.run().summary.state is RunState.COMPLETE
+
+
+# ----------------------------------------------------------------------------------- what only accounting knows
+
+
+def with_accounting_of(trip: Trip, **told: object) -> None:
+    """Let accounting tell more than the SLURM in memory does."""
+    accounted = trip.gateway.account
+
+    def telling(jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        return {job: replace(report, **told) for job, report in accounted(jobs).items()}  # type: ignore[arg-type]
+
+    trip.gateway.account = telling  # type: ignore[method-assign]
+
+
+def test_usage_is_asked_for_again_for_a_day_while_accounting_is_down_but_not_often(trip: Trip) -> None:
+    trip.gateway.set_state(trip.submitted(), "TIMEOUT", exit_code=0)
+    trip.gateway.accounting_up = False
+    with_accounting_of(trip, usage={"cpu_s": 7.5})
+    for minute in range(120):
+        trip.clock.ahead = timedelta(minutes=minute)
+        trip.follower.cycle()
+    assert 10 < trip.gateway.calls.count("account") < 40
+    trip.gateway.accounting_up = True
+    trip.clock.ahead += timedelta(minutes=6)
+    trip.follower.cycle()
+    report = trip.run().attempts[0].last_report
+    assert report is not None
+    assert report.usage == {"cpu_s": 7.5}
+
+
+def test_usage_is_given_up_a_day_after_the_end(trip: Trip) -> None:
+    trip.gateway.set_state(trip.submitted(), "TIMEOUT", exit_code=0)
+    trip.gateway.accounting_up = False
+    trip.follower.cycle()
+    trip.clock.ahead = timedelta(hours=23)
+    trip.follower.cycle()
+    assert trip.follower.remembered
+    trip.clock.ahead = timedelta(hours=25)
+    trip.follower.cycle()
+    assert not trip.follower.remembered
+
+
+def test_accounting_tells_who_cancelled_a_job(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.gateway.set_state(job, "CANCELLED")
+    with_accounting_of(trip, usage={"cpu_s": 1.0}, words="CANCELLED by 1000")
+    trip.follower.cycle()
+    report = trip.run().attempts[0].last_report
+    assert report is not None
+    assert (report.words, report.evidence) == ("CANCELLED by 1000", Evidence.ACCOUNTING)
+
+
+def test_accounting_tells_how_the_starts_before_a_requeue_ended(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.gateway.set_state(job, "RUNNING")
+    trip.follower.cycle()
+    before = trip.gateway.poll([job])[job]
+    trip.gateway.requeue(job)
+    with_accounting_of(trip, earlier=(replace(before, words="PREEMPTED", ended_at=trip.clock()),))
+    for _ in range(3):
+        trip.follower.cycle()
+        trip.clock.ahead += USAGE_INTERVAL
+    told = [event.detail for event in trip.run().events if event.kind == "earlier-start"]
+    assert told == [{"words": "PREEMPTED", "reason": "", "nodes": "memory[1]"}]
+    assert trip.gateway.calls.count("account") == 1
+
+
+@pytest.mark.parametrize(("forgive", "state"), [(False, RunState.FAILED), (True, RunState.COMPLETE)])
+def test_whether_out_of_memory_with_exit_code_0_is_a_failure_is_the_sites_policy(
+    trip: Trip, forgive: bool, state: RunState
+) -> None:
+    trip.follower.forgive_out_of_memory = forgive
+    job = trip.submitted()
+    trip.kernel_says()
+    trip.job_ends(0)
+    trip.gateway.set_state(job, "OUT_OF_MEMORY", exit_code=0, signal=125)
+    trip.follower.cycle()
+    assert trip.run().summary.state is state
+    assert "OUT_OF_MEMORY" in trip.run().summary.reason
+
+
+def test_out_of_memory_is_never_forgiven_without_the_scripts_own_word(trip: Trip) -> None:
+    trip.follower.forgive_out_of_memory = True
+    job = trip.submitted()
+    trip.kernel_says()
+    trip.gateway.set_state(job, "OUT_OF_MEMORY", exit_code=0, signal=125)
+    trip.follower.cycle()
+    assert trip.run().summary.state is RunState.FAILED
+
+
+def test_an_id_that_was_given_out_again_is_not_taken_for_ours(tmp_path: Path) -> None:
+    clock = Clock()
+    trip = Trip(tmp_path, MemoryGateway(clock=clock), clock)
+    job = trip.submitted()
+    trip.gateway.purge(job, accounting=True)
+    trip.clock.ahead = timedelta(seconds=30)
+    trip.gateway.next_id = job.job_id
+    strangers = trip.submitted("other")
+    assert strangers.job_id == job.job_id
+    trip.kernel_says("other")
+    trip.gateway.set_state(strangers, "COMPLETED", exit_code=0)
+    trip.follower.cycle()
+    assert trip.run("other").summary.state is RunState.COMPLETE
+    assert not trip.run().summary.state.ended
+    trip.clock.ahead = timedelta(minutes=11)
+    trip.follower.cycle()
+    assert trip.run().summary.state is RunState.UNKNOWN
