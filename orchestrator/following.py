@@ -492,8 +492,9 @@ class Follower:
         before, late = attempt.last_report, self._still_late().get(attempt.tag)
         if late is None or before is None or not (report.state.ended and report.usage):
             return
-        words = report.words if report.words.startswith(before.words) else before.words  # CANCELLED by 1000
-        told_now = replace(before, usage=report.usage, words=words)
+        told_now = replace(before, usage=report.usage)
+        if report.words.startswith(f"{before.words} "):  # CANCELLED by 1000
+            told_now = replace(told_now, words=report.words, evidence=report.evidence)
         self.store.record_report(attempt.tag, told_now)
         self._still_late()[attempt.tag] = replace(late, attempt=replace(attempt, last_report=told_now))
 
