@@ -17,9 +17,10 @@ from orchestrator.settings.model import (
     ResourceRequest,
     Settings,
 )  # fmt: skip
+from orchestrator.settings.rest import RestSettings
 from orchestrator.settings.retries import retries_of
 
 __all__ = [
-    "Condition", "Defaults", "GatewaySettings", "Match", "Recipe", "ResourceRequest", "Settings", "SpoolSettings",
-    "StompSettings", "TlsSettings", "load_settings", "parse_address", "retries_of",
+    "Condition", "Defaults", "GatewaySettings", "Match", "Recipe", "ResourceRequest", "RestSettings", "Settings",
+    "SpoolSettings", "StompSettings", "TlsSettings", "load_settings", "parse_address", "retries_of",
 ]  # fmt: skip

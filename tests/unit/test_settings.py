@@ -20,6 +20,7 @@ from orchestrator.settings import (
     Match,
     Recipe,
     ResourceRequest,
+    RestSettings,
     Settings,
     SpoolSettings,
     StompSettings,
@@ -145,8 +146,8 @@ def test_an_override_below_a_value_is_refused(site: Path) -> None:
 
 def test_every_key_stands_in_the_reference_page() -> None:
     page = (SHIPPED.parent / "docs" / "reference" / "site-file.md").read_text()
-    models = (Settings, GatewaySettings, SpoolSettings, StompSettings, TlsSettings, Defaults, Recipe, Match,
-              ResourceRequest, RetriesRequest, FailedRetryRequest)  # fmt: skip
+    models = (Settings, GatewaySettings, RestSettings, SpoolSettings, StompSettings, TlsSettings, Defaults, Recipe,
+              Match, ResourceRequest, RetriesRequest, FailedRetryRequest)  # fmt: skip
     keys = {field.alias or name for model in models for name, field in vars(model)["__pydantic_fields__"].items()}
     assert {key for key in keys - {"source", "overridden"} if f"`{key}`" not in page and f"[{key}" not in page} == set()
 
@@ -225,7 +226,7 @@ def test_a_missing_key_is_named(site: Path) -> None:
         ('brokers = ["localhost:61613"]', 'brokers = ["localhost"]', "'localhost' isn't host:port"),
         ('brokers = ["localhost:61613"]', "brokers = []", "no broker is named"),
         ('allowed_roots = ["data", "/other"]', "allowed_roots = []", "allowed_roots: "),
-        ("[stomp]", '[gateway]\nroute = "slurm"\n\n[stomp]', "gateway.route: must be 'auto', 'cli' or 'local'"),
+        ("[stomp]", '[gateway]\nroute = "slurm"\n\n[stomp]', "gateway.route: must be 'auto', 'pyslurm', 'rest', 'cli' or 'local'"),
         ("[stomp]", '[defaults.environment]\n"A B" = "x"\n\n[stomp]', "no name of an environment variable"),
     ],
 )
