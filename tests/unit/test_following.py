@@ -573,6 +573,9 @@ def test_an_id_that_was_given_out_again_is_not_taken_for_ours(tmp_path: Path) ->
     clock = Clock()
     trip = Trip(tmp_path, MemoryGateway(clock=clock), clock)
     job = trip.submitted()
+    trip.gateway.set_state(job, "RUNNING")
+    trip.job_begins()
+    trip.follower.cycle()
     trip.gateway.purge(job, accounting=True)
     trip.clock.ahead = timedelta(seconds=30)
     trip.gateway.next_id = job.job_id
