@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 from orchestrator.provenance import Store
 from orchestrator.records import JobState, RunState
 from tests.unit.trip import Trip
+
+INPUTS = {"open": {"path": "/x", "real_path": "/x"}}
 
 
 class Killed(BaseException):
@@ -55,22 +57,32 @@ def service_steps(trip: Trip) -> None:
 
 def cluster_steps(trip: Trip) -> None:
     """Let each job go one state further; the first to begin claims the attempt, others leave at the fence."""
+    uids = {f"run-{run.run_id}.1": run.collection_uid for run in trip.store.runs()}
     for job in trip.gateway.jobs:
+        uid = uids[job.name]
+        claim = trip.attempt(uid).claim
         if job.state is JobState.PENDING:
             trip.gateway.set_state(job.identity, "RUNNING")
-            if not trip.attempt().claim.exists():
-                trip.attempt().claim.write_text(json.dumps({"job_id": str(job.identity.job_id)}))
-                trip.job_begins()
-                trip.kernel_says(state="running", processed=1, inputs={"open": {"path": "/x", "real_path": "/x"}})
+            if not claim.exists():
+                claim.write_text(json.dumps({"job_id": str(job.identity.job_id)}))
+                trip.job_begins(uid)
+                trip.kernel_says(uid, state="running", processed=1, inputs=INPUTS)
         elif job.state is JobState.RUNNING:
-            if json.loads(trip.attempt().claim.read_text())["job_id"] == str(job.identity.job_id):
-                trip.kernel_says(inputs={"open": {"path": "/x", "real_path": "/x"}})
-                trip.job_ends(0)
+            if json.loads(claim.read_text())["job_id"] == str(job.identity.job_id):
+                trip.kernel_says(uid, inputs=INPUTS)
+                trip.job_ends(0, uid)
             trip.gateway.set_state(job.identity, "COMPLETED", exit_code=0)
 
 
-def whole_trip(trip: Trip) -> None:
-    trip.start()
+def to_slurm(trip: Trip, uids: Sequence[str]) -> None:
+    for uid in uids:
+        trip.start(uid)
+    service_steps(trip)
+
+
+def whole_trip(trip: Trip, uids: Sequence[str]) -> None:
+    for uid in uids:
+        trip.start(uid)
     for _ in range(2):
         service_steps(trip)
         cluster_steps(trip)
@@ -95,42 +107,56 @@ def new_trip(tmp_path: Path, empty_store: Path) -> Callable[[int], Trip]:
     return make
 
 
-def dies_at(trip: Trip, call: int, *, after: bool) -> bool:
-    """Go through a trip with a service that is killed at a call; return whether it lived to the end."""
+Going: TypeAlias = Callable[[Trip, Sequence[str]], None]
+
+
+def dies_at(trip: Trip, go: Going, uids: Sequence[str], call: int, *, after: bool) -> bool:
+    """Go on a trip with a service that is killed at a call; return whether it lived to the end."""
     countdown = [call]
     store = Mortal(trip.store, countdown, after=after)
     gateway = Mortal(trip.gateway, countdown, after=after)
-    dispatcher, follower = trip.dispatcher, trip.follower
-    trip.dispatcher = replace(dispatcher, store=store, gateway=gateway)  # type: ignore[arg-type]
-    trip.follower = replace(follower, store=store, gateway=gateway)  # type: ignore[arg-type]
+    trip.dispatcher = replace(trip.dispatcher, store=store, gateway=gateway)  # type: ignore[arg-type]
+    trip.follower = replace(trip.follower, store=store, gateway=gateway)  # type: ignore[arg-type]
     try:
-        whole_trip(trip)
+        go(trip, uids)
     except Killed:
         return False
     finally:
-        trip.dispatcher, trip.follower = dispatcher, trip.new_follower()
+        trip.dispatcher, trip.follower = trip.new_dispatcher(), trip.new_follower()
     return True
 
 
+@pytest.mark.parametrize(
+    ("go", "uids", "calls_least"),
+    [(whole_trip, ["c1"], 20), (to_slurm, ["c1", "c2", "c3"], 10)],
+    ids=["one message to its end", "several to SLURM"],
+)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_service_killed_at_any_call_loses_and_doubles_nothing(
-    new_trip: Callable[[int], Trip], *, after: bool
+    new_trip: Callable[[int], Trip], go: Going, uids: Sequence[str], calls_least: int, *, after: bool
 ) -> None:
     for call in range(1, 200):
         trip = new_trip(call)
-        if dies_at(trip, call, after=after):
-            assert call > 20  # every call of a whole trip was tried
+        if dies_at(trip, go, uids, call, after=after):
+            assert call > calls_least  # every call of a whole trip was tried
             trip.store.close()
             return
+        service_steps(trip)
         trip.clock.ahead = timedelta(seconds=91)  # by then, what was under way is over
-        whole_trip(trip)
-        run = trip.run()
-        assert run.summary.state is RunState.COMPLETE, (call, run.summary.reason)
-        assert len(trip.gateway.jobs) == 1, call
-        assert run.summary.job == trip.gateway.jobs[0].identity
-        assert [event.kind for event in run.events if event.kind in {"begin", "end"}] == ["begin", "end"]
-        assert (len(run.attempts), len(run.inputs), len(run.outputs)) == (1, 1, 1), call
-        assert run.attempts[0].software == {"python": "3"}
+        whole_trip(trip, uids)
+        assert len(trip.gateway.jobs) == len(uids), call
+        for uid in uids:
+            assert_complete(trip, uid, call)
         assert not trip.store.unsettled_attempts()
         trip.store.close()
     pytest.fail("the trip never ended")
+
+
+def assert_complete(trip: Trip, uid: str, call: int) -> None:
+    """Assert that a collection's run has one job and all that this job told."""
+    run = trip.run(uid)
+    assert run.summary.state is RunState.COMPLETE, (call, run.summary.reason)
+    assert run.summary.job in {job.identity for job in trip.gateway.jobs if job.name == run.attempts[0].tag.job_name}
+    assert [event.kind for event in run.events if event.kind in {"begin", "end"}] == ["begin", "end"]
+    assert (len(run.attempts), len(run.inputs), len(run.outputs)) == (1, 1, 1), call
+    assert run.attempts[0].software == {"python": "3"}
