@@ -6,7 +6,7 @@ import json as json_format
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +20,7 @@ from orchestrator.planning import plan_recipe
 from orchestrator.records import CollectionStart
 from orchestrator.rendering import TemplateFolder, compile_template, render
 from orchestrator.settings import Settings, load_settings
+from orchestrator.slurm.choice import choose
 
 app = typer.Typer(help="Site files: what this installation is to do, and with what.", no_args_is_help=True)
 
@@ -32,11 +33,6 @@ class Finding:
     ok: bool
     detail: str = ""
     remedy: str = ""
-
-
-@app.callback()
-def group() -> None:
-    """Keep ``site check`` a command of a group although it is the only one."""
 
 
 @app.command()
@@ -68,6 +64,33 @@ def check(
             _show(finding)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(ExitCode.INVALID_INPUT)
+
+
+@app.command()
+@says_errors
+def gateway(
+    file: Annotated[Path, typer.Argument(metavar="FILE", envvar="ORCHESTRATOR_SITE", help="The site file.")],
+    json: JsonOption = False,
+) -> None:
+    """Say which route to SLURM the service takes with a site file, and why. Asks SLURM; submits and changes nothing.
+
+    With `route = "auto"` every route that the site has is asked, best first. Exit code 5 when the one that is taken
+    doesn't answer.
+
+    - which way do the jobs go: `orchestrator site gateway site.toml`
+    - is accounting there: `orchestrator site gateway site.toml --json | jq .accounting`
+    """
+    choice = choose(load_settings(file))
+    try:
+        info = choice.gateway.check()
+    finally:
+        choice.gateway.close()
+    if json:
+        print_json({"reason": choice.reason} | asdict(info))
+        return
+    out.print(f"[bold]{escape(info.gateway)}[/]: {escape(choice.reason)}")
+    out.print(f"cluster {escape(info.cluster)}, SLURM {escape(info.release)}")
+    out.print("accounting: " + ("there" if info.accounting else "not there"))
 
 
 def _show(finding: Finding) -> None:
