@@ -198,7 +198,7 @@ class Submitter:
     # ------------------------------------------------------------------------------------------------ preparation
 
     def _submit(self, batch: Sequence[PlannedRun], this: _Round) -> None:
-        ready = [item for planned in batch if (item := self._prepared(planned)) is not None]
+        ready = [item for planned in self._left_by_others(batch) if (item := self._prepared(planned)) is not None]
         if not ready:
             return
         at, since_s = self.now(), self.clock()
@@ -209,6 +209,13 @@ class Submitter:
         # Only now: whoever holds the intent is the only one to write the directory, so what is submitted is what the
         # intent says.
         _Calls(self, this, at, since_s).make(self._written([item for item in ready if item.tag in ours]))
+
+    def _left_by_others(self, batch: Sequence[PlannedRun]) -> Sequence[PlannedRun]:
+        """Leave out what another service has taken since it was read: to render it again would be in vain."""
+        if not self.store.shared:
+            return batch
+        left = self.store.still_planned([planned.tag.run_id for planned in batch])
+        return [planned for planned in batch if planned.tag.run_id in left]
 
     def _prepared(self, planned: PlannedRun) -> _Ready | None:
         """Return a run ready to be submitted; None when it can't be, which its record says."""

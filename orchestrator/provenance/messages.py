@@ -53,12 +53,16 @@ class MessageStore(Database):
         raise conflict
 
     def waiting_starts(self, limit: int = 100) -> Sequence[WaitingStart]:
-        """Return collection-starts about which nothing has been decided, oldest first."""
+        """Return collection-starts about which nothing has been decided, oldest first.
+
+        Those that another service is just recording its decision about are left out.
+        """
         wanted = (
             select(MessageRow)
             .where(MessageRow.state == MessageState.WAITING, MessageRow.kind == MessageKind.START)
             .order_by(MessageRow.id)
             .limit(limit)
+            .with_for_update(skip_locked=True)
         )
         with self.reading() as session:
             return [

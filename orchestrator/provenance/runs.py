@@ -6,7 +6,7 @@ deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from pathlib import Path
 
@@ -105,6 +105,12 @@ class RunStore(Database):
             wanted = wanted.where(or_(_live < int(after.live), and_(same, or_(later, next_one))))
         with self.reading() as session:
             return [_planned(run, message, live=bool(live)) for run, message, live in session.execute(wanted)]
+
+    def still_planned(self, run_ids: Collection[str]) -> Set[str]:
+        """Return those of some runs that are PLANNED and that nobody is just changing."""
+        wanted = select(RunRow.run_id).where(RunRow.run_id.in_(sorted(run_ids)), RunRow.state == RunState.PLANNED)
+        with self.reading() as session:
+            return set(session.scalars(wanted.with_for_update(skip_locked=True)))
 
     def record_obstacle(self, run_id: str, reason: str) -> None:
         """Say why a run that is still PLANNED waits; nothing happens to one that has gone on."""

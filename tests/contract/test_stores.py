@@ -970,6 +970,21 @@ class ServerContract(StoreContract):
         Store.open(url, create=True).close()
         Store.open(url).close()
 
+    def test_what_another_service_is_just_recording_is_passed_over_without_waiting(self, url: str) -> None:
+        with Store.open(url) as first, Store.open(url) as second:
+            taken, free = planned(first, a_plan(a_start("c-taken"))), planned(first, a_plan(a_start("c-free")))
+            first.record_message(a_message(b"1"), understood=a_start("c-1"))
+            first.record_message(a_message(b"2"), understood=a_start("c-2"))
+            began = time.monotonic()
+            with first.writing() as session:
+                lock_run(session, taken.run_id)
+                session.execute(text("UPDATE messages SET note = 'no run' WHERE uid = :uid"), {"uid": "c-1"})
+                assert [waiting.start.uid for waiting in second.waiting_starts()] == ["c-2"]
+                assert second.still_planned([taken.run_id, free.run_id]) == {free.run_id}
+            assert time.monotonic() - began < 2
+            assert first.record_intent(free, SCRIPT, gateway="cli")
+            assert second.still_planned([taken.run_id, free.run_id]) == {taken.run_id}
+
     def test_a_submission_under_way_is_left_to_its_service_while_that_one_lives(self, url: str) -> None:
         with Store.open(url) as first, Store.open(url) as second:
             first.become_service()
