@@ -13,6 +13,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ class Proxy:
         """How often each fault really met a connection."""
         self.marked = 0
         """Requests with the mark that were seen."""
+        self.delays_until = 0.0
+        """When the last delay that has begun ends, by `time.monotonic`."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -152,6 +155,7 @@ class Proxy:
             return None
         if self._left is not None:
             self._left -= 1
+        self.delays_until = max(self.delays_until, time.monotonic() + ambush.delay_s)
         return ambush
 
     def _note(self, fault: Fault) -> None:
