@@ -199,7 +199,8 @@ class CliGateway(Gateway):
         answer = self._run(
             "sacct", "--noheader", "--parsable2", f"--delimiter={parsing.SEPARATOR}", "--duplicates", "--units=K",
             f"--user={os.getuid()}", f"--starttime={since:%Y-%m-%dT%H:%M:%S}", f"--endtime={until:%Y-%m-%dT%H:%M:%S}",
-            f"--format={parsing.ACCOUNT_FORMAT}", *selection,
+            # The controller's cluster: slurm.conf here may name another one, of which sacct would tell instead.
+            f"--clusters={cluster}", f"--format={parsing.ACCOUNT_FORMAT}", *selection,
         )  # fmt: skip
         if answer.code == 0:
             return parsing.parse_sacct(answer.out, cluster=cluster)
@@ -244,7 +245,8 @@ class CliGateway(Gateway):
             raise GatewayUnavailable(said, remedy="see that slurmctld answers: `scontrol ping`") from error
         except OSError as error:
             remedy = 'install SLURM\'s commands or put them on the PATH; without SLURM choose gateway = "local"'
-            raise GatewayUnavailable(f"{path} can't be started: {error.strerror}", remedy=remedy) from error
+            said = f"{path} can't be started: {error.strerror}"
+            raise GatewayUnavailable(said, remedy=remedy, everywhere=True) from error
         return _Answer(code=done.returncode, out=_decoded(done.stdout), err=_decoded(done.stderr))
 
 

@@ -13,6 +13,11 @@ from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown
 
 _FAILED = re.compile(r"Batch job submission failed: (.*)")
 _NEVER_SIGNED = re.compile(r"Munge encode failed|auth_g_create")
+_HUNG_UP = re.compile(r"Zero Bytes were transmitted or received|Failed to unpack SLURM_PERSIST_INIT")
+_KEYS = (
+    "the daemon hung up on us: where it always does, this host's munge key or clock differs from the daemon's "
+    "(`munge -n | ssh CONTROLLER unmunge`), or the two releases of SLURM are too far apart"
+)
 _MUNGE = "start munged on this host; `munge -n | unmunge` must work"
 
 # The request was never sent, or the controller answered that it is to be sent again later.
@@ -50,7 +55,8 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"[Dd]ependency", "--dependency: name jobs that exist"),
     (r"license", "--licenses: choose one that `scontrol show licenses` lists"),
     (r"gres|GRES|TRES", "--gres, --gpus: choose what `sinfo -o '%G'` lists"),
-    (r"Pathname .* too long", "--chdir, --output: shorten the path"),
+    (r"Pathname .* too long",
+     "a script may have 4 MB (max_script_size in slurm.conf); if it is shorter: --chdir, --output: shorten the path"),
     (r"accounting/QOS policy", "a limit of the account or QOS: ask for less, or wait until fewer jobs are submitted"),
     (r"[Pp]ermission denied|Invalid user id|Access denied", "this user may not do it; ask an administrator"),
     (r"DOS line breaks", "write the template with \\n line ends"),
@@ -61,6 +67,9 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"Unspecified error", "the site's job_submit plugin refuses it; ask an administrator"),
     (r"not supported on this system|presently disabled|node config", "leave out what this cluster hasn't got"),
 )  # fmt: skip
+
+_OF_A_QUEUE = re.compile(r"[Pp]artition|nodes are busy")
+"""Jobs that ask for something else may be taken."""
 
 # A number of jobs, which shrinks by itself, and a size, which doesn't, share one text; the limit's name tells them.
 _POLICY = "accounting/QOS policy"
@@ -88,17 +97,20 @@ def submit_failure(stderr: str) -> GatewayError:
     if _POLICY in text and _SHRINKS.search(stderr):
         return GatewayUnavailable(said, remedy="wait until fewer jobs are submitted, or have the limit raised")
     if remedy := _look_up(_NO_EFFECT, text):
-        return GatewayUnavailable(said, remedy=remedy)
+        return GatewayUnavailable(said, remedy=remedy, everywhere=not _OF_A_QUEUE.search(text))
     if _look_up(_REFUSED, text):
         # The remarks before a refusal are often more precise than the refusal.
         return SubmitRefused(said, remedy=_look_up(_REFUSED, stderr) or "")
-    return OutcomeUnknown(said, remedy="look for the job by its tag before submitting it again")
+    look = "look for the job by its tag before submitting it again"
+    return OutcomeUnknown(said, remedy=f"{look}; {_KEYS}" if _HUNG_UP.search(text) else look)
 
 
 def query_failure(program: str, stderr: str) -> GatewayUnavailable:
     """Return the error for a question that SLURM didn't answer; questions have no effect."""
     unsigned = _MUNGE if _NEVER_SIGNED.search(stderr) else None
-    remedy = unsigned or _look_up(_NO_EFFECT, stderr) or "see that slurmctld and slurmdbd run: `scontrol ping`"
+    hung_up = _KEYS if _HUNG_UP.search(stderr) else None
+    told = unsigned or hung_up or _look_up(_NO_EFFECT, stderr)
+    remedy = told or "see that slurmctld and slurmdbd run: `scontrol ping`"
     return GatewayUnavailable(_sentence(stderr) or f"{program} failed without a word", remedy=remedy)
 
 

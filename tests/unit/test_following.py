@@ -589,3 +589,16 @@ def test_an_id_that_was_given_out_again_is_not_taken_for_ours(tmp_path: Path) ->
     trip.clock.ahead = timedelta(minutes=11)
     trip.follower.cycle()
     assert trip.run().summary.state is RunState.UNKNOWN
+
+
+def test_a_job_of_another_cluster_is_neither_lost_nor_made_again(tmp_path: Path) -> None:
+    clock = Clock()
+    trip = Trip(tmp_path, MemoryGateway(cluster="old", clock=clock), clock)
+    trip.submitted()
+    trip.gateway = MemoryGateway(cluster="new", clock=clock)
+    follower = trip.new_follower()
+    for minutes in (0, 11, 60):
+        clock.ahead = timedelta(minutes=minutes)
+        assert follower.cycle() == 1
+    assert trip.run().summary.state is RunState.PENDING
+    assert "one of cluster old, and the memory gateway speaks with new" in trip.run().summary.reason

@@ -76,3 +76,14 @@ def test_failed_question_says_what_and_the_remedy() -> None:
     assert "connect failure" in str(error)
     assert "scontrol ping" in error.remedy
     assert str(query_failure("sacct", "")) == "sacct failed without a word"
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "slurm_load_jobs error: Zero Bytes were transmitted or received",
+        "sacct: error: slurm_persist_conn_open: Something happened … Failed to unpack SLURM_PERSIST_INIT message",
+    ],
+)
+def test_a_daemon_that_hangs_up_may_have_another_munge_key(stderr: str) -> None:
+    assert "munge key" in query_failure("squeue", stderr).remedy
