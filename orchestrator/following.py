@@ -131,6 +131,8 @@ class Follower:
     _memory: dict[RunTag, _Memory] = field(default_factory=dict)
     _late: dict[RunTag, _Late] | None = None
     _accounting_silent: bool = False
+    _cluster: str = ""
+    """Of the gateway; empty until it matters."""
     _usage_asked_at: datetime | None = None
     _usage_pause: timedelta = USAGE_INTERVAL
 
@@ -296,6 +298,13 @@ class Follower:
         nothing, so the attempt may be submitted again. Return whether this job is followed no more.
         """
         memory = self._memory[attempt.tag]
+        self._cluster = self._cluster or self.gateway.check().cluster
+        if attempt.identity.cluster != self._cluster:  # whom we ask has never heard of it
+            return self._hinder(
+                attempt,
+                f"its job {attempt.identity} is one of cluster {attempt.identity.cluster}, and the {self.gateway.name} "
+                f"gateway speaks with {self._cluster}: how it goes isn't known; see gateway.route and SLURM_CONF",
+            )
         memory.missing_since = memory.missing_since or self.now()
         if self.now() - memory.missing_since < self.vanish_after:
             return False
