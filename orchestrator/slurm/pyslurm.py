@@ -24,7 +24,7 @@ from orchestrator.slurm import arrays, parsing
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
-from orchestrator.slurm.gateway import Gateway, GatewayInfo
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_other_users
 from orchestrator.slurm.pyslurm_job import describe
 from orchestrator.slurm.pyslurm_process import CallFailed, HelperProcess, NoAnswer, NotStarted
 from orchestrator.slurm.states import job_state
@@ -86,11 +86,7 @@ class PyslurmGateway(Gateway):
         return self._info
 
     def submit(self, submission: Submission) -> SubmittedJob:
-        if submission.user is not None:
-            raise SubmitRefused(
-                f"libslurm submits as the service's own user, not as {submission.user}",
-                remedy='gateway.route = "rest" can submit for other users',
-            )
+        refuse_other_users(submission, self.name)
         if not submission.working_directory.is_dir():
             raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")
         cluster = self._known().cluster
@@ -124,7 +120,11 @@ class PyslurmGateway(Gateway):
             return {}
         queue = {report.identity.job_id: report for report in self._jobs(ids=[job.job_id for job in jobs])}
         found = ((job, queue[job.job_id]) for job in jobs if job.job_id in queue)
-        return {job: replace(report, identity=job) for job, report in found if parsing.is_same_job(job, report)}
+        return {
+            job: report if report.identity == job else replace(report, identity=job)
+            for job, report in found
+            if parsing.is_same_job(job, report)
+        }
 
     def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         return self._commands.account(jobs)

@@ -314,6 +314,22 @@ def test_stopped_controller_is_unavailable_for_every_question(
     assert gateway.find(tag, since=before) == ()
 
 
+def test_unsigned_call_surely_had_no_effect_and_names_munge(
+    gateway: PyslurmGateway, cluster: Stack, tmp_path: Path
+) -> None:
+    before, tag = utc_now(), some_tag()
+    gateway.check()
+    cluster.stop("munged")
+    try:
+        for call in (lambda: gateway.submit(submission_of(tmp_path, SUCCEEDS, tag)), gateway.check):
+            with pytest.raises(GatewayUnavailable) as error:
+                call()
+            assert "munged" in error.value.remedy
+    finally:
+        cluster.start("munged")
+    assert gateway.find(tag, since=before) == ()
+
+
 def test_hung_controller_holds_nobody_up_longer_than_the_time_limits(
     make_gateway: Make, cluster: Stack, tmp_path: Path
 ) -> None:
