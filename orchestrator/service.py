@@ -194,8 +194,14 @@ class Service:
         self.store.close()
 
     def _new_follower(self) -> Follower:
-        vanish_after = timedelta(seconds=self.settings.gateway.vanish_after_s)
-        return Follower(store=self.store, gateway=self.gateway, vanish_after=vanish_after, now=steady_clock())
+        gateway = self.settings.gateway
+        return Follower(
+            store=self.store,
+            gateway=self.gateway,
+            vanish_after=timedelta(seconds=gateway.vanish_after_s),
+            forgive_out_of_memory=gateway.forgive_out_of_memory,
+            now=steady_clock(),
+        )
 
     def _handler(self) -> Handler:
         def handle(raws: Sequence[RawMessage]) -> Sequence[Verdict]:
