@@ -58,8 +58,12 @@ def submit(
         understood = understand(raw)
         uid = understood.uid
         if wait:
-            vanish_after = timedelta(seconds=settings.gateway.vanish_after_s)
-            follower = Follower(store=store, gateway=gateway, vanish_after=vanish_after)
+            follower = Follower(
+                store=store,
+                gateway=gateway,
+                vanish_after=timedelta(seconds=settings.gateway.vanish_after_s),
+                forgive_out_of_memory=settings.gateway.forgive_out_of_memory,
+            )
             while any(not run.state.ended for run in store.runs(uid=uid)):
                 follower.cycle()
                 dispatcher.settle()
