@@ -48,8 +48,8 @@ _REQUEUE_NOTE = re.compile(
 )
 _LOG_READ = 1 << 20
 
-_SIGNAL_OF_OOM = 125
-"""SLURM's mark for OUT_OF_MEMORY where an exit code has its signal; nobody sent it."""
+_MARKS = {JobState.OUT_OF_MEMORY: 125, JobState.DEADLINE: 1}
+"""What SLURM itself puts where an exit code has its signal; nobody sent it."""
 _END_TEXTS = {
     JobState.TIMEOUT: "its time limit came before its end",
     JobState.OUT_OF_MEMORY: "it used more memory than it had asked for",
@@ -303,7 +303,7 @@ def _describe_failure(report: JobReport, progress: KernelProgress | None) -> str
 def _meaning(report: JobReport) -> str:
     """Say what SLURM's words mean, its reason and the signal."""
     text = f": {_END_TEXTS[report.state]}" if report.state in _END_TEXTS else ""
-    by_signal = report.signal and not (report.state is JobState.OUT_OF_MEMORY and report.signal == _SIGNAL_OF_OOM)
+    by_signal = report.signal and report.signal != _MARKS.get(report.state)
     # SLURM says JobLaunchFailure also of a script that was launched well, and then ended by a signal.
     misleading = report.reason == "JobLaunchFailure" and by_signal
     if report.reason not in {"", "None"} and not misleading:

@@ -93,12 +93,20 @@ def _report(report: JobReport) -> Iterator[Field]:
     if report.ended_at is not None:
         yield "ended", when(report.ended_at)
     if report.exit_code is not None:
-        meaning = ", the kernel's for: ended in order, frames are missing" if report.exit_code == EXIT_PARTIAL else ""
-        yield "exit code", f"{report.exit_code}{f', signal {report.signal}' if report.signal else ''}{meaning}"
+        yield "exit code", f"{report.exit_code}{f', signal {report.signal}' if report.signal else ''}{_of_exit(report)}"
     if report.state.ended:
         yield "usage", ", ".join(_usage(report)) or "not known; accounting has told nothing so far"
         if int(report.usage.get("max_rss_bytes", 0)) > int(report.usage.get("requested_memory_bytes", 0)) > 0:
             yield "memory", "its peak is more than it had asked for"
+
+
+def _of_exit(report: JobReport) -> str:
+    """Say what an exit code means; SLURM has one also for jobs whose script never gave it."""
+    if report.exit_code == EXIT_PARTIAL:
+        return ", the kernel's for: ended in order, frames are missing"
+    if report.words.startswith(("NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")) and report.exit_code == 0:
+        return f", which SLURM says of every job that ended as {report.words}; it isn't the script's"
+    return ""
 
 
 def _because(report: JobReport) -> str:

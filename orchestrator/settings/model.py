@@ -88,6 +88,8 @@ class GatewaySettings(Model):
     """How long after a submission without an answer a job that can't be found counts as absent."""
     vanish_after_s: Seconds = 600.0
     """How long nobody may know a job before its run is called unknown."""
+    forgive_out_of_memory: bool = False
+    """Whether OUT_OF_MEMORY is no failure where the script ended with 0 and the kernel accounted for every frame."""
     local_jobs_max: int = Field(default=1, ge=1)
     """How many jobs the local route runs at once; the others wait."""
     local_state: SitePath
