@@ -23,6 +23,7 @@ class Queue:
     partition: str | None
     account: str | None
     qos: str | None
+    user: str | None
 
 
 @dataclass(frozen=True)

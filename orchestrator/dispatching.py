@@ -129,18 +129,24 @@ class Dispatcher:
         since_s = {key: seen.get(key, now_s) for key in ((item.tag, item.latest_intent_at) for item in unsettled)}
         seen.clear()
         seen.update(since_s)
+        again = self._memory.look_again_s
+        for key in again.keys() - since_s.keys():
+            del again[key]
         return _for_each(unsettled, lambda item: int(not self._settle(item)))
 
     def _settle(self, unsettled: UnsettledAttempt) -> bool:
-        tag = unsettled.tag
+        tag, key, now_s = unsettled.tag, (unsettled.tag, unsettled.latest_intent_at), self.clock()
+        if now_s < self._memory.look_again_s.get(key, now_s):
+            return False
         # The call itself may be under way, here or in another process, until its deadline. This isn't measured from the
         # time of the intent: a clock that was put forward meanwhile would cut it short.
         gateway = self.settings.gateway
-        known_for_s = self.clock() - self._memory.first_seen_s[tag, unsettled.latest_intent_at]
-        patient = known_for_s < gateway.submit_deadline_s + gateway.absence_grace_s
+        patient = now_s - self._memory.first_seen_s[key] < gateway.submit_deadline_s + gateway.absence_grace_s
         before = CLOCK_DIFFERENCE if patient else CLOCK_JUMP
+        self._memory.look_again_s[key] = now_s + gateway.poll_interval_s
         reports = self.gateway.find(tag, since=min(unsettled.intent_at, self.now()) - before)
         if reports:
+            del self._memory.look_again_s[key]
             reached(CrashPoint.JOB_FOUND)
             self._adopt_one(unsettled, reports)
             return True
@@ -205,8 +211,8 @@ def _verdict(raw: RawMessage, receipt: MessageReceipt) -> Verdict:
 def cancel(store: Store, gateway: Gateway, run_id: str, *, by: str) -> RunState:
     """End a run that somebody doesn't want any more; return its state right afterwards.
 
-    A run without a job, or one that waits to be tried again, is cancelled at once. One with a job is cancelled when SLURM says that the job is; the follower
-    records that.
+    A run without a job, or one that waits to be tried again, is cancelled at once. One with a job is cancelled when
+    SLURM says that the job is; the follower records that.
 
     Raises
     ------

@@ -89,6 +89,8 @@ class Loop:
     name: str
     step: Callable[[], None]
     interval_s: float
+    longest_pause_s: float = 30.0
+    """Between steps that meet obstacles."""
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -117,7 +119,7 @@ class Loop:
                 self.step()
             except Exception as error:  # noqa: BLE001 - logged with its traceback; nothing but stop ends the loop
                 said = self._say(error, said)
-                delays = delays or backoff(initial_s=0.5, longest_s=30.0)
+                delays = delays or backoff(initial_s=0.5, longest_s=self.longest_pause_s)
                 pause_s = next(delays)
             else:
                 if said:
@@ -153,7 +155,8 @@ class Service:
         self._follows = not self.store.shared
         self._cycle_cost_s = 0.0
         self._presence = Loop(name="presence", step=self.store.become_service, interval_s=PRESENCE_S / 4)
-        self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S)
+        # Its steps themselves see to it that SLURM isn't asked too often.
+        self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S, longest_pause_s=IDLE_S)
         self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)
 
     @classmethod

@@ -74,6 +74,8 @@ class Memory:
     """How long a call takes, from the last ones; sbatch's usual time to begin with."""
     first_seen_s: dict[tuple[RunTag, datetime], float] = field(default_factory=dict)
     """Since when this process has known of an intent, by its attempt and time; on a clock that only goes on."""
+    look_again_s: dict[tuple[RunTag, datetime], float] = field(default_factory=dict)
+    """When an intent's job may be looked for again."""
     unrecorded: list[Outcome] = field(default_factory=list)
     """What the store couldn't take when it became known."""
     unwanted: list[JobIdentity] = field(default_factory=list)
@@ -387,7 +389,7 @@ def end(gateway: Gateway, job: JobIdentity) -> None:
 
 def _queue_of(planned: PlannedRun) -> Queue:
     asked = planned.plan_of_attempt.resources
-    return Queue(asked.partition, asked.account, asked.qos)
+    return Queue(asked.partition, asked.account, asked.qos, planned.plan.submit_as)
 
 
 def _try_to_write(item: _Ready) -> OSError | None:

@@ -186,7 +186,8 @@ class MemoryGateway(Gateway):
     def _called(self, method: str) -> None:
         self.calls.append(method)
         if not self.controller_up:
-            raise GatewayUnavailable("Unable to contact slurm controller (connect failure)", remedy="`scontrol ping`")
+            said = "Unable to contact slurm controller (connect failure)"
+            raise GatewayUnavailable(said, remedy="`scontrol ping`", everywhere=True)
 
     def _accounted(self) -> dict[JobIdentity, JobReport]:
         if self._accounting and not self.accounting_up:

@@ -112,7 +112,9 @@ class Connection:
         try:
             reply = self._client.send(request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error:
-            raise GatewayUnavailable(f"{self.address}: {_said(error)}", remedy="see that slurmrestd runs") from error
+            raise GatewayUnavailable(
+                f"{self.address}: {_said(error)}", remedy="see that slurmrestd runs", everywhere=True
+            ) from error
         except httpx.HTTPError as error:
             raise OutcomeUnknown(
                 f"{self.address}: {_said(error, timeout_s)}", remedy="look for the job by its tag"

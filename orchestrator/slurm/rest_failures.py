@@ -41,6 +41,9 @@ _NEVER_SENT: dict[int, str] = {
     7000: _ACCOUNTING,  # ESLURM_DB_CONNECTION
 }
 
+_OF_A_QUEUE = frozenset({2016, 2070})
+"""Of these: jobs that ask for something else may be taken."""
+
 # The request may have reached the controller: only looking for the job tells.
 _MAY_BE_SENT = frozenset({
     1000, 1002, 1003, 1004, 1013, 1017, 1018, 1020, 1022, 1023,  # SLURM_COMMUNICATIONS_*: send, receive, shutdown, …
@@ -115,7 +118,9 @@ def submission_failure(status: int, errors: Sequence[RestError], *, plain: str, 
     numbers = [error.number for error in errors if error.number > 0]
     if _MAY_BE_SENT.intersection(numbers):
         return _unknown(said)
-    if remedy := _looked_up(_NEVER_SENT, numbers) or _TURNED_AWAY.get(status):
+    if remedy := _looked_up(_NEVER_SENT, numbers):
+        return GatewayUnavailable(said, remedy=remedy, everywhere=not _OF_A_QUEUE.intersection(numbers))
+    if remedy := _TURNED_AWAY.get(status):
         return GatewayUnavailable(said, remedy=remedy)
     if remedy := _looked_up(_REFUSED, numbers):
         return SubmitRefused(said, remedy=remedy)
