@@ -27,6 +27,7 @@ from sqlalchemy import text
 from orchestrator.errors import InvalidSettings, NotFound, StoreUnavailable
 from orchestrator.provenance import (
     Arrival,
+    AttemptEnd,
     AttemptStage,
     InputIdentity,
     InputMoment,
@@ -55,6 +56,7 @@ from orchestrator.records import (
     Parameter,
     RawMessage,
     Resources,
+    Retry,
     RunState,
     RunTag,
     SubmittedJob,
@@ -66,6 +68,10 @@ from orchestrator.stack.programs import find_program
 
 CHECKOUT = Path(__file__).parents[2]
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
+A_RETRY = Retry(
+    resources=Resources(memory_mb=2, exclude="n1"), because="attempt 1 lost", changes=("memory 1 → 2 MB", "not on n1")
+)
+AN_END = AttemptEnd(state=RunState.FAILED, reason="lost", cause=JobState.NODE_FAIL, ended_at=NOON)
 SCRIPT = BatchScript(text="#!/bin/bash\nexit 0\n", template_name="azimuthal.sbatch.j2", template_text="{{ plan }}")
 
 
@@ -556,6 +562,104 @@ class StoreContract:
             store.finish_run(str(uuid4()), RunState.FAILED, "")
 
     # ------------------------------------------------------------------------------------------------ attempts
+
+    # ------------------------------------------------------------------------------------------------- retries
+
+    def test_an_attempt_that_ended_is_followed_by_another_with_changes(self, store: Store) -> None:
+        tag = submitted(store)
+        store.record_report(tag, a_report(tag, JobState.NODE_FAIL))
+        counts = FrameCounts(expected=200, written=10, processed=9, failed=1, finished=True)
+        store.record_progress(tag.run_id, counts, attempt=1)
+        store.record_output(tag.run_id, OutputIdentity(path=Path("/r"), kind="result", size=1, sha256="0"), attempt=1)
+        assert store.end_attempt(tag, AN_END, retry=A_RETRY) is RunState.PLANNED
+        assert store.active_attempts() == []
+        (waiting,) = store.planned_runs()
+        assert (waiting.tag, waiting.retry) == (replace(tag, attempt=2), A_RETRY)
+        assert waiting.plan_of_attempt == replace(waiting.plan, resources=A_RETRY.resources)
+        # What the first attempt still says isn't said of the run any more; what is heard of its job is.
+        store.record_progress(tag.run_id, counts, attempt=1)
+        store.record_output(tag.run_id, OutputIdentity(path=Path("/r"), kind="result", size=1, sha256="0"), attempt=1)
+        assert store.record_report(tag, replace(a_report(tag, JobState.NODE_FAIL), usage={"elapsed_s": 5}))
+        assert [attempt.tag for attempt in store.ended_attempts(utc_now() - timedelta(minutes=1))] == [tag]
+        assert store.record_intent(waiting.tag, SCRIPT, gateway="cli")
+        store.record_submitted(waiting.tag, a_job(job_id=99))
+        detail = store.run(tag.run_id)
+        assert (detail.summary.state, detail.summary.counts, detail.outputs) == (RunState.PENDING, None, ())
+        assert [one.retry for one in detail.attempts] == [None, A_RETRY]
+        assert detail.attempts[0].end is not None
+        assert (detail.attempts[0].end.cause, detail.attempts[0].end.reason) == (AN_END.cause, AN_END.reason)
+        assert detail.attempts[1].end is None
+        assert [event.kind for event in detail.events].count("retry") == 1
+
+    def test_an_attempt_ends_once(self, store: Store) -> None:
+        tag = submitted(store)
+        assert store.end_attempt(tag, AN_END, retry=A_RETRY) is RunState.PLANNED
+        assert store.end_attempt(tag, AN_END, retry=A_RETRY) is None
+        assert store.end_attempt(tag, AN_END) is None
+        second = replace(tag, attempt=2)
+        store.record_intent(second, SCRIPT, gateway="cli")
+        store.record_submitted(second, a_job(job_id=99))
+        assert store.end_attempt(tag, AN_END) is None
+        assert store.run(tag.run_id).summary.state is RunState.PENDING
+        assert store.end_attempt(second, AN_END) is RunState.FAILED
+        assert store.end_attempt(second, replace(AN_END, state=RunState.COMPLETE)) is None
+        detail = store.run(tag.run_id)
+        assert (detail.summary.state, detail.summary.reason, detail.summary.ended_at) == (RunState.FAILED, "lost", NOON)
+        assert [event.kind for event in detail.events] == ["retry", "late-verdict"]
+
+    def test_of_many_services_one_has_a_run_tried_again(self, url: str) -> None:
+        stores = [Store.open(url, busy_timeout_s=20) for _ in range(6)]
+        try:
+            for _ in range(5):
+                tag = submitted(stores[0])
+                with ThreadPoolExecutor(len(stores)) as pool:
+                    states = list(pool.map(lambda one: one.end_attempt(tag, AN_END, retry=A_RETRY), stores))  # noqa: B023
+                assert sorted(map(str, states)) == ["None"] * 5 + ["planned"]
+                assert [event.kind for event in stores[0].run(tag.run_id).events] == ["retry"]
+        finally:
+            for one in stores:
+                one.close()
+
+    def test_a_wish_to_cancel_wins_over_a_retry(self, store: Store) -> None:
+        tag = submitted(store)
+        store.record_event(tag, "cancel", {"by": "ann"}, NOON)
+        assert store.end_attempt(tag, AN_END, retry=A_RETRY) is RunState.FAILED
+        assert store.run(tag.run_id).summary.reason == "lost; not tried again, because it was cancelled"
+
+    def test_a_retry_waits_for_its_time(self, store: Store) -> None:
+        tag = submitted(store)
+        store.end_attempt(tag, AN_END, retry=replace(A_RETRY, not_before=utc_now() + timedelta(seconds=1.5)))
+        assert store.planned_runs() == []
+        time.sleep(1.6)
+        (waiting,) = store.planned_runs()
+        assert waiting.tag.attempt == 2
+
+    def test_a_refused_retry_has_its_former_nodes_back_and_then_ends_as_the_attempt_before(self, store: Store) -> None:
+        tag = submitted(store)
+        store.end_attempt(tag, AN_END, retry=A_RETRY)
+        second = replace(tag, attempt=2)
+        store.record_intent(second, SCRIPT, gateway="cli")
+        store.record_submit_failed(second, "no such nodes", refused=True)
+        (waiting,) = store.planned_runs()
+        assert waiting.tag == second
+        assert waiting.retry is not None
+        assert (waiting.retry.resources.exclude, waiting.retry.changes) == (None, ("memory 1 → 2 MB",))
+        store.record_intent(second, SCRIPT, gateway="cli")
+        store.record_submit_failed(second, "too much memory", refused=True)
+        summary = store.run(tag.run_id).summary
+        assert (summary.state, summary.reason) == (RunState.FAILED, "lost; attempt 2 was refused: too much memory")
+        assert store.planned_runs() == []
+
+    def test_an_answer_to_a_former_attempt_changes_nothing_of_the_next(self, store: Store) -> None:
+        tag = submitted(store)
+        store.end_attempt(tag, AN_END, retry=A_RETRY)
+        second = replace(tag, attempt=2)
+        store.record_intent(second, SCRIPT, gateway="cli")
+        assert not store.record_submitted(tag, a_job())
+        store.record_submit_failed(tag, "late", refused=True)
+        summary = store.run(tag.run_id).summary
+        assert (summary.state, summary.attempts) == (RunState.SUBMITTING, 2)
+        assert [unsettled.tag for unsettled in store.unsettled_attempts()] == [second]
 
     def test_an_intent_is_made_once(self, store: Store) -> None:
         tag = planned(store)
