@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
-from tests.faults.ground import Ground, wait_until
-from tests.faults.kinds import LATE_S, Impossible, Kind, Round, all_kinds
+from tests.faults.ground import Ground, Impossible, wait_until
+from tests.faults.kinds import LATE_S, Kind, Round, all_kinds
 from tests.faults.verdict import Sent, Verdict, judge
 
 SETTLE_S = 180.0
@@ -54,12 +54,14 @@ class Line:
 class Campaign:
     """A series of rounds, all decided by one seed."""
 
-    def __init__(self, ground: Ground, *, seed: int, batch: int = 25, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, ground: Ground, *, seed: int, batch: int = 25, say: Callable[[str], None], first: int = 0
+    ) -> None:
         self._ground = ground
         self._chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
         self._batch = batch
         self._say = say
-        self._number = 0
+        self._number = first
         self.lines: dict[str, Line] = {}
 
     def run(self, kinds: Sequence[str], *, dispatches: int) -> None:
@@ -165,9 +167,9 @@ def table(lines: Sequence[Line]) -> Iterator[str]:
 
 def summary(lines: Sequence[Line]) -> str:
     """Say in one sentence what came out."""
-    total = summed(lines)
+    total, kinds = summed(lines), sum(line.happened > 0 for line in lines)
     return (
-        f"{total.dispatches} dispatches with {sum(line.happened > 0 for line in lines)} kinds of fault, {total.happened}"
-        f" faults, {len(total.violations)} violations: {total.lost} lost, {total.doubled} doubled,"
+        f"{total.dispatches} dispatches with {kinds} kinds of fault, {total.happened} faults,"
+        f" {len(total.violations)} violations: {total.lost} lost, {total.doubled} doubled,"
         f" {total.disagreements} disagreements"
     )

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -63,13 +62,8 @@ _RECORDS = text(
 _ENDED = ("complete", "partial", "failed", "cancelled", "unknown", "refused")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ports:
-    """Where the service is sent to: each is a proxy."""
-
-    slurmctld: int
-    database: int
-    broker: int
+class Impossible(Exception):
+    """This machine can't make this fault."""
 
 
 class PostgreSql:
@@ -319,7 +313,9 @@ class Ground:
 
     def false_clock(self) -> dict[str, str]:
         """Return the environment of a service whose clock is set by `set_clock`; only its wall clock is false."""
-        library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+        if library is None:
+            raise Impossible("libfaketime isn't installed (apt-get install faketime)")
         return {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self.clock_file),

@@ -13,17 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from orchestrator.crashpoints import VARIABLE, CrashPoint
-from tests.faults.ground import ABSENCE_GRACE_S, HEARTBEAT_S, SUBMIT_DEADLINE_S, Ground, wait_until
+from tests.faults.ground import ABSENCE_GRACE_S, HEARTBEAT_S, SUBMIT_DEADLINE_S, Ground, Impossible, wait_until
 from tests.faults.proxy import Ambush, Fault, Proxy
 
 SHARE = 0.3
 """Of the requests that a fault of a proxy meets, so that some go well between those that don't."""
 LATE_S = SUBMIT_DEADLINE_S + ABSENCE_GRACE_S + 3.0
 """Later than a submission's absence counts as proven."""
-
-
-class Impossible(Exception):
-    """This machine can't make this fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +80,13 @@ def _refused(ground: Ground, round_: Round) -> int:
 
 
 def _crash_at(point: CrashPoint, ground: Ground, round_: Round) -> int:
-    """Kill the service at a point, after a number of passings that chance decides; then start another."""
-    most = 60 if point in {CrashPoint.BEFORE_COMMIT, CrashPoint.AFTER_COMMIT} else 8
-    lost_answers = point in {CrashPoint.JOB_FOUND, CrashPoint.ADOPTED}
-    if lost_answers:  # only then is anything looked for
-        ground.slurm_door.arm(Ambush(fault=Fault.REPLY_DROPPED, share=0.6))
-        most = 3
+    """Kill the service at a point, after a number of passings that chance decides; then start another.
+
+    Messages that come together take most steps together: a point is passed a few times only.
+    """
+    most = 15 if point in {CrashPoint.BEFORE_COMMIT, CrashPoint.AFTER_COMMIT} else 2
+    if point in {CrashPoint.JOB_FOUND, CrashPoint.ADOPTED}:  # nothing is looked for unless answers are lost
+        ground.slurm_door.arm(Ambush(fault=Fault.REPLY_DROPPED))
     ground.stop_service()
     service = ground.start_service(**{VARIABLE: f"{point}:{round_.chance.randint(1, most)}"})
     round_.deliver()
