@@ -98,7 +98,7 @@ _KINDS = (
 )
 """What SLURM limits, and for how long."""
 
-_REASONS: tuple[tuple[str, str, bool], ...] = (
+REASONS: tuple[tuple[str, str, bool], ...] = (
     ("None", "it hasn't been looked at yet", False),
     ("Inva(il|li)dReason", "SLURM itself has no word for it", False),
     ("BlockFreeAction|BlockMaxError", "a block of an IBM BlueGene isn't ready", False),
@@ -131,7 +131,7 @@ _REASONS: tuple[tuple[str, str, bool], ...] = (
     ("InvalidAccount", "its account is not valid any more", True),
     ("InvalidQOS|QOSNotAllowed", "its quality of service (QOS) may not be used here", True),
     ("AccountNotAllowed", "its account may not use this partition", True),
-    ("QOSUsageThreshold", "its QOS has used less than the threshold from which it may run", False),
+    ("QOSUsageThreshold", "its account has used up its share (UsageThreshold of its QOS); shares recover", False),
     ("DeadLine", "it can't end before its deadline", True),
     ("Licenses", "it waits for a licence", False),
     ("PowerNotAvail|PowerReserved", "there isn't enough electrical power for it at present", False),
@@ -175,7 +175,7 @@ _END_REASONS: dict[str, str] = {
 def pending_reason(word: str) -> Reason:
     """Return a pending reason in plain words; one that isn't in the table keeps its own."""
     bare = word.strip().strip("()")
-    for pattern, text, hopeless in _REASONS:
+    for pattern, text, hopeless in REASONS:
         if re.fullmatch(pattern, bare.replace(" ", "_")):  # squeue writes some reasons either way
             return Reason(word=bare, text=text, hopeless=hopeless)
     return Reason(word=bare, text=bare)

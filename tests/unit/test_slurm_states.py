@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from orchestrator.records import JobState
-from orchestrator.slurm.states import COMPACT, FLAGS, STATES, end_reason, job_state, pending_reason
+from orchestrator.slurm.states import COMPACT, FLAGS, REASONS, STATES, end_reason, job_state, pending_reason
 
 RELEASES = (Path(__file__).parent / "slurm_texts" / "words-by-release.txt").read_text()
 BY_RELEASE = [line.split() for line in RELEASES.splitlines() if not line.startswith("#")]
@@ -145,3 +146,37 @@ def test_reasons_are_told_in_plain_words_and_the_hopeless_ones_are_marked(word: 
 def test_reason_that_is_not_in_the_table_keeps_its_own_word() -> None:
     reason = pending_reason("SomethingNew")
     assert (reason.word, reason.text, reason.hopeless) == ("SomethingNew", "SomethingNew", False)
+
+
+# ------------------------------------------------------------------------------------------- the page about it
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "job-states.md").read_text()
+
+
+def rows_of(title: str) -> list[list[str]]:
+    """Return the rows of all tables of a section of the page, cells stripped."""
+    section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_page_has_exactly_the_states_and_flags_of_the_tables() -> None:
+    told = {words.strip("`"): meaning for words, meaning, *_ in rows_of("States")}
+    flags = {word: "(the state decides)" if state is None else state.value for word, state in FLAGS.items()}
+    assert told == {word: state.value for word, state in STATES.items()} | flags
+
+
+def test_the_page_tells_every_reason_as_the_program_does() -> None:
+    rows = rows_of("Why a job waits")
+    assert [(text, waits == "for ever") for _, text, waits in rows] == [(text, ever) for _, text, ever in REASONS]
+    patterns = [(word, text) for words, text, _ in rows for word in words.replace("`", "").split(", ")]
+    for known in words_of("reason"):
+        first = next((text for word, text in patterns if fnmatchcase(known, word)), known)
+        assert pending_reason(known).text == first, known
+    for word, text in patterns:
+        assert any(text == pending_reason(known).text for known in (*words_of("reason"), word.strip("*"))), word
+
+
+def test_the_page_tells_why_jobs_end_as_the_program_does() -> None:
+    for word, text in rows_of("Why a job ended"):
+        assert end_reason(word.strip("`")) == text
