@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import GatewayUnavailable, SubmitRefused
+from orchestrator.errors import GatewayUnavailable, SubmitRefused, UnknownJob
 from orchestrator.records import BatchScript, JobState, RunTag, Submission, utc_now
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.stack import Stack, processes
@@ -131,3 +133,25 @@ def test_a_configuration_that_names_another_cluster_is_told_by_the_controller_wh
         return JobState.COMPLETED in accounted
 
     assert processes.wait_until(known, timeout_s=60)
+
+
+def test_a_controller_that_lost_its_state_gives_ids_out_again_and_the_new_job_is_not_taken_for_the_old(
+    cluster: Stack, gateway: CliGateway, tmp_path: Path
+) -> None:
+    """What a wrapped counter does too (MaxJobId); last in this file, for the cluster's jobs are forgotten."""
+    ours = gateway.submit(submission(tmp_path, body="sleep 600"))
+    cluster.stop("slurmctld")
+    shutil.rmtree(cluster.layout.slurm_conf.parent / "state")
+    (cluster.layout.slurm_conf.parent / "state").mkdir(mode=0o700)
+    cluster.start("slurmctld")
+    while (strangers := gateway.submit(submission(tmp_path, body="sleep 600")).identity).job_id < ours.identity.job_id:
+        gateway.cancel(strangers)
+    assert strangers.job_id == ours.identity.job_id
+    assert strangers != ours.identity
+    assert set(gateway.poll([ours.identity, strangers])) == {strangers}
+    told = gateway.account([ours.identity]).get(ours.identity)
+    assert told is None or told.name != gateway.poll([strangers])[strangers].name
+    with suppress(UnknownJob):  # accounting may remember it
+        gateway.cancel(ours.identity)
+    assert not gateway.poll([strangers])[strangers].state.ended
+    gateway.cancel(strangers)

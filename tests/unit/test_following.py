@@ -602,3 +602,24 @@ def test_a_job_of_another_cluster_is_neither_lost_nor_made_again(tmp_path: Path)
         assert follower.cycle() == 1
     assert trip.run().summary.state is RunState.PENDING
     assert "one of cluster old, and the memory gateway speaks with new" in trip.run().summary.reason
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_job_that_the_controller_lost_is_not_believed_alive_because_accounting_says_so(
+    trip: Trip, ends: bool
+) -> None:
+    job = trip.submitted()
+    trip.gateway.set_state(job, "RUNNING")
+    trip.job_begins()
+    trip.follower.cycle()
+    trip.gateway.purge(job)  # accounting has it as RUNNING for ever
+    trip.follower.cycle()
+    assert not trip.run().summary.state.ended
+    if ends:
+        trip.kernel_says()
+        trip.job_ends(0)
+    trip.clock.ahead = timedelta(minutes=11)
+    trip.follower.cycle()
+    summary = trip.run().summary
+    assert summary.state is (RunState.COMPLETE if ends else RunState.UNKNOWN)
+    assert ends or "accounting still says RUNNING" in summary.reason
