@@ -263,10 +263,10 @@ class Follower:
     def _act(self, attempt: ActiveAttempt, report: JobReport | None, *, everybody_asked: bool) -> bool:
         """Record a report; conclude the run when its job has ended. Return whether it did."""
         memory = self._memory[attempt.tag]
-        if report is None:
-            report = self._own_record(attempt)
+        if report is None or _is_stale(report):
+            stale, report = report, self._own_record(attempt)
             if report is None:
-                return self._act_on_absence(attempt) if everybody_asked else self._hinder(attempt, _NOT_ASKED)
+                return self._act_on_absence(attempt, stale) if everybody_asked else self._hinder(attempt, _NOT_ASKED)
         memory.missing_since = None
         report = with_memory_note(report, _directory(attempt).log)
         self._hinder(attempt, hindrance(report))
@@ -291,9 +291,10 @@ class Follower:
         memory.hindrance = text
         return False
 
-    def _act_on_absence(self, attempt: ActiveAttempt) -> bool:
+    def _act_on_absence(self, attempt: ActiveAttempt, stale: JobReport | None) -> bool:
         """Nobody knows the job and it said nothing: wait, then have it made again, or say that nothing is known.
 
+        What accounting still says of a job that the controller has lost is no more than a trace of it (`stale`).
         A controller that is killed forgets the jobs of its last seconds. One that hasn't claimed its attempt has done
         nothing, so the attempt may be submitted again. Return whether this job is followed no more.
         """
@@ -308,10 +309,11 @@ class Follower:
         memory.missing_since = memory.missing_since or self.now()
         if self.now() - memory.missing_since < self.vanish_after:
             return False
-        reason = (
-            f"job {attempt.identity} is known neither to the controller nor to accounting, and left no end record; "
-            f"last seen as {attempt.last_report.words if attempt.last_report else 'submitted'}"
-        )
+        known = "is known neither to the controller nor to accounting"
+        if stale is not None:
+            known = f"is gone from the controller, and accounting still says {stale.words} (sacctmgr show runawayjobs)"
+        seen = attempt.last_report.words if attempt.last_report else "submitted"
+        reason = f"job {attempt.identity} {known}; it left no end record, and was last seen as {seen}"
         if not _has_begun(_directory(attempt)) and self._plan_again(attempt, reason):
             return True
         self._conclude(attempt, Conclusion(state=RunState.UNKNOWN, reason=reason))
@@ -530,6 +532,14 @@ def _ended(attempt: AttemptRecord, plan: JobPlan) -> Ended:
 def _has_begun(directory: AttemptDirectory) -> bool:
     """Whether a job has left anything of itself; one that claimed the attempt has, whether that can be read or not."""
     return any(path.exists() for path in (directory.claim, directory.events, directory.progress_of(0)))
+
+
+def _is_stale(report: JobReport) -> bool:
+    """Whether accounting says of a job that it lives, which the controller, asked before, would then have known.
+
+    The controller can lose its state, or have told of an end that accounting hasn't heard of yet.
+    """
+    return report.evidence is Evidence.ACCOUNTING and not report.state.ended
 
 
 def _lacks_usage(report: JobReport | None) -> bool:
