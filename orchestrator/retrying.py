@@ -132,8 +132,10 @@ def _used_up(plan: JobPlan, rule: RetryRule, attempts: Sequence[Ended]) -> str:
     of_this_cause = sum(attempt.cause is cause for attempt in attempts[:-1])
     if of_this_cause >= rule.times:
         return f"tried again {_times(of_this_cause)}, the most that retries.{cause} allows"
-    if len(attempts) - 1 >= plan.retries.most:
-        return f"tried again {_times(len(attempts) - 1)}, the most that retries.most allows"
+    # A job that was given up with the one it came after, and made again with that one, isn't to blame.
+    in_all = sum(attempt.cause is not JobState.CANCELLED for attempt in attempts[:-1])
+    if in_all >= plan.retries.most:
+        return f"tried again {_times(in_all)}, the most that retries.most allows"
     return ""
 
 

@@ -30,7 +30,7 @@ HUNGRY = """{% include "_kernel.j2" %}
 """
 """Takes 500 MB before the kernel starts."""
 
-FRAMES = {"memory": 50, "time": 450, "node": 450}
+FRAMES = {"memory": 50, "time": 700, "node": 450}
 RATE_HZ = {"memory": "inf", "time": "5", "node": "5"}
 
 
@@ -81,6 +81,12 @@ def beamline(cluster: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         beamline.close()
 
 
+def node_of(run: RunDetail) -> str:
+    """Return the nodes of the first attempt's job; empty while they aren't known."""
+    report = run.attempts[0].last_report if run.attempts else None
+    return "" if report is None else report.nodes
+
+
 def announce(beamline: Beamline, uid: str) -> None:
     start = CollectionStart(
         uid=uid,
@@ -97,16 +103,14 @@ def announce(beamline: Beamline, uid: str) -> None:
 @pytest.fixture(scope="module")
 def lost_node(beamline: Beamline, cluster: Stack) -> str:
     """Kill the slurmd under the job of `node` in the middle of its work; its kernel lives on. Return the node."""
-    running = beamline.wait_for("node", processed(20), within_s=120)
-    assert running.attempts[0].last_report is not None
-    node = running.attempts[0].last_report.nodes
+    node = node_of(beamline.wait_for("node", lambda run: processed(20)(run) and node_of(run) != "", within_s=120))
     cluster.kill(f"slurmd-{node}")
     return node
 
 
 def complete_at_second_attempt(beamline: Beamline, cluster: Stack, uid: str, cause: JobState) -> RunDetail:
     """One run, complete; two attempts with a job each, the first for the cause; a result with every frame, once."""
-    detail = beamline.wait_for_end(uid, within_s=240)
+    detail = beamline.wait_for_end(uid, within_s=300)
     frames, summary = FRAMES[uid], detail.summary
     assert summary.state is RunState.COMPLETE, (summary.reason, beamline.log())
     first, second = detail.attempts
@@ -163,9 +167,8 @@ def test_a_run_that_waits_to_be_tried_again_is_cancelled_at_once(beamline: Beaml
         dataset="/entry/data/data", frames_expected=10,
     )  # fmt: skip
     beamline.send(start_document(start), "later")
-    running = beamline.wait_for("later", lambda detail: detail.summary.state is RunState.RUNNING, within_s=120)
-    assert running.attempts[0].last_report is not None
-    node = running.attempts[0].last_report.nodes
+    running = beamline.wait_for("later", lambda run: run.summary.state is RunState.RUNNING, within_s=120)
+    node = node_of(running)
     slurm(cluster, "scontrol", "update", f"node={node}", "state=down", "reason=test")
     beamline.wait_for("later", lambda detail: detail.summary.state is RunState.PLANNED and detail.summary.attempts == 1)
     assert beamline.command("cancel", running.summary.run_id).returncode == 0

@@ -140,6 +140,11 @@ def test_each_cause_counts_for_itself_and_all_of_them_together() -> None:
     assert not_again(a_plan(), *attempts) == f"tried again {MOST} times, the most that retries.most allows"
 
 
+def test_attempts_that_were_given_up_with_the_run_they_come_after_dont_count() -> None:
+    given_up = [ended(JobState.CANCELLED, number) for number in range(1, 10)]
+    again(a_plan(), *given_up, ended(JobState.NODE_FAIL, 10))
+
+
 def test_the_last_more_goes_up_to_the_limit_and_then_it_ends() -> None:
     rule = RetryRule(times=9, memory_factor=2.0, memory_max_mb=6000)
     plan = a_plan(rules(JobState.OUT_OF_MEMORY, rule))
