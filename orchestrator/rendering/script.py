@@ -16,7 +16,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ MAX_ROUNDS = 10_000
 _SHEBANG = re.compile(r"#!(/usr)?/bin/(env )?bash\n")
 _DIRECTIVE = re.compile(r"[ \t]*#(SBATCH|PBS|BSUB)")
 """What sbatch reads as options; it takes those of PBS and LSF too."""
+
+
+_PLACE = re.compile(r"\x02([0-9a-f]{16}):(\d+)\x03")
+_PLACE_ON_ITS_LINE = re.compile(rf"^{_PLACE.pattern}\n", re.MULTILINE)
+"""A placeholder; its first group tells whose it is."""
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class Verbatim(str):
@@ -99,7 +105,7 @@ def template_variables(plan: JobPlan, attempt: int) -> dict[str, object]:
         "log": here.log,
         "progress": here.progress,
     }
-    values = asdict(plan)
+    values = dict(vars(plan))
     collection, resources = values.pop("collection"), values.pop("resources")
     values["parameters"] = plan.parameter_values()
     del values["after"]
@@ -114,6 +120,8 @@ def _plain(value: object) -> object:
     """Reduce a value to text, numbers, lists and mappings: nothing that a template could act with."""
     if isinstance(value, Path):
         return PathText(value)
+    if is_dataclass(value):
+        return _plain(vars(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -251,20 +259,20 @@ class _Rendering:
         return value
 
     def _spots(self, text: str) -> list[Spot]:
-        found = re.finditer(f"\x02{self._nonce}:(\\d+)\x03", text)
-        return [Spot(int(match[1]), match.start(), match.end()) for match in found]
+        found = (match for match in _PLACE.finditer(text) if match[1] == self._nonce)
+        return [Spot(int(match[2]), match.start(), match.end()) for match in found]
 
     def _without_unset_directives(self, text: str) -> str:
         def kept(match: re.Match[str]) -> str:
-            value = self._values[int(match[1])].value
+            value = self._values[int(match[2])].value if match[1] == self._nonce else None
             return "" if type(value) is Verbatim and not value else match[0]
 
-        return re.sub(f"^\x02{self._nonce}:(\\d+)\x03\n", kept, text, flags=re.MULTILINE)
+        return _PLACE_ON_ITS_LINE.sub(kept, text)
 
     def _refuse_control_characters(self, text: str, template: str) -> None:
         """Refuse what would forge a placeholder, and what bash doesn't read as it stands, such as NUL."""
-        own = re.sub(f"\x02{self._nonce}:\\d+\x03", "", text)
-        for found in re.finditer(r"[\x00-\x08\x0b-\x1f\x7f]", own):
+        own = _PLACE.sub(lambda match: "" if match[1] == self._nonce else match[0], text)
+        for found in _CONTROL_CHARACTER.finditer(own):
             line = own.count("\n", 0, found.start()) + 1
             raise InvalidTemplate(
                 f"{self.folder.path / template} (line {line} of the script): the control character {found[0]!a}",
