@@ -141,3 +141,13 @@ def test_the_followers_patience_does_not_depend_on_the_machines_clock(monkeypatc
     before = clock()
     monkeypatch.setattr(service_module, "utc_now", lambda: before + timedelta(days=1))
     assert before <= clock() < before + timedelta(hours=1)
+
+
+def test_a_second_service_on_sqlite_is_refused_and_the_next_one_after_the_first_is_not(tmp_path: Path) -> None:
+    folders = {"spool.folder": str(tmp_path / "spool"), "gateway.local_state": str(tmp_path / "jobs")}
+    settings = site(tmp_path, **folders)
+    for _ in range(2):
+        with Service.of(settings) as first:
+            with pytest.raises(InvalidSettings, match=r"has its service already .* SQLite is for one"):
+                Service.of(settings)
+            assert first.store.leases() == {}
