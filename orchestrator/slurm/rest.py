@@ -22,15 +22,15 @@ from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown
 from orchestrator.records import JobIdentity, JobReport, Json, RunTag, Submission, SubmittedJob
 from orchestrator.slurm import parsing, rest_documents, rest_failures
 from orchestrator.slurm.gateway import Gateway, GatewayInfo
-from orchestrator.slurm.rest_connection import Connection, Reply
+from orchestrator.slurm.rest_connection import Connection, Query, Reply
 from orchestrator.slurm.rest_documents import Queued
 from orchestrator.slurm.rest_job import job_request
 from orchestrator.slurm.rest_versions import WITH_DUPLICATES, ApiVersion, negotiated
 from orchestrator.slurm.script_options import read_options
 from orchestrator.slurm.tokens import CommandTokens, FileTokens, NoTokens, TokenSource
 
-_IDS_PER_CALL = 1_000
-"""They stand in the address of the request."""
+_IDS_PER_CALL = 4_000
+"""They stand in the address of the request, which may have 80 kB."""
 _SECOND = timedelta(seconds=1)
 _PLAIN_NAME = re.compile(r"[a-z0-9._-]+")
 
@@ -157,7 +157,7 @@ class RestGateway(Gateway):
         for begin in range(0, len(here), _IDS_PER_CALL):
             some = here[begin : begin + _IDS_PER_CALL]
             since = min(job.submitted_at for job in some)
-            records = self._accounting(since, {"step": _ids(some)})
+            records = self._accounting(since, self._chosen(some))
             reports |= parsing.latest_of(some, [*self._earlier_runs(some, records), *records])
         return reports
 
@@ -225,17 +225,23 @@ class RestGateway(Gateway):
         reply = self._ask(f"/slurm/v{server.version}/job/{job_id}", user=user, absent=rest_failures.NOT_FOUND)
         return next(iter(rest_documents.queued(reply.document, cluster=server.info.cluster)), None)
 
-    def _accounting(self, since: datetime, chosen: Mapping[str, str], until: datetime | None = None) -> list[JobReport]:
+    def _accounting(self, since: datetime, chosen: Query, until: datetime | None = None) -> list[JobReport]:
         """Return the records of jobs that had not ended before `since`; the end allows for a clock that is ahead."""
         server = self._known()
         if not server.info.accounting:
             return []
         end = until or datetime.now(UTC) + timedelta(days=1)
-        query = {"start_time": f"uts{since.timestamp():.0f}", "end_time": f"uts{end.timestamp():.0f}", **chosen}
-        if server.version >= WITH_DUPLICATES:
-            query["flags"] = "show_duplicates"
+        window = [("start_time", f"uts{since.timestamp():.0f}"), ("end_time", f"uts{end.timestamp():.0f}")]
+        every_run = [("show_duplicates", "true")] if server.version >= WITH_DUPLICATES else []
+        query = [*window, *every_run, *chosen]
         reply = self._ask(f"/slurmdb/v{server.version}/jobs", query=query, absent=rest_failures.NOTHING_FOUND)
         return rest_documents.accounted(reply.document, cluster=server.info.cluster)
+
+    def _chosen(self, jobs: Iterable[JobIdentity]) -> Query:
+        """Return the question's part that names jobs: a list with commas at first, later the name for each."""
+        ids = [str(job_id) for job_id in sorted({job.job_id for job in jobs})]
+        repeated = self._known().version >= WITH_DUPLICATES
+        return [("step", job_id) for job_id in ids] if repeated else [("step", ",".join(ids))]
 
     def _earlier_runs(self, jobs: Sequence[JobIdentity], records: Iterable[JobReport]) -> list[JobReport]:
         """Return the first records of jobs of which accounting told only the last (before 0.0.40).
@@ -248,9 +254,7 @@ class RestGateway(Gateway):
         told = list(records)
         exact, ids = {record.identity for record in told}, {record.identity.job_id for record in told}
         unsure = [job for job in jobs if job.job_id in ids and job not in exact]
-        found = (
-            self._accounting(job.submitted_at, {"step": str(job.job_id)}, job.submitted_at + _SECOND) for job in unsure
-        )
+        found = (self._accounting(job.submitted_at, self._chosen([job]), job.submitted_at + _SECOND) for job in unsure)
         return [record for some in found for record in some if record.identity not in exact]
 
     def _end(self, job: JobIdentity, user: str) -> None:
@@ -265,7 +269,7 @@ class RestGateway(Gateway):
         *,
         method: str = "GET",
         user: str | None = None,
-        query: Mapping[str, str] | None = None,
+        query: Query = (),
         absent: frozenset[int] = frozenset(),
     ) -> Reply:
         """Ask a question, or for something that may be asked for twice; errors in `absent` are an answer."""
@@ -328,13 +332,9 @@ def _token_source(user: str, file: Path | None, command: Sequence[str]) -> Token
     return CommandTokens(command, own_user=user) if command else NoTokens(own_user=user)
 
 
-def _ids(jobs: Iterable[JobIdentity]) -> str:
-    return ",".join(str(job_id) for job_id in sorted({job.job_id for job in jobs}))
-
-
-def _named(tag: RunTag) -> dict[str, str]:
+def _named(tag: RunTag) -> Query:
     """Return the names a job of this tag can have in accounting, where they can stand in a list with commas.
 
     It is called ``allocation`` until accounting has heard of its start, and has its comment all the same.
     """
-    return {"job_name": f"{tag.job_name},allocation"} if _PLAIN_NAME.fullmatch(tag.job_name) else {}
+    return [("job_name", f"{tag.job_name},allocation")] if _PLAIN_NAME.fullmatch(tag.job_name) else []

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -22,6 +22,8 @@ from orchestrator.records import Json
 from orchestrator.slurm.rest_documents import RestError, errors
 from orchestrator.slurm.tokens import TokenSource
 
+Query: TypeAlias = Sequence[tuple[str, str]]
+"""Names and values; a name may come several times."""
 CONNECTIONS_MAX: Final = 8
 """More calls than this at the same time wait for one another."""
 KEPT_IDLE_S: Final = 60.0
@@ -89,7 +91,7 @@ class Connection:
         *,
         user: str,
         timeout_s: float,
-        query: Mapping[str, str] | None = None,
+        query: Query = (),
         body: Json = None,
     ) -> Reply:
         """Send a request as `user`, once, and return the answer, whatever it says.
