@@ -772,6 +772,18 @@ class StoreContract:
         store.record_obstacle(tag.run_id, "waiting: no space left")
         assert store.run(tag.run_id).summary.reason == ""
 
+    def test_a_hindrance_is_said_until_it_is_taken_back_and_never_after_the_end(self, store: Store) -> None:
+        tag = submitted(store)
+        for _ in range(2):
+            store.record_hindrance(tag, "its job is suspended")
+        assert store.run(tag.run_id).summary.reason == "its job is suspended"
+        store.record_hindrance(tag, "")
+        assert store.run(tag.run_id).summary.reason == ""
+        assert [event.kind for event in store.run(tag.run_id).events] == ["hindrance"]
+        store.finish_run(tag.run_id, RunState.FAILED, "exit code 1", NOON)
+        store.record_hindrance(tag, "its job is suspended")
+        assert store.run(tag.run_id).summary.reason == "exit code 1"
+
     def test_a_refused_submission_ends_the_run(self, store: Store) -> None:
         tag = planned(store)
         store.record_intent(tag, SCRIPT, gateway="cli")

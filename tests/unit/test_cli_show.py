@@ -194,3 +194,66 @@ def test_proposed_commands_find_the_site(site: SiteWithRuns) -> None:
     assert "--site" not in site.call("show", tag.run_id)
     result = CliRunner(env={"ORCHESTRATOR_SITE": None}).invoke(app, ["show", tag.run_id, "--site", str(site.file)])
     assert sections(result.stdout)["Next"]["its log"] == f"orchestrator log {tag.run_id[:8]} --site {site.file}"
+
+
+# --------------------------------------------------------------------------------------- what SLURM did to the job
+
+
+def test_earlier_starts_of_a_requeued_job_say_how_they_ended(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    site.begun(tag)
+    site.report(tag, JobState.PENDING, reason="BeginTime", restarts=1, nodes="", started_at=None)
+    job = sections(site.call("show", "latest"))["Job of attempt 1"]
+    assert job["requeued"] == "1 time; accounting has not told why"
+    assert (job["nodes"], job["started"]) == ("none yet", "not yet")
+    site.store.record_event(tag, "earlier-start", {"words": "PREEMPTED", "reason": "", "nodes": "n1"}, NOON, sequence=0)
+    text = site.call("show", "latest")
+    assert sections(text)["Job of attempt 1"]["requeued"] == "1 time; start 1 ended as PREEMPTED on n1"
+    assert "this start ended as PREEMPTED on n1 and was requeued, says accounting" in text
+
+
+def test_a_memory_kill_keeps_slurms_word_and_says_whose_word_the_reason_is(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    usage = {"max_rss_bytes": 300, "requested_memory_bytes": 200}
+    note = "StepId=7.batch exceeded memory limit (300 > 200), being killed"
+    report = {"words": "FAILED", "reason": note, "exit_code": 0, "signal": 9, "usage": usage}
+    site.report(tag, JobState.OUT_OF_MEMORY, **report)
+    job = sections(site.call("show", "latest"))["Job of attempt 1"]
+    assert job["state"] == f"FAILED ({note}), says the controller"
+    assert job["meaning"].endswith("the reason is SLURM's own note in the job's log")
+    assert job["exit code"] == "0, signal 9"
+    assert job["memory"] == "its peak is more than it had asked for"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("NODE_FAIL", "0, which SLURM says of every job that ended as NODE_FAIL; it isn't the script's"),
+        ("TIMEOUT", "0"),
+    ],
+)
+def test_an_exit_code_that_no_script_gave_is_said_to_be_slurms(site: SiteWithRuns, words: str, code: str) -> None:
+    tag = site.submitted()
+    site.report(tag, JobState[words], exit_code=0)
+    assert sections(site.call("show", "latest"))["Job of attempt 1"]["exit code"] == code
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_who_cancelled_a_run_is_told_as_far_as_it_is_known(site: SiteWithRuns, ours: bool) -> None:
+    tag = site.submitted()
+    if ours:
+        site.store.record_event(tag, "cancel", {"by": "gda"}, NOON)
+    site.report(tag, JobState.CANCELLED, words="CANCELLED by 0")
+    site.store.finish_run(tag.run_id, RunState.CANCELLED, "the job was cancelled (CANCELLED by 0)", NOON)
+    told = sections(site.call("show", "latest"))
+    assert told["State"]["cancelled by"].startswith("gda" if ours else "somebody outside this program")
+    assert told["Job of attempt 1"]["meaning"] == "user root (0) cancelled it"
+
+
+def test_what_hinders_a_job_stands_in_reason_and_history(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    site.store.record_hindrance(tag, "its job will wait for ever: no node has what it asks for")
+    text = site.call("show", "latest")
+    assert sections(text)["State"]["because"] == "its job will wait for ever: no node has what it asks for"
+    assert text.count("for ever") == 2
+    assert "for ever" in site.call("runs")
