@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import h5py
@@ -13,9 +16,14 @@ import numpy as np
 import pytest
 
 from orchestrator.demonstration import shipped
+from orchestrator.dispatching import Dispatcher
+from orchestrator.following import Follower
+from orchestrator.injob import EXIT_PREDECESSOR
+from orchestrator.messages import start_document
 from orchestrator.provenance import RunDetail
-from orchestrator.records import RunState
+from orchestrator.records import CollectionStart, RawMessage, RunState, Submission, SubmittedJob
 from orchestrator.runs import RunDirectory
+from orchestrator.slurm.cli import CliGateway
 from orchestrator.stack import Stack
 from tests.system.beamline import Beamline, slurm_jobs
 
@@ -30,11 +38,12 @@ def beamline_of(tmp_path: Path, stack: Stack) -> Iterator[Making]:
     """Return a function that starts the service with the shipped chain, and with changes to its recipes."""
     made: list[Beamline] = []
 
-    def make(**changes: object) -> Beamline:
+    def make(*, serving: bool = True, **changes: object) -> Beamline:
         recipes = tomllib.loads(shipped("site-configs", "chain.toml").read_text())["recipes"]
         recipes["reduce"] |= changes
         made.append(Beamline(tmp_path, stack, {"recipes": recipes, "defaults.appear_timeout_s": 4}))
-        made[-1].start_service()
+        if serving:
+            made[-1].start_service()
         return made[-1]
 
     yield make
@@ -125,6 +134,42 @@ def test_chain_goes_on_when_its_first_member_succeeds_on_a_second_attempt(beamli
     assert_complete(runs, beamline)
     assert len(runs["reduce"].attempts) == 2
     assert [begun(runs[recipe]) for recipe in CHAIN] == [2, 1, 1]
+
+
+class Forgetful(CliGateway):
+    """A SLURM that has forgotten every job that another one is to come after, as it does MinJobAge after their end."""
+
+    def submit(self, submission: Submission) -> SubmittedJob:
+        gone = tuple(replace(job, job_id=job.job_id + 500_000) for job in submission.after)
+        return super().submit(replace(submission, after=gone))
+
+
+def test_job_that_slurm_lets_run_after_a_failed_one_that_it_forgot_leaves_at_its_fence(
+    beamline_of: Making, stack: Stack
+) -> None:
+    beamline = beamline_of(serving=False)
+    gateway = Forgetful(environment={**os.environ, **stack.environment()})
+    dispatcher = Dispatcher(store=beamline.store, gateway=gateway, settings=beamline.settings)
+    follower = Follower(store=beamline.store, gateway=gateway, vanish_after=timedelta(minutes=10))
+    start = CollectionStart(
+        uid="forgotten", beamline="b", detector="d", file=beamline.file("forgotten"), dataset="/d", frames_expected=5
+    )
+    dispatcher.receive([RawMessage(body=start_document(start), source="test")])
+    dispatcher.plan_waiting()
+    deadline = time.monotonic() + 200
+    while not (runs := chain_of(beamline, "forgotten")) or any(not run.summary.state.ended for run in runs.values()):
+        dispatcher.submit_planned()
+        follower.cycle()
+        assert time.monotonic() < deadline, {name: run.summary.reason for name, run in runs.items()}
+        time.sleep(1)
+    assert runs["reduce"].summary.state is RunState.FAILED
+    average = runs["average"]
+    assert average.summary.state is RunState.CANCELLED
+    assert "(reduce)" in average.summary.reason
+    report = average.attempts[-1].last_report
+    assert report is not None
+    assert report.exit_code == EXIT_PREDECESSOR, "SLURM let it run"
+    assert begun(average) == 0
 
 
 def test_chain_goes_on_while_the_service_is_down(beamline_of: Making, stack: Stack) -> None:
