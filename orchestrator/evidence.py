@@ -289,7 +289,7 @@ def _conclude_orderly(progress: KernelProgress | None) -> Conclusion:
 
 def _describe_failure(report: JobReport, progress: KernelProgress | None) -> str:
     parts = [f"the job ended as {report.words}{_meaning(report)}"]
-    if report.exit_code and not report.signal:
+    if report.exit_code and not report.signal and report.state is not JobState.DEADLINE:  # there it is SLURM's own mark
         parts[0] += f", exit code {report.exit_code}"
         if report.state is JobState.FAILED and report.exit_code in _KERNEL_EXITS:
             parts[0] += f": {_KERNEL_EXITS[report.exit_code]}"

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.records import JobIdentity, JobReport, JobState, RunTag
 from orchestrator.slurm import parsing
+from orchestrator.slurm.waiting import hindrance
 
 TEXTS = Path(__file__).parent / "slurm_texts"
 
@@ -187,3 +188,53 @@ def test_times_that_are_none(text: str) -> None:
 
 def test_times_in_iso_form_are_utc() -> None:
     assert parsing.parse_time("2026-11-22T23:43:10") == at(1795390990)
+
+
+# ----------------------------------------------------------------------- jobs to which something happened, captured
+
+
+def named_queue() -> dict[str, JobReport]:
+    reports = parsing.parse_squeue((TEXTS / "squeue-22.05-states.txt").read_text(), cluster="c")
+    return {report.name: report for report in reports}
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "reason"),
+    [
+        ("preempted", JobState.PENDING, "BeginTime"),
+        ("requeue-hold", JobState.PENDING, "job requeued in held state"),
+        ("suspended", JobState.SUSPENDED, ""),
+        ("cancelled", JobState.CANCELLED, ""),
+        ("memory", JobState.FAILED, "JobLaunchFailure"),
+        ("deadline", JobState.DEADLINE, "DeadLine"),
+        ("held", JobState.PENDING, "JobHeldUser"),
+        ("hopeless", JobState.PENDING, "PartitionTimeLimit"),
+        ("dependent", JobState.PENDING, "DependencyNeverSatisfied"),
+    ],
+)
+def test_what_happened_to_a_queued_job_is_read(name: str, state: JobState, reason: str) -> None:
+    report = named_queue()[name]
+    assert (report.state, report.reason) == (state, reason)
+    assert report.started_at is None or report.nodes
+    assert report.restarts == (name in {"preempted", "requeue-hold"})
+
+
+@pytest.mark.parametrize("name", ["hopeless", "dependent"])
+def test_captured_hopeless_jobs_are_told_as_hopeless(name: str) -> None:
+    assert "for ever" in hindrance(named_queue()[name])
+    assert not hindrance(named_queue()["held"])
+    assert "suspended" in hindrance(named_queue()["suspended"])
+
+
+def test_accounting_tells_how_captured_jobs_came_to_be_requeued() -> None:
+    records = parsing.parse_sacct((TEXTS / "sacct-22.05-states.txt").read_text(), cluster="c")
+    by_name = {record.name: record for record in records}
+    assert by_name["preempted"].state is JobState.PREEMPTED
+    assert by_name["requeue-hold"].words == "REQUEUED"
+    assert (by_name["cancelled"].words, by_name["suspended"].state) == ("CANCELLED by 0", JobState.SUSPENDED)
+    second = replace(by_name["preempted"], words="COMPLETED", state=JobState.COMPLETED)
+    second = replace(second, identity=replace(second.identity, submitted_at=at(1795404587)))
+    job = by_name["preempted"].identity
+    report = parsing.latest_of([job], [*records, second])[job]
+    assert (report.state, report.restarts) == (JobState.COMPLETED, 1)
+    assert [earlier.words for earlier in report.earlier] == ["PREEMPTED"]
