@@ -1,9 +1,9 @@
 """Planned runs become jobs: intents, directories, calls, outcomes, a batch at a time.
 
 In: runs in state PLANNED. Out: jobs at SLURM, in the order of the runs, and what became of each in the store. The
-intents of a batch are committed together before its first call, its outcomes together at short intervals; a call
-itself is never made twice or in parallel. What of a batch wasn't sent, because an answer was lost or SLURM takes no
-more, is given back in the same breath.
+intents of a batch are committed together before its first call, its outcomes together at short intervals; while its
+calls are made, the next batch is prepared. Calls are made one after another, and none twice. What of a batch wasn't
+sent, because an answer was lost or SLURM takes no more, is given back in the same breath.
 
 A batch is as large as it can be sent in a quarter of a second: what dies in between leaves that many intents to be
 looked for, not more.
@@ -134,10 +134,7 @@ class Submitter:
         """
         self.catch_up()
         this = _Round()
-        for batch in self._batches(this):
-            self._submit(batch, this)
-            if this.made >= ROUND or this.unanswered or self._closed_everywhere():
-                break
+        self._go_through(self._batches(this), this)
         if error := self._closed_everywhere():
             self.store.record_obstacle_to_all(f"waiting: {error.full_text}")
             raise error.with_traceback(None)
@@ -165,6 +162,31 @@ class Submitter:
 
     # --------------------------------------------------------------------------------------------------- batches
 
+    def _go_through(self, batches: Iterator[list[PlannedRun]], this: _Round) -> None:
+        """Make the calls of each batch, and prepare the next one meanwhile: SLURM's time is waited for, not used."""
+        with ThreadPoolExecutor(1) as ahead:
+            calls = self._next(batches, this)
+            while calls is not None:
+                coming = None if calls.on_trial or self._is_over(this) else ahead.submit(self._next, batches, this)
+                try:
+                    calls.make()
+                except Exception:
+                    prepared = coming.result() if coming else None
+                    if prepared is not None:
+                        prepared.give_back()
+                    raise
+                if coming is not None:
+                    calls = coming.result()
+                else:
+                    calls = None if self._is_over(this) else self._next(batches, this)
+
+    def _is_over(self, this: _Round) -> bool:
+        return this.unanswered or this.made >= ROUND or self._closed_everywhere() is not None
+
+    def _next(self, batches: Iterator[list[PlannedRun]], this: _Round) -> _Calls | None:
+        batch = next(batches, None)
+        return None if batch is None else self._prepare(batch, this)
+
     def _batches(self, this: _Round) -> Iterator[list[PlannedRun]]:
         """Give the runs that may be sent, in batches; what a batch meets decides about the next ones."""
         if self._closed_everywhere():
@@ -190,27 +212,30 @@ class Submitter:
     def _planned_runs(self) -> Iterator[PlannedRun]:
         """Give each run that waits, in portions: those that can't be submitted now don't hide the ones behind them."""
         portion = self.store.planned_runs(ROUND)
-        while portion:
-            yield from portion
+        yield from portion
+        while len(portion) == ROUND:
             portion = self.store.planned_runs(ROUND, after=portion[-1])
+            yield from portion
 
     def _batch_size(self) -> int:
         return max(1, min(BATCH_MOST, int(BATCH_S / max(self.memory.call_s, 1e-6))))
 
     # ------------------------------------------------------------------------------------------------ preparation
 
-    def _submit(self, batch: Sequence[PlannedRun], this: _Round) -> None:
+    def _prepare(self, batch: Sequence[PlannedRun], this: _Round) -> _Calls:
+        """Commit the intents of a batch and write its directories; return the calls that are left to be made."""
         ready = [item for planned in self._left_by_others(batch) if (item := self._prepared(planned)) is not None]
-        if not ready:
-            return
         at, since_s = self.now(), self.clock()
+        if not ready:
+            return _Calls(self, this, [], at, since_s)
         intents = [Intent(tag=item.tag, script=item.submission.script) for item in ready]
         ours = self.store.record_intents(intents, gateway=self.gateway.name, at=at)
         reached(CrashPoint.INTENT_COMMITTED)
         self.memory.first_seen_s.update({(tag, at): since_s for tag in ours})
         # Only now: whoever holds the intent is the only one to write the directory, so what is submitted is what the
         # intent says.
-        _Calls(self, this, at, since_s).make(self._written([item for item in ready if item.tag in ours]))
+        written = self._written([item for item in ready if item.tag in ours])
+        return _Calls(self, this, written, at, since_s)
 
     def _left_by_others(self, batch: Sequence[PlannedRun]) -> Sequence[PlannedRun]:
         """Leave out what another service has taken since it was read: to render it again would be in vain."""
@@ -293,30 +318,50 @@ class Submitter:
 class _Calls:
     """The calls of one batch, one after another, and their outcomes on the way into the store."""
 
-    def __init__(self, submitter: Submitter, this: _Round, at: datetime, since_s: float) -> None:
+    def __init__(
+        self,
+        submitter: Submitter,
+        this: _Round,
+        items: Sequence[tuple[_Ready, OSError | None]],
+        at: datetime,
+        since_s: float,
+    ) -> None:
         self._submitter, self._round = submitter, this
+        self._left = list(items)
         self._memory, self._clock = submitter.memory, submitter.clock
         self._at, self._since_s = at, since_s
         self._outcomes: list[Outcome] = []
         self._oldest_s = 0.0
         self._called = False
 
-    def make(self, items: Sequence[tuple[_Ready, OSError | None]]) -> None:
+    @property
+    def on_trial(self) -> bool:
+        """Whether these calls show if more may be sent."""
+        return any(self._memory.pressure.on_trial(_queue_of(item.planned)) for item, _ in self._left)
+
+    def make(self) -> None:
         """Submit what may be submitted, in order, and give the rest back."""
-        left = list(items)
         try:
-            while left:
-                item, obstacle = left.pop(0)
+            while self._left:
+                item, obstacle = self._left.pop(0)
                 self._take(item, self._outcome(item, obstacle))
         except StoreUnavailable:
-            # What was sent is found by its tag; of the rest the store hears when it is there again.
-            self._memory.unrecorded += [self._given_back(item.tag, _NEXT) for item, _ in left]
+            # What was sent stands in the memory or is found by its tag; of the rest the store hears when it is back.
+            self._memory.unrecorded += self._given_back_all()
             raise
         except Exception:
-            self._outcomes += [self._given_back(item.tag, _NEXT) for item, _ in left]
-            self._commit()
+            self.give_back()
             raise
         self._commit()
+
+    def give_back(self) -> None:
+        """Make none of the calls that are left."""
+        self._outcomes += self._given_back_all()
+        self._commit()
+
+    def _given_back_all(self) -> list[NotSubmitted]:
+        left, self._left = self._left, []
+        return [self._given_back(item.tag, _NEXT) for item, _ in left]
 
     def _outcome(self, item: _Ready, obstacle: OSError | None) -> Outcome:
         if obstacle is not None:
