@@ -496,12 +496,15 @@ class Follower:
 
     def _take_in_accounting(self, attempt: ActiveAttempt, report: JobReport) -> None:
         """Record what only accounting knows: how earlier starts ended, who cancelled, usage."""
-        for number, earlier in enumerate(report.earlier):
+        before, late = attempt.last_report, self._still_late().get(attempt.tag)
+        # Accounting gets to know of a new start a while after it, and of a held one never.
+        behind = before is not None and report.restarts < before.restarts
+        starts = (*report.earlier, report) if behind else report.earlier
+        for number, earlier in enumerate(starts):
             told: Json = {"words": earlier.words, "reason": earlier.reason, "nodes": earlier.nodes}
             self.store.record_event(attempt.tag, "earlier-start", told, earlier.ended_at or self.now(), sequence=number)
-        self._memory[attempt.tag].earlier_known = len(report.earlier)
-        before, late = attempt.last_report, self._still_late().get(attempt.tag)
-        if late is None or before is None or not (report.state.ended and report.usage):
+        self._memory[attempt.tag].earlier_known = len(starts)
+        if late is None or before is None or behind or not (report.state.ended and report.usage):
             return
         told_now = replace(before, usage=report.usage)
         if report.words.startswith(f"{before.words} "):  # CANCELLED by 1000
