@@ -546,6 +546,23 @@ def test_accounting_tells_how_the_starts_before_a_requeue_ended(trip: Trip) -> N
     assert trip.gateway.calls.count("account") == 1
 
 
+def test_accounting_that_has_not_heard_of_the_new_start_tells_how_the_old_one_ended(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.gateway.set_state(job, "RUNNING")
+    trip.follower.cycle()
+    trip.gateway.requeue(job)
+    with_accounting_of(trip, words="REQUEUED", restarts=0, nodes="memory[1]", usage={"cpu_s": 1.0})
+    for _ in range(3):
+        trip.follower.cycle()
+        trip.clock.ahead += USAGE_INTERVAL
+    run = trip.run()
+    told = [event.detail for event in run.events if event.kind == "earlier-start"]
+    assert told == [{"words": "REQUEUED", "reason": "BeginTime", "nodes": "memory[1]"}]
+    assert trip.gateway.calls.count("account") == 1
+    assert run.attempts[0].last_report is not None
+    assert run.attempts[0].last_report.usage == {}
+
+
 @pytest.mark.parametrize(("forgive", "state"), [(False, RunState.FAILED), (True, RunState.COMPLETE)])
 def test_whether_out_of_memory_with_exit_code_0_is_a_failure_is_the_sites_policy(
     trip: Trip, forgive: bool, state: RunState
