@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,6 +38,7 @@ class LeaseStore(Database):
     """The store's part that services share the work with."""
 
     _lock: int | None = None
+    _present = False
 
     @property
     def shared(self) -> bool:
@@ -53,7 +55,9 @@ class LeaseStore(Database):
         """
         file = sqlite_file(self.url)
         if file is None:
-            self.hold_lease(self._presence, for_s=PRESENCE_S)
+            if not self._present:
+                self._free_what_dead_processes_held()
+            self._present = self.hold_lease(self._presence, for_s=PRESENCE_S)
         elif self._lock is None:
             self._lock = _locked(file)
 
@@ -94,6 +98,16 @@ class LeaseStore(Database):
         with self.reading() as session:
             return {row.name: row.holder for row in _valid_leases(session)}
 
+    def _free_what_dead_processes_held(self) -> None:
+        """Take away leases of this machine's processes that aren't there any more.
+
+        Who comes after a service that was killed needn't wait until they run out.
+        """
+        with self.writing() as session:
+            for row in session.scalars(select(LeaseRow).order_by(LeaseRow.name).with_for_update()):
+                if _surely_dead(row.holder):
+                    session.delete(row)
+
     @property
     def _presence(self) -> str:
         return _SERVICE + self.holder.rpartition(":")[2]
@@ -107,6 +121,19 @@ def database_now(session: Session) -> datetime:
         return utc_now()  # SQLite has this machine's
     now: datetime = session.execute(text(asked[dialect])).scalar_one()
     return now.replace(tzinfo=UTC) if now.tzinfo is None else now.astimezone(UTC)
+
+
+def _surely_dead(holder: str) -> bool:
+    machine, _, process = holder.rpartition(":")[0].rpartition(":")
+    if machine != socket.gethostname() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _valid(row: LeaseRow, now: datetime) -> bool:

@@ -54,6 +54,7 @@ from orchestrator.records import (
     JobState,
     Origin,
     Parameter,
+    Predecessor,
     RawMessage,
     Resources,
     Retry,
@@ -1009,6 +1010,36 @@ class StoreContract:
         with Store.open(url) as store:
             assert store.schema_status().current
 
+    # ------------------------------------------------------------------------------------------------- chains
+
+    def test_how_the_runs_before_and_after_a_run_stand_is_told_in_the_recipes_order(self, store: Store) -> None:
+        first, second = a_plan(recipe="reduce"), a_plan(recipe="calibrate")
+        predecessors = tuple(
+            Predecessor(recipe=one.recipe, run_id=one.run_id, run_directory=one.run_directory)
+            for one in (second, first)
+        )
+        last = a_plan(recipe="average", after=predecessors)
+        store.record_runs(None, [first, second, last], note="a chain")
+        tag = RunTag(run_id=first.run_id, attempt=1)
+        assert store.record_intent(tag, SCRIPT, gateway="cli")
+        assert store.record_submitted(tag, a_job())
+        waiting, running = store.earlier_runs(last.run_id)
+        assert (waiting.recipe, waiting.state, waiting.job) == ("calibrate", RunState.PLANNED, None)
+        assert (running.recipe, running.state, running.job) == ("reduce", RunState.PENDING, a_job().identity)
+        assert running.intent_at is not None
+        assert [one.run_id for one in store.later_runs(first.run_id)] == [last.run_id]
+        assert store.earlier_runs(first.run_id) == ()
+        assert store.run(last.run_id).plan == last
+
+    def test_run_after_one_that_is_not_here_says_so(self, store: Store) -> None:
+        absent = Predecessor(recipe="reduce", run_id=str(uuid4()), run_directory=Path("/runs/absent"))
+        plan = a_plan(after=(absent,))
+        store.record_runs(None, [plan], note="alone")
+        (one,) = store.earlier_runs(plan.run_id)
+        assert (one.run_id, one.state) == (absent.run_id, None)
+
+    # ------------------------------------------------------------------------------------------------- schemas
+
     def test_a_database_of_a_newer_release_is_refused(self, place: Place) -> None:
         url = place.new()
         with Store.open(url, create=True) as store, store.connected() as connection:
@@ -1120,6 +1151,29 @@ class ServerContract(StoreContract):
                 [Intent(tag=tag, script=SCRIPT)], gateway="cli", at=utc_now() - timedelta(minutes=11)
             )
             assert [unsettled.tag for unsettled in second.unsettled_attempts()] == [tag]
+
+    def test_what_a_killed_service_of_this_machine_held_is_free_for_the_next_one(self, url: str) -> None:
+        program = """
+            import sys, time
+            from orchestrator.provenance import Store
+            store = Store.open(sys.argv[1])
+            store.become_service()
+            store.hold_lease("work", for_s=500)
+            print("here", flush=True)
+            time.sleep(60)
+        """
+        with Store.open(url) as second, Store.open(url) as third:
+            command = [sys.executable, "-c", textwrap.dedent(program), url]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+                assert first.stdout is not None
+                assert first.stdout.readline() == "here\n"
+                second.become_service()
+                assert not second.hold_lease("work", for_s=500)
+                first.kill()
+            assert not second.hold_lease("work", for_s=500)  # one that goes on waits until it has run out
+            third.become_service()
+            assert third.hold_lease("work", for_s=500)
+            assert set(third.leases().values()) == {second.holder, third.holder}
 
     def test_several_services_are_welcome(self, url: str) -> None:
         with Store.open(url) as first, Store.open(url) as second:
