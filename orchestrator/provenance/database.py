@@ -10,8 +10,9 @@ import os
 import re
 import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -83,6 +84,9 @@ class Database:
         """This process's name in the database: machine, process and a number that is drawn."""
         self._engine = _engine(url, busy_timeout_s)
         self._writer = self._engine.execution_options(begin="IMMEDIATE")
+        # SQLite has one writer at a time, and lets others look again after pauses; a thread that waits here goes on at
+        # once.
+        self._turn = threading.Lock() if url.get_backend_name() == "sqlite" else nullcontext()
 
     @property
     def engine(self) -> Engine:
@@ -103,6 +107,7 @@ class Database:
     def writing(self) -> Iterator[Session]:
         """Change the database: all of it, durably, when the block ends; nothing when it raises."""
         with (
+            self._turn,
             self.errors_named(),
             self._schema_differences_named(),
             Session(self._writer, expire_on_commit=False) as session,
