@@ -36,7 +36,7 @@ def test_a_run_whose_job_waits_says_why(site: SiteWithRuns) -> None:
     tag = site.submitted()
     assert site.told("runs", "--json")[0]["reason"] == ""
     site.report(tag, JobState.PENDING, reason="Priority", started_at=None)
-    assert site.call("runs").rstrip().endswith("live:42  its job waits: jobs of higher priority go first (Priority)")
+    assert site.call("runs").rstrip().endswith("  its job waits: jobs of higher priority go first (Priority)")
     assert "because     its job waits: jobs of higher priority go first (Priority)" in site.call("show", "latest")
     site.report(tag, JobState.PENDING, reason="PartitionTimeLimit", started_at=None)
     for_ever = "its job will wait for ever: it asks for more time than its partition allows (PartitionTimeLimit)"
