@@ -132,7 +132,13 @@ class Dispatcher:
         again = self._memory.look_again_s
         for key in again.keys() - since_s.keys():
             del again[key]
+        self._memory.settled_once = True
         return _for_each(unsettled, lambda item: int(not self._settle(item)))
+
+    @property
+    def may_be_open(self) -> bool:
+        """Whether `settle` has something to find out: always before its first time, then as far as is known here."""
+        return not self._memory.settled_once or bool(self._memory.first_seen_s)
 
     def _settle(self, unsettled: UnsettledAttempt) -> bool:
         tag, key, now_s = unsettled.tag, (unsettled.tag, unsettled.latest_intent_at), self.clock()

@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -215,19 +216,30 @@ class Service:
         return handle
 
     def _dispatch_step(self) -> None:
-        """Decide about messages, settle what is open, submit; an obstacle to one doesn't hold up the next."""
-        longest_s = min(self.settings.gateway.poll_interval_s, IDLE_S)
-        try:
-            self.dispatcher.plan_waiting()
-        finally:
-            try:
-                if not self.dispatcher.settle():
-                    longest_s = IDLE_S
-            finally:
-                self._dispatch.interval_s = longest_s
-                if self.dispatcher.submit_planned():
-                    self._follow.wake()
-                    self._dispatch.wake()  # there may be more than one step takes
+        """Decide about messages, submit, settle what is open; an obstacle to one doesn't hold up the next.
+
+        Where something may be open, that comes before anything else is sent.
+        """
+        if self.dispatcher.may_be_open:
+            steps = (self._plan_step, self._settle_step, self._submit_step)
+        else:
+            steps = (self._plan_step, self._submit_step, self._settle_step)
+        with ExitStack() as all_of_them:
+            for step in reversed(steps):
+                all_of_them.callback(step)
+
+    def _plan_step(self) -> None:
+        self.dispatcher.plan_waiting()
+
+    def _settle_step(self) -> None:
+        self._dispatch.interval_s = min(self.settings.gateway.poll_interval_s, IDLE_S)
+        if not self.dispatcher.settle():
+            self._dispatch.interval_s = IDLE_S
+
+    def _submit_step(self) -> None:
+        if self.dispatcher.submit_planned():
+            self._follow.wake()
+            self._dispatch.wake()  # there may be more than one step takes
 
     def _follow_step(self) -> None:
         settings = self.settings.gateway

@@ -74,6 +74,8 @@ class Memory:
     """How long a call takes, from the last ones; sbatch's usual time to begin with."""
     first_seen_s: dict[tuple[RunTag, datetime], float] = field(default_factory=dict)
     """Since when this process has known of an intent, by its attempt and time; on a clock that only goes on."""
+    settled_once: bool = False
+    """Whether what an earlier process left open is among those."""
     look_again_s: dict[tuple[RunTag, datetime], float] = field(default_factory=dict)
     """When an intent's job may be looked for again."""
     unrecorded: list[Outcome] = field(default_factory=list)
