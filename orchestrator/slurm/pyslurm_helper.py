@@ -5,8 +5,8 @@ imported here. In: a request per line on standard input, ``[call, {argument: val
 was standard output, ``{"answer": …}`` or ``{"error": {…}}``; the first line says which releases meet here, or that
 pyslurm can't be imported. Whatever libslurm prints goes to standard error.
 
-A call can hang, and holds the interpreter's lock all the time; the gateway then kills this process. It ends when its
-standard input does, even in the middle of a call.
+A call can hang, and holds the interpreter's lock all the time; the gateway then kills this process. It ends with the
+service, even in the middle of a call: the first argument is the descriptor of a pipe whose other end the service holds.
 """
 
 from __future__ import annotations
@@ -167,15 +167,14 @@ def _limits() -> dict[str, str]:
     return {f"SLURM_RLIMIT_{name}": str(_NO_LIMIT if limit == -1 else limit) for name, limit in soft.items()}
 
 
-@contextmanager
-def _mortal() -> Iterator[None]:
-    """End this process, whatever holds the interpreter, when the other end of standard input is closed."""
-    flags = fcntl.fcntl(0, fcntl.F_GETFL)
-    fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_ASYNC)
-    try:
-        yield
-    finally:
-        fcntl.fcntl(0, fcntl.F_SETFL, flags)
+def _end_with(lifeline: int) -> None:
+    """Have the kernel end this process, whatever holds the interpreter, when the other end of a pipe is closed.
+
+    Nothing is ever written to that pipe: the signal would come for data too, and late.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def answer(calls: Calls, line: str) -> Mapping[str, Any]:
@@ -194,19 +193,15 @@ def main() -> None:
     """Answer requests until there are no more."""
     channel = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    with _mortal():
-        pyslurm, said = load()
+    _end_with(int(sys.argv[1]))
+    pyslurm, said = load()
     channel.write(f"{json.dumps(said)}\n")
     channel.flush()
     if pyslurm is None:
         return
     calls = Calls(pyslurm)
     for line in sys.stdin:
-        with _mortal():
-            said = answer(calls, line)
-        channel.write(f"{json.dumps(said)}\n")
+        channel.write(f"{json.dumps(answer(calls, line))}\n")
         channel.flush()
 
 

@@ -77,6 +77,8 @@ class HelperProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._remarks: IO[bytes] | None = None
+        self._lifeline: int | None = None
+        """Our end of a pipe that is never written to; the helper ends when it is closed, by us or by our death."""
         self.facts: Mapping[str, str] = {}
         """What the helper said at its start: the releases of pyslurm and of SLURM's interface."""
 
@@ -117,18 +119,7 @@ class HelperProcess:
             return self._process
         self._end()
         self._remarks = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the helper
-        try:
-            self._process = subprocess.Popen(
-                [str(self._python), "-X", "utf8", str(HELPER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._remarks,
-                env=self._environment,
-                # A Ctrl-C in the service's terminal must not reach a submission that is under way.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise NotStarted(f"{self._python}: {error.strerror}") from error
+        self._process = self._started()
         try:
             said = json.loads(self._line(self._process, deadline))
         except (TimeoutError, EOFError, BrokenPipeError) as error:
@@ -140,6 +131,25 @@ class HelperProcess:
             raise NotStarted(said["error"]["text"], missing=said["error"]["missing"])
         self.facts = said["answer"]
         return self._process
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        theirs, self._lifeline = os.pipe()
+        try:
+            return subprocess.Popen(
+                [str(self._python), "-X", "utf8", str(HELPER), str(theirs)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._remarks,
+                pass_fds=(theirs,),
+                env=self._environment,
+                # A Ctrl-C in the service's terminal must not reach a submission that is under way.
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._end()
+            raise NotStarted(f"{self._python}: {error.strerror}") from error
+        finally:
+            os.close(theirs)
 
     def _ask(
         self, process: subprocess.Popen[bytes], request: bytes, deadline: float, timeout_s: float
@@ -154,11 +164,10 @@ class HelperProcess:
             self._end()
             raise NoAnswer(f"SLURM gave no answer within {timeout_s:g} s") from error
         except (EOFError, BrokenPipeError) as error:
-            remarks = self._take_remarks()
+            remarks = self._take_remarks() or "without a word"
             self._end()
-            raise NoAnswer(
-                f"the helper process ended in the middle of a call: {remarks or 'without a word'}"
-            ) from error
+            said_so = f"the helper process ended in the middle of a call (status {process.returncode}): {remarks}"
+            raise NoAnswer(said_so) from error
         return said | {"remarks": self._take_remarks()}
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
@@ -196,6 +205,9 @@ class HelperProcess:
                 if pipe is not None:
                     pipe.close()
             self._process = None
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
         if self._remarks is not None:
             self._remarks.close()
             self._remarks = None

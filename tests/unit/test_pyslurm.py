@@ -13,6 +13,7 @@ from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefuse
 from orchestrator.records import BatchScript, JobIdentity, RunTag, Submission, utc_now
 from orchestrator.slurm.pyslurm import PyslurmGateway
 from orchestrator.slurm.pyslurm_job import describe, hosts
+from orchestrator.slurm.pyslurm_process import HelperProcess
 
 TAG = RunTag(run_id="7f", attempt=2)
 
@@ -83,6 +84,16 @@ def test_what_libslurm_says_while_it_is_loaded_arrives(tmp_path: Path) -> None:
 def test_submission_whose_helper_never_started_had_no_effect(tmp_path: Path) -> None:
     with pytest.raises(GatewayUnavailable):
         gateway(package(tmp_path, "raise ImportError('x')")).submit(submission(folder=tmp_path))
+
+
+def test_thousands_of_calls_are_all_answered_by_the_same_helper(tmp_path: Path) -> None:
+    helper = HelperProcess(Path(sys.executable), {**os.environ, "PYTHONPATH": str(package(tmp_path, OTHER_RELEASE))})
+    helper.call("config", timeout_s=20)
+    process = helper._process
+    for _ in range(5000):
+        assert helper.call("config", timeout_s=20)["cluster_name"] == "c"
+    assert helper._process is process
+    helper.close()
 
 
 SUBMITS = """
