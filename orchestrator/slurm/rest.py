@@ -25,13 +25,12 @@ from orchestrator.slurm.gateway import Gateway, GatewayInfo
 from orchestrator.slurm.rest_connection import Connection, Query, Reply
 from orchestrator.slurm.rest_documents import Queued
 from orchestrator.slurm.rest_job import job_request
-from orchestrator.slurm.rest_versions import WITH_DUPLICATES, ApiVersion, negotiated
+from orchestrator.slurm.rest_versions import NEW_QUERIES, ApiVersion, negotiated
 from orchestrator.slurm.script_options import read_options
 from orchestrator.slurm.tokens import CommandTokens, FileTokens, NoTokens, TokenSource
 
 _IDS_PER_CALL = 4_000
 """They stand in the address of the request, which may have 80 kB."""
-_SECOND = timedelta(seconds=1)
 _PLAIN_NAME = re.compile(r"[a-z0-9._-]+")
 
 
@@ -158,7 +157,7 @@ class RestGateway(Gateway):
             some = here[begin : begin + _IDS_PER_CALL]
             since = min(job.submitted_at for job in some)
             records = self._accounting(since, self._chosen(some))
-            reports |= parsing.latest_of(some, [*self._earlier_runs(some, records), *records])
+            reports |= parsing.latest_of(some, records)
         return reports
 
     def cancel(self, job: JobIdentity) -> None:
@@ -225,14 +224,14 @@ class RestGateway(Gateway):
         reply = self._ask(f"/slurm/v{server.version}/job/{job_id}", user=user, absent=rest_failures.NOT_FOUND)
         return next(iter(rest_documents.queued(reply.document, cluster=server.info.cluster)), None)
 
-    def _accounting(self, since: datetime, chosen: Query, until: datetime | None = None) -> list[JobReport]:
+    def _accounting(self, since: datetime, chosen: Query) -> list[JobReport]:
         """Return the records of jobs that had not ended before `since`; the end allows for a clock that is ahead."""
         server = self._known()
         if not server.info.accounting:
             return []
-        end = until or datetime.now(UTC) + timedelta(days=1)
+        end = datetime.now(UTC) + timedelta(days=1)
         window = [("start_time", f"uts{since.timestamp():.0f}"), ("end_time", f"uts{end.timestamp():.0f}")]
-        every_run = [("show_duplicates", "true")] if server.version >= WITH_DUPLICATES else []
+        every_run = [("show_duplicates", "true")] if server.version >= NEW_QUERIES else []
         query = [*window, *every_run, *chosen]
         reply = self._ask(f"/slurmdb/v{server.version}/jobs", query=query, absent=rest_failures.NOTHING_FOUND)
         return rest_documents.accounted(reply.document, cluster=server.info.cluster)
@@ -240,22 +239,8 @@ class RestGateway(Gateway):
     def _chosen(self, jobs: Iterable[JobIdentity]) -> Query:
         """Return the question's part that names jobs: a list with commas at first, later the name for each."""
         ids = [str(job_id) for job_id in sorted({job.job_id for job in jobs})]
-        repeated = self._known().version >= WITH_DUPLICATES
+        repeated = self._known().version >= NEW_QUERIES
         return [("step", job_id) for job_id in ids] if repeated else [("step", ",".join(ids))]
-
-    def _earlier_runs(self, jobs: Sequence[JobIdentity], records: Iterable[JobReport]) -> list[JobReport]:
-        """Return the first records of jobs of which accounting told only the last (before 0.0.40).
-
-        Without them a job that was requeued couldn't be told from another one that got its id. Each is asked for by
-        the second in which it was submitted; there are few, since the controller answers for what is still there.
-        """
-        if self._known().version >= WITH_DUPLICATES:
-            return []
-        told = list(records)
-        exact, ids = {record.identity for record in told}, {record.identity.job_id for record in told}
-        unsure = [job for job in jobs if job.job_id in ids and job not in exact]
-        found = (self._accounting(job.submitted_at, self._chosen([job]), job.submitted_at + _SECOND) for job in unsure)
-        return [record for some in found for record in some if record.identity not in exact]
 
     def _end(self, job: JobIdentity, user: str) -> None:
         path = f"/slurm/v{self._known().version}/job/{job.job_id}"

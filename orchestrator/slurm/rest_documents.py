@@ -141,7 +141,7 @@ def accounted(document: Json, *, cluster: str) -> list[JobReport]:
     """Return one report per run of a job of ``/slurmdb/…/jobs``, oldest first; tasks of arrays are rows."""
     jobs = map(_fields, _list(_fields(document).get("jobs")))
     reports = [_in_accounting(job, cluster) for job in jobs if _text(job.get("cluster")) in {"", cluster}]
-    return sorted(reports, key=lambda report: report.identity.submitted_at)
+    return sorted(reports, key=lambda report: (report.identity.submitted_at, min(report.tasks, default=0)))
 
 
 def _in_accounting(job: Fields, cluster: str) -> JobReport:
@@ -202,7 +202,7 @@ def _resources(entries: Json) -> str:
     parts = []
     for entry in map(_fields, _list(entries)):
         kind, name, count = _text(entry.get("type")), _text(entry.get("name")), whole(entry.get("count"))
-        if kind and count:
+        if kind and count and count > 0:
             parts.append(f"{kind}/{name}={count}" if name else f"{kind}={count}{'M' if kind == 'mem' else ''}")
     return ",".join(sorted(parts))
 

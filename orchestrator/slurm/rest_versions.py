@@ -29,8 +29,8 @@ FIRST_TYPED = ApiVersion(39)
 """From here on values have types, and states and flags are lists."""
 SCRIPT_IN_JOB = ApiVersion(40)
 """From here on the script is a field of the job; before, it stands beside it."""
-WITH_DUPLICATES = ApiVersion(40)
-"""From here on accounting can be asked for every run of a job, not only the last."""
+NEW_QUERIES = ApiVersion(40)
+"""From here on accounting tells every run of a job only when asked for it, and several ids are several parameters."""
 
 _SUBMIT = re.compile(r"/slurm/v0\.0\.(\d+)/job/submit/?")
 _ACCOUNT = re.compile(r"/slurmdb/v0\.0\.(\d+)/jobs/?")
