@@ -398,7 +398,5 @@ def test_server_of_an_unsupported_version_is_told(make_gateway: Callable[..., Re
 )
 def test_refusal_names_the_option(gateway: RestGateway, tmp_path: Path, line: str, option: str) -> None:
     with pytest.raises(SubmitRefused) as refusal:
-        gateway.submit(
-            submission_of(tmp_path, Work(body="date", play=SUCCEEDS.play, lines=f"#SBATCH {line}"), some_tag())
-        )
+        gateway.submit(submission_of(tmp_path, replace(SUCCEEDS, lines=f"#SBATCH {line}"), some_tag()))
     assert option in refusal.value.remedy
