@@ -186,7 +186,8 @@ class Ground:
         rest = {"rest"} if self.route == "rest" else set()
         self.stack.up({"slurm", "accounting", "broker"} | rest, nodes=2)
         facts = self.stack.layout
-        self.slurm_door = self._proxy(facts.ports["slurmctld"], b"orchestrator.injob begin")
+        entrance = "slurmrestd" if self.route == "rest" else "slurmctld"
+        self.slurm_door = self._proxy(facts.ports[entrance], b"orchestrator.injob begin")
         self.database_door = self._proxy(self.database.port, b"COMMIT")
         self.broker_door = self._proxy(self.stack.broker.port, b"ACK\n")
         self.engine = sqlalchemy.create_engine(self.database.url(self.database.port), poolclass=sqlalchemy.NullPool)
@@ -205,9 +206,10 @@ class Ground:
     def _write_site(self) -> None:
         facts, slurm = self.stack.layout, self.directory / "client-slurm.conf"
         text_ = facts.slurm_conf.read_text()
-        slurm.write_text(
-            text_.replace(f"SlurmctldPort={facts.ports['slurmctld']}", f"SlurmctldPort={self.slurm_door.port}")
-        )
+        if self.route != "rest":
+            real, door = facts.ports["slurmctld"], self.slurm_door.port
+            text_ = text_.replace(f"SlurmctldPort={real}", f"SlurmctldPort={door}")
+        slurm.write_text(text_)
         self.environment = os.environ | {"SLURM_CONF": str(slurm)}
         templates = self.directory / "templates"
         templates.mkdir(exist_ok=True)
@@ -252,7 +254,14 @@ class Ground:
         }
 
     def _gateway(self) -> dict[str, object]:
-        return {
+        rest: dict[str, object] = {}
+        if self.route == "rest":
+            token = self.directory / "token"
+            token.touch(mode=0o600)
+            token.write_text(self.stack.token(lifespan_s=24 * 3600))
+            url = f"http://{ports.LOOPBACK}:{self.slurm_door.port}"
+            rest = {"rest": {"url": url, "token_file": str(token)}}
+        return rest | {
             "route": self.route,
             "poll_interval_s": 0.5,
             "poll_interval_max_s": 2.0,

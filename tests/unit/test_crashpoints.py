@@ -48,3 +48,8 @@ def test_each_point_is_passed_somewhere(point: CrashPoint) -> None:
     """That the service really gets there is shown by tests/system/test_faults.py, which kills it at each of them."""
     call = f"reached(CrashPoint.{point.name})"
     assert any(call in source.read_text() for source in PACKAGE.rglob("*.py"))
+
+
+def test_the_documents_list_each_point() -> None:
+    page = PACKAGE.parent / "docs" / "explanation" / "exactly-once.md"
+    assert [point for point in CrashPoint if f"`{point}`" not in page.read_text()] == []
