@@ -240,7 +240,7 @@ class Ground:
             "python": sys.executable,
             "gateway": self._gateway(),
             "stomp": dict(broker),
-            "defaults": {"launcher": "none", "resources": {"ntasks": 1, "time_limit_min": 5, "requeue": True}},
+            "defaults": {"launcher": "none", "resources": {"ntasks": 1, "time_limit_min": 2, "requeue": True}},
             "recipes": {
                 "count": {
                     "kernel": "azimuthal",
