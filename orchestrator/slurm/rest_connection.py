@@ -148,5 +148,5 @@ def _said(error: httpx.HTTPError | httpx.UnsupportedProtocol, timeout_s: float |
     if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout) and timeout_s is not None:
         return f"timed out, no answer within {timeout_s:g} s"
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
-        return f"the connection ended before the answer was there ({error or 'reset'})"
+        return f"the connection ended before the answer was there ({str(error) or 'reset'})"
     return str(error) or type(error).__name__

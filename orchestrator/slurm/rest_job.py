@@ -109,7 +109,7 @@ def _described(options: Mapping[str, ScriptOption], version: ApiVersion) -> dict
         except ValueError as error:
             raise option.refused(f"--{option.name}: {error}") from error
         job |= {key: _joined(job[key], value) if key in job else value for key, value in said.items()}
-    return job | _sizes(options, version)
+    return {**job, **_sizes(options, version)}
 
 
 def _joined(one: Json, other: Json) -> Json:
