@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from orchestrator.records import Evidence, FrameCounts, JobReport, JobState, Json, RunState, utc_now
@@ -154,18 +155,61 @@ def _optional(kind: Callable[[Any], Number], value: object) -> Number | None:
 
 
 def newest_progress(directory: AttemptDirectory) -> KernelProgress | None:
-    """Read the progress file of an attempt's newest start; None when no kernel has begun yet.
+    """Read the progress file of an attempt's newest start, or those of its tasks; None when no kernel has begun yet.
 
     Raises
     ------
     ValueError
         As `read_progress`.
     """
+    tasks = directory.tasks()
+    if None not in tasks:
+        return _in_all({task: _newest_progress(here) for task, here in tasks.items() if task is not None})
+    return _newest_progress(directory)
+
+
+def _newest_progress(directory: AttemptDirectory) -> KernelProgress | None:
     try:
         found = [_NEWER_STARTS.fullmatch(path.name) for path in directory.path.iterdir()]
     except FileNotFoundError:
         return None
     return read_progress(directory.progress_of(max((int(match[1]) for match in found if match), default=0)))
+
+
+def _in_all(tasks: Mapping[int, KernelProgress | None]) -> KernelProgress | None:
+    """Return how an array's kernels stand together; None when none has begun.
+
+    Frames are summed: each task processes all of them. It has said its last word when all tasks have.
+    """
+    begun = {task: progress for task, progress in tasks.items() if progress is not None}
+    if not begun:
+        return None
+    counts = [progress.counts for progress in begun.values()]
+    states = {progress.state for progress in begun.values()}
+    over = len(begun) == len(tasks) and states <= _LAST_WORDS
+    state = ("finished" if states == {"finished"} else "failed") if over else "running"
+    announced = [one.expected for one in counts]
+    medians = [one.lag_median_s for one in counts if one.lag_median_s is not None]
+    first = next(iter(begun.values()))
+    said = {task: one.message for task, one in begun.items() if one.message}
+    return KernelProgress(
+        counts=FrameCounts(
+            # A task that hasn't begun will have as many to do as the first one.
+            expected=None if None in announced else (announced[0] or 0) * len(tasks),
+            written=sum(one.written for one in counts),
+            processed=sum(one.processed for one in counts),
+            failed=sum(one.failed for one in counts),
+            lag_median_s=median(medians) if medians else None,
+            lag_max_s=max((one.lag_max_s for one in counts if one.lag_max_s is not None), default=None),
+            finished=state == "finished",
+            ended_because=", ".join(dict.fromkeys(one.ended_because for one in counts if one.ended_because)),
+        ),
+        state=state,
+        message="; ".join(f"task {task}: {message}" for task, message in said.items()),
+        inputs=first.inputs,
+        parameters=first.parameters,
+        software=first.software,
+    )
 
 
 def read_events(path: Path) -> tuple[InJobEvent, ...]:
@@ -208,12 +252,16 @@ def of_newest_start(events: Sequence[InJobEvent], kind: str) -> InJobEvent | Non
 
 
 def claim_owner(directory: AttemptDirectory) -> str | None:
-    """Return the id of the job that has claimed an attempt; None when none has, or it can't be read."""
-    try:
-        owner = json.loads(directory.claim.read_bytes())["job_id"]
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
-    return str(owner)
+    """Return the id of the job that has claimed an attempt, or the first of its tasks; None when none has.
+
+    A claim that can't be read counts as none.
+    """
+    for task in directory.tasks().values():
+        try:
+            return str(json.loads(task.claim.read_bytes())["job_id"])
+        except (OSError, KeyError, TypeError, ValueError):
+            continue
+    return None
 
 
 def with_memory_note(report: JobReport, log: Path) -> JobReport:

@@ -76,6 +76,9 @@ minute ago (acregmax, acdirmax; nfs(5))."""
 LATE_PATIENCE = timedelta(minutes=5)
 """How long after a run's end what is still missing is looked for: usage, because accounting lags, and last lines."""
 
+_EVENTS_PER_TASK = 1_000_000
+"""What the numbers of a job array's events are told apart by."""
+
 USAGE_INTERVAL = timedelta(seconds=10)
 """Shortest time between two questions to accounting about what isn't urgent: it may have none to tell."""
 
@@ -90,7 +93,8 @@ USAGE_PATIENCE = timedelta(days=1)
 class _Memory:
     """What is remembered of an attempt from one cycle to the next; without it things are read again, nothing else."""
 
-    events_read: int = 0
+    events_read: dict[int | None, int] = field(default_factory=dict)
+    """By the number of a job array's task; None for other jobs."""
     inputs_known: set[str] = field(default_factory=set)
     kernel_known: bool = False
     counts: FrameCounts | None = None
@@ -194,8 +198,9 @@ class Follower:
         """Record what the kernel and the job wrote; return the kernel's word, None where it can't be read."""
         directory = _directory(attempt)
         progress = None
-        with self._at_its_own_cost(attempt):
-            self._take_in_events(attempt, read_events(directory.events))
+        for task, here in directory.tasks().items():
+            with self._at_its_own_cost(attempt):
+                self._take_in_events(attempt, read_events(here.events), task)
         with self._at_its_own_cost(attempt):
             progress = newest_progress(directory)
             self._take_in_progress(attempt, progress)
@@ -218,17 +223,18 @@ class Follower:
             self.store.record_input(attempt.tag.run_id, identity, attempt=attempt.tag.attempt)
             memory.inputs_known.add(moment)
 
-    def _take_in_events(self, attempt: ActiveAttempt, events: Sequence[InJobEvent]) -> None:
-        memory = self._memory[attempt.tag]
-        for event in events[memory.events_read :]:
-            detail = dict(event.detail)
-            self.store.record_event(attempt.tag, event.kind, detail, event.at, sequence=event.sequence)
+    def _take_in_events(self, attempt: ActiveAttempt, events: Sequence[InJobEvent], task: int | None) -> None:
+        read = self._memory[attempt.tag].events_read
+        for event in events[read.get(task, 0) :]:
+            detail = dict(event.detail) | ({} if task is None else {"task": task})
+            sequence = event.sequence + (task or 0) * _EVENTS_PER_TASK
+            self.store.record_event(attempt.tag, event.kind, detail, event.at, sequence=sequence)
             if event.kind == "begin" and isinstance(software := detail.get("software"), dict):
                 self.store.record_software(attempt.tag, software)
             if event is of_newest_start(events, "outputs"):
                 for output in _outputs(detail):
                     self.store.record_output(attempt.tag.run_id, output, attempt=attempt.tag.attempt)
-            memory.events_read = event.sequence + 1
+            read[task] = event.sequence + 1
 
     # ------------------------------------------------------------------------------------------------- reports
 
@@ -330,9 +336,11 @@ class Follower:
 
     def _own_record(self, attempt: ActiveAttempt) -> JobReport | None:
         """Return what the job itself said about its end, as a report."""
-        end = of_newest_start(read_events(_directory(attempt).events), "end")
-        if end is None:
+        tasks = _directory(attempt).tasks().values()
+        ends = [end for task in tasks if (end := of_newest_start(read_events(task.events), "end")) is not None]
+        if len(ends) < len(tasks):
             return None
+        end = next((one for one in ends if one.detail.get("exit_code") != 0), ends[-1])
         exit_code = end.detail.get("exit_code")
         return JobReport(
             identity=attempt.identity,
@@ -414,7 +422,7 @@ class Follower:
             return False
         verdict = decide_again(earlier, attempt.intent_at)
         if isinstance(verdict, Wait):
-            return self._hinder(attempt, verdict.reason)
+            return False
         retry = None
         reason = f"the job was given up ({report.words})"
         if isinstance(verdict, Never):

@@ -75,7 +75,8 @@ class JobHere:
         if "SLURM_JOB_ID" in environment:
             return cls(
                 cluster=environment.get("SLURM_CLUSTER_NAME", ""),
-                job_id=environment["SLURM_JOB_ID"],
+                # Of an array the whole is the job; each of its tasks claims a directory of its own.
+                job_id=environment.get("SLURM_ARRAY_JOB_ID", environment["SLURM_JOB_ID"]),
                 restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
             )
         return cls(
@@ -158,19 +159,27 @@ def note(attempt: AttemptDirectory, kind: str, job: JobHere, detail: Callable[[]
 
 
 def begin(
-    directory: Path, run_id: str, number: int, *, after: Sequence[Path] = (), patience_s: float = SEEN_LATE_S
+    directory: Path,
+    run_id: str,
+    number: int,
+    *,
+    task: int | None = None,
+    after: Sequence[Path] = (),
+    patience_s: float = SEEN_LATE_S,
 ) -> int:
     """Claim the attempt and record where and with what it runs; return the exit code.
 
     Parameters
     ----------
+    task
+        Number of this task, where the job is an array: each claims its own part of the attempt.
     after
         Directories of the runs that have to have succeeded.
     patience_s
         How long their records are waited for.
     """
     run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
-    attempt = run.attempt(number)
+    attempt = run.attempt(number).task(task)
     attempt.path.mkdir(parents=True, exist_ok=True)
     if unfinished := _unfinished([RunDirectory(path) for path in after], patience_s):
         names = ", ".join(str(one.path) for one in unfinished)
@@ -197,7 +206,12 @@ def _unfinished(runs: Sequence[RunDirectory], patience_s: float) -> list[RunDire
 def succeeded(run: RunDirectory) -> bool:
     """Whether the newest job of a run recorded that it ended with exit code 0."""
     attempts = [int(path.name) for path in run.attempt(1).path.parent.glob("*") if path.name.isdigit()]
-    if not attempts or not (events := run.attempt(max(attempts)).events).exists():
+    return bool(attempts) and all(map(_ended_well, run.attempt(max(attempts)).tasks().values()))
+
+
+def _ended_well(attempt: AttemptDirectory) -> bool:
+    events = attempt.events
+    if not events.exists():
         return False
     ends = [(event["job"]["restarts"], event["detail"]["exit_code"]) for event in _ends(events.read_text())]
     newest = max((restarts for restarts, _ in ends), default=0)
@@ -226,12 +240,12 @@ def where_and_with_what(run: RunDirectory) -> dict[str, object]:
     }
 
 
-def end(directory: Path, number: int, exit_code: int) -> int:
+def end(directory: Path, number: int, exit_code: int, task: int | None = None) -> int:
     """Record how the kernel ended, then what it left: a job that has to go may not get to the second."""
     run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
-    attempt = run.attempt(number)
+    attempt = run.attempt(number).task(task)
     append_event(attempt, "end", job, {"exit_code": exit_code})
-    made = {"result": run.result, "report": run.report, "picture": run.picture}
+    made = {"result": run.result_of(task), "report": run.report, "picture": run.picture}
     there = {kind: path for kind, path in made.items() if path.is_file()}
     if there:
         note(attempt, "outputs", job, lambda: {"outputs": [output(kind, path) for kind, path in there.items()]})
@@ -324,6 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name)
         command.add_argument("--run-directory", type=Path, required=True)
         command.add_argument("--attempt", type=int, required=True)
+        command.add_argument("--task", type=int)
         if name == "begin":
             command.add_argument("--run-id", required=True)
             command.add_argument("--after", type=Path, action="append", default=[])
@@ -332,8 +347,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "begin":
-            return begin(options.run_directory, options.run_id, options.attempt, after=options.after)
-        return end(options.run_directory, options.attempt, options.exit_code)
+            run_directory, run_id, attempt = options.run_directory, options.run_id, options.attempt
+            return begin(run_directory, run_id, attempt, task=options.task, after=options.after)
+        return end(options.run_directory, options.attempt, options.exit_code, options.task)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: the run's directory can't be used: {error}\n")
         return EXIT_CANNOT_WRITE

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.errors import NoRecipe, PathNotAllowed
-from orchestrator.records import CollectionStart, JobPlan, Json, Origin, Parameter, Predecessor, Resources
+from orchestrator.records import ArrayPlan, CollectionStart, JobPlan, Json, Origin, Parameter, Predecessor, Resources
 from orchestrator.runs import RunDirectory
 from orchestrator.settings import Match, Recipe, Settings, retries_of
 
@@ -223,6 +223,7 @@ def plan_recipe(
         parent_run=parent_run,
         retries=retries_of(recipe.retries, defaults.retries),
         after=tuple(run_of(earlier) for earlier in recipe.after),
+        array=None if recipe.array is None else ArrayPlan(**recipe.array.model_dump()),
         submit_as=recipe.submit_as,
     )
 
@@ -258,6 +259,9 @@ def _parameters(
         if field in start.metadata:
             place = f"message: metadata.{field}"
             decide(key, _from_message(start.metadata[field], place, settings), Origin.MESSAGE, place)
+    if recipe.array is not None:
+        place = settings.place(f"recipes.{name}.array.values")
+        decide(recipe.array.parameter, list(recipe.array.values), Origin.RECIPE, place)
     for key, value in user_parameters.items():
         decide(key, value, Origin.USER, f"request: {key}")
     return tuple(decided[key] for key in sorted(decided))

@@ -181,6 +181,21 @@ class Retry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArrayPlan:
+    """A run's job is a job array: a task for each value of one of the kernel's parameters."""
+
+    parameter: str
+    values: tuple[Json, ...]
+    at_most: int | None = None
+    """How many tasks may run at once; None for as many as SLURM starts."""
+
+    @property
+    def slurm(self) -> str:
+        """The tasks as ``--array`` takes them."""
+        return f"0-{len(self.values) - 1}" + (f"%{self.at_most}" if self.at_most else "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predecessor:
     """A run that another one comes after: it begins when that one's job has ended with exit code 0."""
 
@@ -218,10 +233,14 @@ class JobPlan:
     """The runs of the same collection that this one comes after."""
     submit_as: str | None = None
     """Whose job it is to be; None for the service's own user."""
+    array: ArrayPlan | None = None
 
-    def parameter_values(self) -> dict[str, Json]:
-        """Return the kernel's parameters without their origins."""
-        return {parameter.name: parameter.value for parameter in self.parameters}
+    def parameter_values(self, task: int | None = None) -> dict[str, Json]:
+        """Return the kernel's parameters without their origins; of an array's task, with the task's own value."""
+        values = {parameter.name: parameter.value for parameter in self.parameters}
+        if self.array is not None and task is not None:
+            values[self.array.parameter] = self.array.values[task]
+        return values
 
 
 # --------------------------------------------------------------------------------------------------- rendering

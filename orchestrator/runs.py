@@ -11,12 +11,14 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         template.sbatch.j2    the template text it was rendered from
         collection-end.json   written when the collection has ended; the kernel watches for it
         result.nxs            the live result
+        result-<t>.nxs, parameters-<t>.json  of each task, where the job is an array
         report.md, report.png the report of a chain's last step
         attempts/<n>/claim.json     who runs this attempt (the fence)
         attempts/<n>/retry.json     why there is this attempt after another one, and what it asks for
         attempts/<n>/job.log        what the job printed
         attempts/<n>/events.jsonl   begin and end, written inside the job
         attempts/<n>/progress.json  how the kernel stands; replaced atomically
+        attempts/<n>/tasks/<t>/     claim, events and progress of each task, where the job is an array
         attempts/<n>/progress.<r>.json  the same after SLURM has requeued the job r times
 
 This module does no input or output but `write_atomically`, which all writers of these files use, and `make_durable`.
@@ -84,6 +86,14 @@ class RunDirectory:
     def result(self) -> Path:
         return self.path / "result.nxs"
 
+    def result_of(self, task: int | None) -> Path:
+        """Name the result of a job array's task; None for other jobs."""
+        return self.result if task is None else self.path / f"result-{task}.nxs"
+
+    def parameters_of(self, task: int | None) -> Path:
+        """Name the parameter file of a job array's task; None for other jobs."""
+        return self.parameters if task is None else self.path / f"parameters-{task}.json"
+
     @property
     def report(self) -> Path:
         return self.path / "report.md"
@@ -122,6 +132,19 @@ class AttemptDirectory:
     @property
     def progress(self) -> Path:
         return self.path / "progress.json"
+
+    def task(self, number: int | None) -> AttemptDirectory:
+        """Name the directory of a job array's task; this one for other jobs."""
+        return self if number is None else AttemptDirectory(self.path / "tasks" / str(number))
+
+    def tasks(self) -> dict[int | None, AttemptDirectory]:
+        """Return the directories of a job array's tasks, by number; of another job this one, under None.
+
+        They are made before the job is submitted.
+        """
+        names = [entry.name for entry in (self.path / "tasks").glob("*") if entry.name.isdigit()]
+        numbers: list[int | None] = [*sorted(map(int, names))] or [None]
+        return {number: self.task(number) for number in numbers}
 
     def progress_of(self, restarts: int) -> Path:
         """Name the progress file of one start of a job that SLURM requeued `restarts` times before it.

@@ -154,6 +154,7 @@ _node_list = _pattern(r"[A-Za-z0-9_.,\[\]-]+", "a node list like node[1-4,7]")
 
 OPTIONS: dict[str, Check] = {
     "account": _name,
+    "array": _pattern(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?", "tasks like 0-9 or 1,3,5-7%2"),
     "begin": _pattern(r"[A-Za-z0-9:+T-]+", "a time like 2026-01-31T16:00:00 or now+1hour"),
     "chdir": _folder,
     "cluster-constraint": _names,

@@ -464,6 +464,11 @@ def _write_directory(planned: PlannedRun, script: BatchScript) -> None:
     write_atomically(directory.script, script.text, mode=0o755, durable=False)
     # The only file that the job needs: SLURM keeps the script, the database all of it. Made durable under its name,
     # its folders are so too.
-    parameters = json.dumps(planned.plan.parameter_values(), indent=2) + "\n"
-    write_atomically(directory.parameters, parameters, durable=False)
-    make_durable(directory.parameters)
+    array = planned.plan.array
+    tasks: Sequence[int | None] = [None] if array is None else range(len(array.values))
+    for task in tasks:
+        attempt.task(task).path.mkdir(parents=True, exist_ok=True)
+        parameters = json.dumps(planned.plan.parameter_values(task), indent=2) + "\n"
+        write_atomically(directory.parameters_of(task), parameters, durable=False)
+    for task in tasks:
+        make_durable(directory.parameters_of(task))

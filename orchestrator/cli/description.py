@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.chaining import Earlier
 from orchestrator.cli.job_description import Field, describe_history, describe_job, describe_retry, member
 from orchestrator.cli.wording import resources_asked, seconds, size, when
+from orchestrator.evidence import KernelProgress, describe_frames
 from orchestrator.provenance import AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
 from orchestrator.records import FrameCounts, Json, Origin, RunState
 from orchestrator.runs import RunDirectory
@@ -31,6 +32,8 @@ class Findings:
     """The runs that this one comes after."""
     later: Sequence[Earlier] = ()
     """The runs that come after this one."""
+    tasks: Mapping[int, KernelProgress | None] = field(default_factory=dict)
+    """How the kernel of each task of a job array stands; None for those that haven't begun."""
     options: str = ""
     """What the proposed commands need to find the site, with a leading space."""
 
@@ -48,6 +51,7 @@ def describe(run: RunDetail, findings: Findings) -> tuple[Section, ...]:
     sections = {
         "State": _state(run),
         "Frames": _frames(run),
+        "Tasks": _tasks(run, findings),
         "Result": _result(run, findings),
         "What was processed": _input(run),
         "Parameters": _parameters(run),
@@ -100,6 +104,23 @@ def _frames(run: RunDetail) -> Iterator[Field]:
         yield "lag", f"{lag}, from a frame being readable to its result being readable"
 
 
+def _tasks(run: RunDetail, findings: Findings) -> Iterator[Field]:
+    array = run.plan.array
+    if array is None:
+        return
+    made = {output.path: output for output in run.outputs}
+    directory = RunDirectory(run.summary.run_directory)
+    for task, value in enumerate(array.values):
+        progress = findings.tasks.get(task)
+        parts = [f"{array.parameter} = {json.dumps(value, ensure_ascii=False)}"]
+        parts.append("not begun" if progress is None else f"{progress.state}, {describe_frames(progress.counts)}")
+        if progress is not None and progress.message:
+            parts.append(progress.message)
+        if (output := made.get(directory.result_of(task))) is not None:
+            parts.append(f"{output.path.name}, sha256 {output.sha256}")
+        yield f"task {task}", "; ".join(parts)
+
+
 def _missing(counts: FrameCounts, *, ended: bool) -> str:
     announced = counts.written if counts.expected is None else max(counts.expected, counts.written)
     missing = announced - counts.processed - counts.failed
@@ -119,6 +140,9 @@ def _result(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield "sha256", output.sha256
     if not run.outputs:
         there = findings.sizes.get(expected)
+        if run.plan.array is not None:
+            yield "result", f"one of each task in {run.summary.run_directory}; the job left no record of them yet"
+            return
         if there is None:
             yield "result", "none was made" if run.summary.state.ended else f"none yet; it will be {expected}"
             return

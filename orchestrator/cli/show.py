@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from orchestrator.cli.description import Findings, Section, describe
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.cli.waiting import with_waiting_reasons
 from orchestrator.errors import NotFound
+from orchestrator.evidence import KernelProgress, newest_progress
 from orchestrator.provenance import RunDetail
 from orchestrator.runs import RunDirectory
 from orchestrator.service import open_store
@@ -66,7 +68,9 @@ def show(
         print_json(asdict(detail) | {"reruns": reruns, "comes_after": earlier, "before": later})
         return
     options = "" if os.environ.get("ORCHESTRATOR_SITE") else f" --site {shlex.quote(str(site))}"
-    findings = Findings(sizes=_sizes(detail), reruns=reruns, earlier=earlier, later=later, options=options)
+    findings = Findings(
+        sizes=_sizes(detail), reruns=reruns, earlier=earlier, later=later, tasks=_tasks(detail), options=options
+    )
     _print(detail, describe(detail, findings))
 
 
@@ -80,6 +84,18 @@ def _document(detail: RunDetail, *, script: bool, template: bool) -> bytes:
     if detail.message is None:
         raise NotFound(f"no message asked for run {run_id}", remedy=f"{detail.summary.requester} did")
     return detail.message.raw.body
+
+
+def _tasks(detail: RunDetail) -> dict[int, KernelProgress | None]:
+    """Return how the kernels of a job array's newest attempt stand, by task; an unreadable file tells nothing."""
+    if detail.plan.array is None or not detail.attempts:
+        return {}
+    attempt = RunDirectory(detail.summary.run_directory).attempt(detail.attempts[-1].tag.attempt)
+    told: dict[int, KernelProgress | None] = {}
+    for task in range(len(detail.plan.array.values)):
+        with suppress(OSError, ValueError):
+            told[task] = newest_progress(attempt.task(task))
+    return told
 
 
 def _sizes(detail: RunDetail) -> dict[Path, int | None]:

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.errors import InvalidInput
 from orchestrator.provenance.rows import InputIdentity, InputMoment
 from orchestrator.records import (
+    ArrayPlan,
     CollectionEnd,
     CollectionOutcome,
     CollectionStart,
@@ -60,6 +61,8 @@ def plan_from_json(document: Json) -> JobPlan:
         values["resources"] = Resources(**_members(values["resources"]))
         if "retries" in values:
             values["retries"] = _retries(values["retries"])
+        array = values.pop("array", None)
+        values["array"] = None if array is None else ArrayPlan(**array | {"values": tuple(array["values"])})
         values["after"] = tuple(_predecessor(one) for one in values.get("after", ()))
         values |= {name: Path(values[name]) for name in ("run_directory", "python")}
         return JobPlan(**values)

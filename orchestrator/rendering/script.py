@@ -108,12 +108,25 @@ def template_variables(plan: JobPlan, attempt: int) -> dict[str, object]:
     values = dict(vars(plan))
     collection, resources = values.pop("collection"), values.pop("resources")
     values["parameters"] = plan.parameter_values()
-    del values["after"]
+    del values["after"], values["array"]
     before = [(one, RunDirectory(one.run_directory)) for one in plan.after]
     after = {one.recipe: {"run_id": one.run_id, "run": run.path, "result": run.result} for one, run in before}
     names = {"job": job, "paths": paths, "plan": values, "collection": collection, "resources": resources,
-             "after": after}  # fmt: skip
+             "after": after, "array": _array(plan, run, attempt)}  # fmt: skip
     return {name: _plain(value) for name, value in names.items()}
+
+
+def _array(plan: JobPlan, run: RunDirectory, attempt: int) -> dict[str, object] | None:
+    """Return what a job array's template may use: the tasks, and the files of each, by task number."""
+    if plan.array is None:
+        return None
+    tasks = range(len(plan.array.values))
+    return {
+        "tasks": plan.array.slurm,
+        "results": [run.result_of(task) for task in tasks],
+        "parameters": [run.parameters_of(task) for task in tasks],
+        "progress": [run.attempt(attempt).task(task).progress for task in tasks],
+    }
 
 
 def _plain(value: object) -> object:

@@ -65,6 +65,10 @@ ParameterValue: TypeAlias = Annotated[JsonValue, AfterValidator(_json_value)]
 Launcher: TypeAlias = Literal["mpirun", "srun", "none"]
 
 
+MAX_TASKS = 1000
+"""Most tasks of a job array: SLURM's MaxArraySize is 1001 by default, and task numbers must be below it less one."""
+
+
 class Model(BaseModel):
     """Frozen, and strict about what it knows."""
 
@@ -182,6 +186,22 @@ class Match(Model):
         return self
 
 
+class ArrayRequest(Model):
+    """One run as a job array: a task for each value of a parameter."""
+
+    parameter: str
+    values: Annotated[tuple[ParameterValue, ...], Field(min_length=1)]
+    at_most: int | None = Field(default=None, ge=1)
+    """How many tasks may run at once."""
+
+    @field_validator("values")
+    @classmethod
+    def _fit_into_an_array(cls, values: tuple[JsonValue, ...]) -> tuple[JsonValue, ...]:
+        if len(values) > MAX_TASKS:
+            raise ValueError(f"has {len(values)} values; SLURM takes {MAX_TASKS} tasks (MaxArraySize); use two recipes")
+        return values
+
+
 class Recipe(Model):
     """One way to process the collections that match."""
 
@@ -198,6 +218,7 @@ class Recipe(Model):
     retries: RetriesRequest = RetriesRequest()
     after: Annotated[tuple[Name, ...], BeforeValidator(_as_list)] = ()
     """Recipes whose runs for the same collection have to succeed before this one's begins."""
+    array: ArrayRequest | None = None
     modules: tuple[str, ...] | None = None
     environment: Mapping[EnvironmentName, str] = Field(default_factory=dict)
     stall_timeout_s: Seconds | None = None

@@ -1,4 +1,4 @@
-"""Recipes that follow one another, on a real SLURM: the shipped chain, and what a failure in it leads to."""
+"""Recipes that follow one another, and one that is a job array, on a real SLURM."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def beamline_of(tmp_path: Path, stack: Stack) -> Iterator[Making]:
     """Return a function that starts the service with the shipped chain, and with changes to its recipes."""
     made: list[Beamline] = []
 
-    def make(*, serving: bool = True, **changes: object) -> Beamline:
+    def make(*, serving: bool = True, members: tuple[str, ...] = CHAIN, **changes: object) -> Beamline:
         recipes = tomllib.loads(shipped("site-configs", "chain.toml").read_text())["recipes"]
         recipes["reduce"] |= changes
+        recipes = {name: recipes[name] for name in members}
         made.append(Beamline(tmp_path, stack, {"recipes": recipes, "defaults.appear_timeout_s": 4}))
         if serving:
             made[-1].start_service()
@@ -55,11 +56,13 @@ def chain_of(beamline: Beamline, uid: str) -> dict[str, RunDetail]:
     return {run.recipe: beamline.store.run(run.run_id) for run in beamline.store.runs(uid=uid)}
 
 
-def wait_for_chain(beamline: Beamline, uid: str, *, within_s: float = 120) -> dict[str, RunDetail]:
+def wait_for_chain(
+    beamline: Beamline, uid: str, *, recipes: tuple[str, ...] = CHAIN, within_s: float = 120
+) -> dict[str, RunDetail]:
     deadline = time.monotonic() + within_s
     while True:
         runs = chain_of(beamline, uid)
-        if len(runs) == len(CHAIN) and all(run.summary.state.ended for run in runs.values()):
+        if set(runs) >= set(recipes) and all(runs[name].summary.state.ended for name in recipes):
             return runs
         states = {name: (run.summary.state, run.summary.reason) for name, run in runs.items()}
         assert time.monotonic() < deadline, f"{states}\n{beamline.log()}"
@@ -187,3 +190,29 @@ def test_chain_goes_on_while_the_service_is_down(beamline_of: Making, stack: Sta
             time.sleep(0.5)
     beamline.start_service()
     assert_complete(wait_for_chain(beamline, "alone"), beamline)
+
+
+def test_array_of_three_ends_complete_with_a_result_for_each_value(beamline_of: Making, stack: Stack) -> None:
+    bins = [50, 100, 200]
+    beamline = beamline_of(members=("reduce",), array={"parameter": "bins", "values": bins, "at_most": 2})
+    with beamline.detector("array", "--number", "20", "--rate", "inf") as detector:
+        detector.wait(60)
+    beamline.announce("array", 20)
+    runs = wait_for_chain(beamline, "array", recipes=("reduce",))
+    run = runs["reduce"]
+    assert run.summary.state is RunState.COMPLETE, (run.summary.reason, beamline.log())
+    assert run.summary.counts is not None
+    assert run.summary.counts.processed == 60
+    directory = RunDirectory(run.summary.run_directory)
+    totals = []
+    for task, number in enumerate(bins):
+        with h5py.File(directory.result_of(task)) as result:
+            assert result["entry/data/I"].shape == (20, number)
+            data = result["entry/data"]
+            totals.append(np.nansum(data["I"][0] * data["norm"][()]))
+    np.testing.assert_allclose(totals, totals[0], rtol=1e-9)  # the same counts, sorted into other bins
+    assert {output.path for output in run.outputs} == {directory.result_of(task) for task in range(3)}
+    assert begun(run) == 3
+    assert slurm_jobs(stack).count(run.attempts[0].tag.job_name) == 3
+    shown = beamline.command("show", run.summary.run_id).stdout
+    assert "bins = 200; finished, 20 of 20" in shown
