@@ -21,8 +21,8 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         attempts/<n>/tasks/<t>/     claim, events and progress of each task, where the job is an array
         attempts/<n>/progress.<r>.json  the same after SLURM has requeued the job r times
 
-This module does no input or output but `write_atomically`, which all writers of these files use, and `make_durable`.
-It needs the standard library only, because it runs inside jobs too.
+This module does no input or output but `write_atomically`, which all writers of these files use, `make_durable`, and
+`AttemptDirectory.tasks`. It needs the standard library only, because it runs inside jobs too.
 """
 
 from __future__ import annotations
@@ -142,9 +142,11 @@ class AttemptDirectory:
 
         They are made before the job is submitted.
         """
-        names = [entry.name for entry in (self.path / "tasks").glob("*") if entry.name.isdigit()]
-        numbers: list[int | None] = [*sorted(map(int, names))] or [None]
-        return {number: self.task(number) for number in numbers}
+        try:
+            names = [entry.name for entry in (self.path / "tasks").iterdir()]
+        except FileNotFoundError:  # most runs; they are asked often
+            return {None: self}
+        return {number: self.task(number) for number in sorted(int(name) for name in names if name.isdigit())}
 
     def progress_of(self, restarts: int) -> Path:
         """Name the progress file of one start of a job that SLURM requeued `restarts` times before it.
