@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Update, and_, case, delete, exists, func, or_, select, update
+from sqlalchemy import Update, and_, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased, undefer
 
 from orchestrator.errors import NotFound
@@ -269,54 +269,60 @@ def event_row(tag: RunTag, kind: str, sequence: int, detail: Json, at: datetime)
 
 
 def _add_runs(session: Session, wanted: Sequence[tuple[int | None, JobPlan]]) -> Sequence[str]:
-    ids = {plan.run_id for _, plan in wanted}
-    there = set(session.scalars(select(RunRow.run_id).where(RunRow.run_id.in_(sorted(ids)))))
+    connection, ids = session.connection(), {plan.run_id for _, plan in wanted}
+    there = set(connection.scalars(select(RunRow.run_id).where(RunRow.run_id.in_(sorted(ids)))))
     new = {plan.run_id: (message_id, plan) for message_id, plan in wanted if plan.run_id not in there}
-    session.add_all(_run_row(message_id, plan) for message_id, plan in new.values())
-    session.flush()
-    session.add_all(row for _, plan in new.values() for row in (*_parameter_rows(plan), *_predecessor_rows(plan)))
+    plans = [plan for _, plan in new.values()]
+    # Plain values instead of mapped objects: this stands in every collection's way to its job.
+    for table, rows in (
+        (RunRow, [_run_row(message_id, plan) for message_id, plan in new.values()]),
+        (ParameterRow, [row for plan in plans for row in _parameter_rows(plan)]),
+        (PredecessorRow, [row for plan in plans for row in _predecessor_rows(plan)]),
+    ):
+        if rows:
+            connection.execute(insert(table), rows)
     return list(new)
 
 
-def _run_row(message_id: int | None, plan: JobPlan) -> RunRow:
-    return RunRow(
-        run_id=plan.run_id,
-        message_id=message_id,
-        parent_run_id=plan.parent_run,
-        requester=plan.requester,
-        recipe=plan.recipe,
-        kernel=plan.kernel,
-        beamline=plan.collection.beamline,
-        visit=plan.collection.visit,
-        collection_uid=plan.collection.uid,
-        file=str(plan.collection.file),
-        run_directory=str(plan.run_directory),
-        plan=plan_to_json(plan),
-        state=RunState.PLANNED,
-        reason="",
-        attempts=0,
-        created_at=utc_now(),
-        frames_expected=plan.collection.frames_expected,
-        frames_finished=False,
-        ended_because="",
-    )
+def _run_row(message_id: int | None, plan: JobPlan) -> dict[str, object]:
+    return {
+        "run_id": plan.run_id,
+        "message_id": message_id,
+        "parent_run_id": plan.parent_run,
+        "requester": plan.requester,
+        "recipe": plan.recipe,
+        "kernel": plan.kernel,
+        "beamline": plan.collection.beamline,
+        "visit": plan.collection.visit,
+        "collection_uid": plan.collection.uid,
+        "file": str(plan.collection.file),
+        "run_directory": str(plan.run_directory),
+        "plan": plan_to_json(plan),
+        "state": RunState.PLANNED,
+        "reason": "",
+        "attempts": 0,
+        "created_at": utc_now(),
+        "frames_expected": plan.collection.frames_expected,
+        "frames_finished": False,
+        "ended_because": "",
+    }
 
 
-def _parameter_rows(plan: JobPlan) -> Iterator[ParameterRow]:
+def _parameter_rows(plan: JobPlan) -> Iterator[dict[str, object]]:
     for position, parameter in enumerate(plan.parameters):
-        yield ParameterRow(
-            run_id=plan.run_id,
-            name=parameter.name,
-            position=position,
-            value=parameter.value,
-            origin=parameter.origin,
-            place=parameter.place,
-        )
+        yield {
+            "run_id": plan.run_id,
+            "name": parameter.name,
+            "position": position,
+            "value": parameter.value,
+            "origin": parameter.origin,
+            "place": parameter.place,
+        }
 
 
-def _predecessor_rows(plan: JobPlan) -> Iterator[PredecessorRow]:
+def _predecessor_rows(plan: JobPlan) -> Iterator[dict[str, object]]:
     for position, one in enumerate(plan.after):
-        yield PredecessorRow(run_id=plan.run_id, predecessor_id=one.run_id, position=position)
+        yield {"run_id": plan.run_id, "predecessor_id": one.run_id, "position": position}
 
 
 def _planned(run: RunRow, message: MessageRow | None, *, live: bool) -> PlannedRun:
