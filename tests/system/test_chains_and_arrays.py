@@ -216,3 +216,19 @@ def test_array_of_three_ends_complete_with_a_result_for_each_value(beamline_of: 
     assert slurm_jobs(stack).count(run.attempts[0].tag.job_name) == 3
     shown = beamline.command("show", run.summary.run_id).stdout
     assert "bins = 200; finished, 20 of 20" in shown
+
+
+def test_array_without_slurm_runs_its_tasks_one_after_another(tmp_path: Path) -> None:
+    array = {"parameter": "bins", "values": [50, 100]}
+    beamline = Beamline(tmp_path, None, {"recipes.azimuthal.array": array})
+    try:
+        beamline.start_service()
+        with beamline.detector("local", "--number", "5", "--rate", "inf") as detector:
+            detector.wait(60)
+        beamline.announce("local", 5)
+        run = beamline.wait_for_end("local", within_s=120)
+        assert run.summary.state is RunState.COMPLETE, (run.summary.reason, beamline.log())
+        directory = RunDirectory(run.summary.run_directory)
+        assert {output.path for output in run.outputs} == {directory.result_of(task) for task in range(2)}
+    finally:
+        beamline.close()
