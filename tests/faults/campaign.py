@@ -114,7 +114,7 @@ class Campaign:
         def settled() -> bool:
             return self._ground.all_ended(like, len(sent))
 
-        return kind(self._ground, Round(chance=self._chance, deliver=deliver, settled=settled))
+        return kind(self._ground, Round(chance=self._chance, messages=len(sent), deliver=deliver, settled=settled))
 
     def _settle_and_judge(self, sent: Sequence[Sent], like: str) -> Verdict:
         ground = self._ground

@@ -27,6 +27,8 @@ class Round:
     """What a kind needs of the round it is in."""
 
     chance: random.Random
+    messages: int
+    """How many different ones."""
     deliver: Callable[[], None]
     """Publish the round's messages; some of them twice."""
     settled: Callable[[], bool]
@@ -84,7 +86,8 @@ def _crash_at(point: CrashPoint, ground: Ground, round_: Round) -> int:
 
     Messages that come together take most steps together: a point is passed a few times only.
     """
-    most = 15 if point in {CrashPoint.BEFORE_COMMIT, CrashPoint.AFTER_COMMIT} else 2
+    commits = point in {CrashPoint.BEFORE_COMMIT, CrashPoint.AFTER_COMMIT}
+    most = max(1, round_.messages // (2 if commits else 10))
     if point in {CrashPoint.JOB_FOUND, CrashPoint.ADOPTED}:  # nothing is looked for unless answers are lost
         ground.slurm_door.arm(Ambush(fault=Fault.REPLY_DROPPED))
     ground.stop_service()
