@@ -18,7 +18,7 @@ from orchestrator.errors import GatewayUnavailable, RunDirectoryUnavailable
 from orchestrator.listening.door import Accepted, Rejected
 from orchestrator.planning import Planning
 from orchestrator.provenance import MessageState, PlannedRun, Store
-from orchestrator.records import CollectionStart, JobReport, RawMessage, RunState, RunTag
+from orchestrator.records import CollectionStart, JobReport, RunState, RunTag
 from orchestrator.settings import Settings
 from orchestrator.slurm.memory import Meets
 from tests.unit.trip import Trip
