@@ -33,6 +33,7 @@ class Line:
     disagreements: int = 0
     fenced: int = 0
     adopted: int = 0
+    forgotten: int = 0
     seconds: float = 0.0
     impossible: str = ""
     violations: list[str] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Line:
         self.disagreements += len(verdict.disagreements)
         self.fenced += verdict.fenced
         self.adopted += verdict.adopted
+        self.forgotten += verdict.forgotten
         self.seconds += seconds
         self.violations += verdict.violations
 
@@ -149,6 +151,7 @@ def summed(lines: Iterable[Line]) -> Line:
         for name in ("rounds", "happened", "messages", "dispatches", "lost", "doubled", "disagreements", "fenced"):
             setattr(total, name, getattr(total, name) + getattr(line, name))
         total.adopted += line.adopted
+        total.forgotten += line.forgotten
         total.seconds += line.seconds
         total.violations += line.violations
     return total
@@ -156,7 +159,18 @@ def summed(lines: Iterable[Line]) -> Line:
 
 def table(lines: Sequence[Line]) -> Iterator[str]:
     """Give the lines and their sum as a table in Markdown."""
-    columns = ("rounds", "happened", "messages", "dispatches", "adopted", "fenced", "lost", "doubled", "disagreements")
+    columns = (
+        "rounds",
+        "happened",
+        "messages",
+        "dispatches",
+        "adopted",
+        "fenced",
+        "forgotten",
+        "lost",
+        "doubled",
+        "disagreements",
+    )
     width = max(len(line.kind) for line in lines)
     yield f"| {'fault':{width}} | " + " | ".join(columns) + " |"
     yield f"| {'-' * width} | " + " | ".join("-" * (len(name) - 1) + ":" for name in columns) + " |"

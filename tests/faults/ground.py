@@ -56,7 +56,7 @@ exit {{ plan.parameters.exit_code }}
 _MESSAGES = text("SELECT uid FROM messages WHERE kind = 'start' AND uid LIKE :like")
 _RECORDS = text(
     "SELECT r.collection_uid, r.run_id, r.state, r.reason, r.attempts, a.number, a.job_id, a.job_state, a.exit_code,"
-    " a.adopted FROM runs r LEFT JOIN attempts a ON a.run_id = r.run_id AND a.number ="
+    " a.adopted, a.evidence FROM runs r LEFT JOIN attempts a ON a.run_id = r.run_id AND a.number ="
     " (SELECT max(number) FROM attempts b WHERE b.run_id = r.run_id) WHERE r.collection_uid LIKE :like"
 )
 _ENDED = ("complete", "partial", "failed", "cancelled", "unknown", "refused")
@@ -367,7 +367,7 @@ class Ground:
             return [
                 Record(
                     uid=row[0], run_id=row[1], state=row[2], reason=row[3], attempts=row[4], attempt=row[5],
-                    job_id=row[6], job_state=row[7], exit_code=row[8], adopted=bool(row[9]),
+                    job_id=row[6], job_state=row[7], exit_code=row[8], adopted=bool(row[9]), evidence=row[10],
                 )
                 for row in connection.execute(_RECORDS, {"like": like})
             ]  # fmt: skip
@@ -388,6 +388,15 @@ class Ground:
     def slurm_command(self, program: str, *arguments: str) -> str:
         """Run one of SLURM's commands past the proxy."""
         return processes.run([find_program(program), *arguments], environment=os.environ | self.stack.environment())
+
+    def resume_drained_nodes(self) -> None:
+        """Do what an administrator does after slurmctld forgot its last jobs.
+
+        It gives their ids to others. A node that still has the first job of an id is drained (_Duplicate jobid_).
+        """
+        drained = self.slurm_command("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split()
+        if drained:
+            self.slurm_command("scontrol", "update", f"NodeName={','.join(set(drained))}", "State=RESUME")
 
     def queued(self) -> int:
         """Return how many jobs haven't ended."""

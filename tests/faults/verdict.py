@@ -34,6 +34,8 @@ class Record:
     job_state: str | None
     exit_code: int | None
     adopted: bool
+    evidence: str | None = None
+    """Who told the program of the job's end."""
 
     @property
     def tag(self) -> str:
@@ -75,6 +77,8 @@ class Verdict:
     fenced: int = 0
     """Jobs that were made for an attempt that another job has, and did nothing."""
     adopted: int = 0
+    forgotten: int = 0
+    """Jobs of which accounting never heard, because the controller that knew them was killed; their own word counts."""
 
     @property
     def violations(self) -> tuple[str, ...]:
@@ -130,6 +134,7 @@ def judge(
         dispatches=len({effect for effect in effects if effect.uid in {item.uid for item in sent}}),
         fenced=sum(job.tag in tags and (job.tag.rpartition(".")[0], job.job_id) not in known for job in accounted),
         adopted=sum(record.adopted for record in chosen),
+        forgotten=sum(_is_forgotten(record, accounted) for record in chosen),
     )
 
 
@@ -172,11 +177,17 @@ def _judge_record(
 
 def _differences(record: Record, accounted: Sequence[Accounted]) -> list[str]:
     jobs = [job for job in accounted if job.tag == record.tag and job.job_id == record.job_id]
+    if not jobs and _is_forgotten(record, accounted):
+        return []
     if not jobs:
         return [f"accounting has no job {record.job_id} of this name"]
     return [
         f"job {job.job_id} is {record.job_state}, exit code {record.exit_code} in the record; "
         f"accounting says {job.state}, {job.exit_code}"
-        for job in jobs
+        for job in jobs[-1:]  # the others are earlier starts of a requeued job
         if (job.exit_code, _WORDS.get(job.state)) != (record.exit_code, record.job_state)
     ]
+
+
+def _is_forgotten(record: Record, accounted: Sequence[Accounted]) -> bool:
+    return record.evidence == "job record" and all(job.tag != record.tag for job in accounted)

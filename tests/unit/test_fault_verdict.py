@@ -66,3 +66,19 @@ def test_each_disagreement_with_accounting_and_with_the_job_is_found() -> None:
     for name, record in wrong.items():
         assert judge([SENT], Counter("c"), [record], [EFFECT], [JOB]).disagreements, name
     assert judge([SENT], Counter("c"), [RECORD], [EFFECT], []).disagreements
+
+
+def test_a_job_that_accounting_never_heard_of_is_right_only_by_its_own_word() -> None:
+    told_by_itself = replace(RECORD, evidence="job record")
+    verdict = judge([SENT], Counter("c"), [told_by_itself], [EFFECT], [])
+    assert verdict.violations == ()
+    assert verdict.forgotten == 1
+    assert judge([SENT], Counter("c"), [replace(RECORD, evidence="controller")], [EFFECT], []).disagreements
+    other_id = replace(JOB, job_id=6)  # accounting has one of this name, but not this one
+    assert judge([SENT], Counter("c"), [told_by_itself], [EFFECT], [other_id]).disagreements
+
+
+def test_of_a_requeued_job_the_last_start_counts() -> None:
+    before = replace(JOB, state="REQUEUED", exit_code=0)
+    assert judge([SENT], Counter("c"), [RECORD], [EFFECT], [before, JOB]).violations == ()
+    assert judge([SENT], Counter("c"), [RECORD], [EFFECT], [JOB, before]).disagreements
