@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from datetime import datetime
 from pathlib import Path
+from typing import TypeAlias
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.errors import NotFound
-from orchestrator.provenance.database import Database
+from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.rows import ActiveAttempt, AttemptStage
 from orchestrator.provenance.runs import add_event, event_row, lock_run
 from orchestrator.provenance.tables import AttemptRow, JobEventRow, RunRow
@@ -29,6 +30,12 @@ from orchestrator.records import (
 FOLLOWED = (RunState.SUBMITTING, RunState.PENDING, RunState.RUNNING)
 """States of a run whose newest attempt hasn't ended."""
 
+ActiveJob: TypeAlias = tuple[str, int, int | None]
+"""Run, number of the attempt, job id."""
+
+_NEWEST = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
+_HAS_A_LIVING_JOB = (RunRow.state.in_(FOLLOWED), AttemptRow.stage == AttemptStage.SUBMITTED)
+
 _RUN_STATES = {
     JobState.PENDING: RunState.PENDING,
     JobState.RUNNING: RunState.RUNNING,
@@ -41,16 +48,30 @@ _RUN_STATES = {
 class AttemptStore(Database):
     """The store's part that deals with attempts and their jobs."""
 
-    def active_attempts(self) -> Sequence[ActiveAttempt]:
-        """Return the jobs to follow: the newest attempt of every run that has a job and hasn't ended, oldest first."""
-        wanted = (
-            select(AttemptRow, RunRow)
-            .join(RunRow, (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts))
-            .where(RunRow.state.in_(FOLLOWED), AttemptRow.stage == AttemptStage.SUBMITTED)
-            .order_by(RunRow.created_at)
-        )
+    def active_attempts(self, run_ids: Collection[str] | None = None) -> Sequence[ActiveAttempt]:
+        """Return the jobs to follow: the newest attempt of every run that has a job and hasn't ended, oldest first.
+
+        Parameters
+        ----------
+        run_ids
+            Only of these runs; of all when left out.
+        """
+        wanted = select(AttemptRow, RunRow).join(RunRow, _NEWEST).where(*_HAS_A_LIVING_JOB).order_by(RunRow.created_at)
+        some = [wanted] if run_ids is None else [wanted.where(RunRow.run_id.in_(ids)) for ids in batched(run_ids)]
         with self.reading() as session:
-            return [_active(row, run) for row, run in session.execute(wanted)]
+            return [_active(row, run) for question in some for row, run in session.execute(question)]
+
+    def active_jobs(self) -> Set[ActiveJob]:
+        """Return which jobs are to be followed: no more than says whether one of `active_attempts` is another now."""
+        wanted = select(AttemptRow.run_id, AttemptRow.number, AttemptRow.job_id).join(RunRow, _NEWEST)
+        with self.reading() as session:
+            return {(run_id, number, job) for run_id, number, job in session.execute(wanted.where(*_HAS_A_LIVING_JOB))}
+
+    def count_active(self) -> int:
+        """Return how many runs have a job that hasn't ended; a look into an index, for who asks every second."""
+        living = (RunState.PENDING, RunState.RUNNING)
+        with self.reading() as session:
+            return session.scalar(select(func.count()).select_from(RunRow).where(RunRow.state.in_(living))) or 0
 
     def ended_attempts(self, since: datetime) -> Sequence[ActiveAttempt]:
         """Return the attempts that had a job and ended at or after `since`, oldest run first."""

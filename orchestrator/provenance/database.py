@@ -11,10 +11,10 @@ import re
 import socket
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -35,6 +35,8 @@ from sqlalchemy.orm import Session
 from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import InvalidSettings, OrchestratorError, StoreUnavailable
 
+T = TypeVar("T")
+
 _DRIVERS = {
     "sqlite": "sqlite+pysqlite",
     "postgresql": "postgresql+psycopg",
@@ -51,6 +53,8 @@ _NO_SUCH = {"42703", "42P01", 1054, 1146}
 """Codes of PostgreSQL and MariaDB for a column or table that isn't there."""
 
 _NO_SUCH_ON_SQLITE = re.compile(r"^(no such (table|column)|table \w+ has no column)")
+
+_LIST_LIMIT = 500
 
 _EXAMPLES = "sqlite:////var/lib/orchestrator/provenance.sqlite, postgresql://user@host/name, mariadb://user@host/name"
 
@@ -230,6 +234,12 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     mode = connection.get_execution_options().get("begin", "DEFERRED")
     connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def batched(values: Collection[T]) -> Iterator[Sequence[T]]:
+    """Return values in lots that every database takes as a list in one question."""
+    ordered = list(values)
+    return (ordered[begin : begin + _LIST_LIMIT] for begin in range(0, len(ordered), _LIST_LIMIT))
 
 
 def sqlite_file(url: URL) -> Path | None:

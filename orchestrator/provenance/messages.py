@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.columns import storable
-from orchestrator.provenance.database import Database
+from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.documents import end_from_json, end_to_json, start_from_json, start_to_json
 from orchestrator.provenance.rows import Arrival, MessageKind, MessageReceipt, MessageRecord, MessageState, WaitingStart
 from orchestrator.provenance.tables import UID_LIMIT, MessageRow
@@ -84,10 +84,28 @@ class MessageStore(Database):
 
     def collection_end(self, uid: str) -> CollectionEnd | None:
         """Return the accepted collection-end with this uid, or None while there is none."""
-        wanted = select(MessageRow.content).where(MessageRow.identity == _identity_of(MessageKind.END, uid))
+        return self.collection_ends([uid]).get(uid)
+
+    def collection_ends(self, uids: Collection[str]) -> Mapping[str, CollectionEnd]:
+        """Return the accepted collection-ends with these uids; those that haven't ended are left out."""
+        asked = {_identity_of(MessageKind.END, uid): uid for uid in uids}
+        wanted = select(MessageRow.identity, MessageRow.content)
         with self.reading() as session:
-            content = session.scalars(wanted).one_or_none()
-        return None if content is None else end_from_json(content)
+            found = [
+                row for some in batched(asked) for row in session.execute(wanted.where(MessageRow.identity.in_(some)))
+            ]
+        return {asked[identity]: end_from_json(content) for identity, content in found}
+
+    def ended_collections(self, after: int) -> Mapping[int, str]:
+        """Return the uids of the accepted collection-ends with a number above `after`, by their numbers."""
+        wanted = select(MessageRow.id, MessageRow.uid).where(MessageRow.kind == MessageKind.END, MessageRow.id > after)
+        with self.reading() as session:
+            return {number: uid for number, uid in session.execute(wanted) if uid is not None}
+
+    def newest_message(self) -> int:
+        """Return the number of the message that came last; 0 when none has come."""
+        with self.reading() as session:
+            return session.scalar(select(func.max(MessageRow.id))) or 0
 
     def messages(
         self,

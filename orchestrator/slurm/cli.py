@@ -1,7 +1,8 @@
 """The route over SLURM's own commands: sbatch, squeue, sacct, scancel, scontrol.
 
-One process per call, one call for all jobs. Nothing is kept between calls but the cluster's name. The commands' output
-is read by `parsing`, their failures by `failures`; this module only decides what to ask.
+One process per call, one call for all jobs. Nothing is kept between calls but the cluster's name, and the last answer
+about the queue (`queue_view`). The commands' output is read by `parsing`, their failures by `failures`; this module
+only decides what to ask.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +22,11 @@ from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, Sub
 from orchestrator.slurm import parsing
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
-from orchestrator.slurm.gateway import Gateway, GatewayInfo, dependency, refuse_other_users
+from orchestrator.slurm.gateway import WAITING_AGE_S, Gateway, GatewayInfo, dependency, refuse_other_users
+from orchestrator.slurm.queue_view import BEGUN, QueueView
+
+LONG_QUEUE = 1_000
+"""From how many jobs on `poll` asks for the whole queue only every `WAITING_AGE_S`."""
 
 _IDS_PER_CALL = 10_000
 """Linux limits one argument to 128 KiB; this many ids fit."""
@@ -53,6 +59,8 @@ class CliGateway(Gateway):
     environment
         What the commands get instead of this process's environment. ``SLURM_*`` and ``SBATCH_*`` are taken out either
         way, but for what is needed to reach the cluster.
+    long_queue
+        From how many jobs on `poll` asks for the whole queue only now and then.
     """
 
     name: ClassVar[str] = "cli"
@@ -64,7 +72,10 @@ class CliGateway(Gateway):
         query_timeout_s: float = 60.0,
         programs: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        long_queue: int = LONG_QUEUE,
     ) -> None:
+        self._long_queue = long_queue
+        self._view: QueueView | None = None
         self._submit_timeout_s = submit_timeout_s
         self._query_timeout_s = query_timeout_s
         self._programs = programs
@@ -132,9 +143,19 @@ class CliGateway(Gateway):
     def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         if not jobs:
             return {}
-        queue = {report.identity.job_id: report for report in self._queue()}
-        found = ((job, queue[job.job_id]) for job in jobs if job.job_id in queue)
-        return {job: replace(report, identity=job) for job, report in found if parsing.is_same_job(job, report)}
+        # An answer that is lost leaves nothing to compare the next one with: that one is asked for whole.
+        before, self._view = self._view, None
+        self._view = view = self._view_for(jobs, before)
+        return view.told_of(jobs)
+
+    def _view_for(self, jobs: Sequence[JobIdentity], before: QueueView | None) -> QueueView:
+        now_s = time.monotonic()
+        if before is not None and len(before.rows) >= self._long_queue and now_s - before.whole_at_s < WAITING_AGE_S:
+            moved = before.moved(self._squeue(states=BEGUN)) if before.knows(jobs) else None
+            if moved is not None:
+                return moved
+        cluster = self._known().cluster
+        return QueueView.of_whole(self._squeue(), jobs, cluster=cluster, at_s=now_s, before=before)
 
     def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         cluster = self._known().cluster if jobs else ""
@@ -176,13 +197,15 @@ class CliGateway(Gateway):
         return report.identity
 
     def _queue(self) -> list[JobReport]:
-        """Return all of this user's jobs: naming ids would fail for one that is purged, and load everybody's jobs."""
         cluster = self._known().cluster
-        text = self._ask(
-            "squeue", "--noheader", "--all", "--local", "--states=all", f"--user={os.getuid()}",
+        return parsing.parse_squeue(self._squeue(), cluster=cluster)
+
+    def _squeue(self, *, states: str = "all") -> str:
+        """Return all of this user's jobs: naming ids would fail for one that is purged, and load everybody's jobs."""
+        return self._ask(
+            "squeue", "--noheader", "--all", "--local", f"--states={states}", f"--user={os.getuid()}",
             f"--Format={parsing.QUEUE_FORMAT}",
         )  # fmt: skip
-        return parsing.parse_squeue(text, cluster=cluster)
 
     def _one(self, job_id: int) -> JobReport | None:
         cluster = self._known().cluster

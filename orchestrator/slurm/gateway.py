@@ -23,6 +23,8 @@ CLOCK_JUMP = timedelta(days=1)
 """How far a clock may have been set, by hand or by a machine that woke up with a wrong one. A look that far back costs
 accounting more, so it is taken once, before absence is believed."""
 
+WAITING_AGE_S = 10.0
+"""How old what `Gateway.poll` tells of a job that waits may be."""
 
 
 def dependency(after: Sequence[JobIdentity]) -> str:
@@ -105,12 +107,15 @@ class Gateway(ABC):
     def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         """Ask the controller about all `jobs` in one call; jobs it doesn't know (any more) are left out.
 
-        A job id that now belongs to another job (other submit time) is left out as well.
+        A job id that now belongs to another job (other submit time) is left out as well. That a job has begun or ended
+        is told at once. Why it waits, and that it has left the controller unseen, may be told `WAITING_AGE_S` late:
+        where there are thousands of jobs a route may keep what it heard of those that wait. Such an answer has the same
+        report objects as the one before, as far as nothing has changed.
 
         Raises
         ------
         GatewayUnavailable
-            When the controller can't be asked.
+            When the controller can't be asked; what happened meanwhile is in the next answer.
         """
 
     @abstractmethod

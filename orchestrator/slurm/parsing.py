@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -36,6 +36,7 @@ ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
 _JOB_ID = re.compile(r"(?P<job>\d+)(\+(?P<offset>\d+))?(_(?P<tasks>\d+|\[[^\]]*\]))?")
 """``7``, the tasks of an array ``7_4`` or ``7_[5-9%2]``, the second component of a heterogeneous job ``7+1``."""
 _RECORD_START = re.compile(rf"{_JOB_ID.pattern}(\.\w+)?{SEPARATOR}")
+_BETWEEN_RECORDS = re.compile(rf"\n(?={_RECORD_START.pattern})")
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "Unknown", "None assigned", "n/a"})
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
@@ -54,7 +55,13 @@ def parse_config(text: str) -> dict[str, str]:
 
 def parse_squeue(text: str, *, cluster: str) -> list[JobReport]:
     """Return one report per job of ``squeue --noheader --Format=QUEUE_FORMAT``; an array is one job."""
-    return arrays.folded(_queued(fields, cluster) for fields in _records(text, QUEUE_FIELDS))
+    return arrays.folded(row for record in records(text) if (row := queue_row(record, cluster=cluster)) is not None)
+
+
+def queue_row(record: str, *, cluster: str) -> JobReport | None:
+    """Return the report of one of squeue's `records`, of an array a row as `arrays` takes it; None of half a record."""
+    fields = _fields(record, QUEUE_FIELDS)
+    return None if fields is None else _queued(fields, cluster)
 
 
 def parse_sacct(text: str, *, cluster: str) -> list[JobReport]:
@@ -65,7 +72,7 @@ def parse_sacct(text: str, *, cluster: str) -> list[JobReport]:
     What only the steps know (memory) is merged into the job they belong to.
     """
     reports: list[JobReport] = []
-    for fields in _records(text, ACCOUNT_FIELDS):
+    for fields in (fields for record in records(text) if (fields := _fields(record, ACCOUNT_FIELDS)) is not None):
         if "." not in fields["JobID"]:
             reports.append(_accounted(fields, cluster))
         elif reports:
@@ -73,17 +80,16 @@ def parse_sacct(text: str, *, cluster: str) -> list[JobReport]:
     return reports
 
 
-def _records(text: str, names: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    lines: list[str] = []
-    for line in text.split("\n"):
-        if _RECORD_START.match(line) or not lines:
-            lines.append(line)
-        else:
-            lines[-1] += f"\n{line}"
-    for line in lines:
-        values = line.rstrip("\n").split(SEPARATOR)
-        if len(values) >= len(names):
-            yield dict(zip(names, values, strict=False))
+def records(text: str) -> list[str]:
+    """Return the records of a command's output, each with the lines that belong to its free text."""
+    text = text.removesuffix("\n")
+    ends = [found.start() for found in _BETWEEN_RECORDS.finditer(text)]
+    return [text[begin:end] for begin, end in zip([0, *(end + 1 for end in ends)], [*ends, len(text)], strict=True)]
+
+
+def _fields(record: str, names: tuple[str, ...]) -> dict[str, str] | None:
+    values = record.rstrip("\n").split(SEPARATOR)
+    return dict(zip(names, values, strict=False)) if len(values) >= len(names) else None
 
 
 def _queued(fields: dict[str, str], cluster: str) -> JobReport:

@@ -933,6 +933,45 @@ class TestCli(ScriptsRun):
 
 
 @pytest.mark.stack
+class TestCliOfALongQueue(ScriptsRun):
+    """The same route where it asks for the whole queue only now and then."""
+
+    held: ClassVar[str] = "#SBATCH --hold"
+
+    @pytest.fixture
+    def make_gateway(self, cluster: Stack) -> Callable[[Mapping[str, str]], CliGateway]:
+        def make(environment: Mapping[str, str] = os.environ) -> CliGateway:
+            return CliGateway(environment={**environment, **cluster.environment()}, long_queue=0)
+
+        return make
+
+    @pytest.fixture
+    def gateway(self, make_gateway: Callable[..., CliGateway]) -> CliGateway:
+        return make_gateway()
+
+    def cancel_all(self, gateway: Gateway, jobs: list[JobIdentity]) -> None:
+        assert isinstance(gateway, CliGateway)
+        gateway._ask("scancel", *(str(job.job_id) for job in jobs))
+
+    def test_jobs_that_begin_end_and_wait_again_are_told_at_once(self, gateway: CliGateway, tmp_path: Path) -> None:
+        work = Work(body='[ -n "$SLURM_RESTART_COUNT" ] || sleep 600', lines="#SBATCH --hold", play=stays_pending)
+        jobs = [self.submit(gateway, tmp_path, work).identity for _ in range(3)]
+        first, second, third = jobs
+        assert {report.state for report in gateway.poll(jobs).values()} == {JobState.PENDING}
+        gateway._ask("scontrol", "release", str(first.job_id))
+        told = eventually(lambda: t if (t := gateway.poll(jobs))[first].state is JobState.RUNNING else None)
+        gateway.cancel(second)
+        later = gateway.poll(jobs)
+        assert later[second].state is JobState.CANCELLED
+        assert later[third] is told[third]
+        gateway._ask("scontrol", "requeuehold", str(first.job_id))
+        again = reaches(gateway, first, JobState.PENDING, within_s=9)
+        assert again.identity == first
+        for job in (first, third):
+            gateway.cancel(job)
+
+
+@pytest.mark.stack
 @pytest.mark.pyslurm
 class TestPyslurm(ScriptsRun):
     """The real SLURM of the private stack through libslurm; what only this route has is in test_pyslurm.py."""
