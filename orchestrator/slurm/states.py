@@ -94,7 +94,8 @@ class Reason:
 
 
 _KINDS = (
-    r"(Cpu|CPU|Mem|Memory|Node|GRES|Billing|Energy|License|BB|Unknown)(Limit|Minutes|Minute|RunMinutes|RunMins|NotSatisfied)*"
+    r"(Cpu|CPU|Mem|Memory|Node|GRES|Billing|Energy|License|BB|Unknown)"
+    r"(Limit|Minutes|Minute|RunMinutes|RunMins|NotSatisfied)*"
 )
 """What SLURM limits, and for how long."""
 

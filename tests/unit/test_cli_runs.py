@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from orchestrator.cli.common import ExitCode
+from orchestrator.cli.wording import program_of
 from orchestrator.messages import json_schemas
 from orchestrator.records import JobState, RawMessage, RunState
 from tests.unit.site_with_runs import SiteWithRuns
@@ -142,7 +143,7 @@ def test_the_schemas_of_kernels_are_what_the_kernels_print(site: SiteWithRuns) -
     names = [name for name in site.call("schema").splitlines() if name.startswith("kernel/")]
     assert "kernel/azimuthal" in names
     for name in names:
-        command = [sys.executable, "-m", "mpi_kernels", name.removeprefix("kernel/"), "--schema"]
+        command = [sys.executable, "-m", *program_of(name.removeprefix("kernel/")), "--schema"]
         printed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
         assert site.told("schema", name) == json.loads(printed)
 

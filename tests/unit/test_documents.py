@@ -84,7 +84,7 @@ def test_commands_of_the_readme_are_those_of_the_program() -> None:
 def test_commands_in_a_page_exist(page: Path) -> None:
     text = page.read_text()
     assert set(re.findall(r"(?:`|^    )orchestrator ([a-z]+)", text, re.MULTILINE)) - _commands() == set()
-    scripts = {CHECKOUT / path for path in re.findall(r"script/[a-z]+(?![a-z./])", text)}
+    scripts = {CHECKOUT / path for path in re.findall(r"script/[a-z]+(?:-[a-z]+)*(?![a-z./-])", text)}
     assert {_name(path) for path in scripts if not shutil.which(path)} == set()
 
 

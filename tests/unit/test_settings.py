@@ -226,7 +226,7 @@ def test_a_missing_key_is_named(site: Path) -> None:
         ('brokers = ["localhost:61613"]', 'brokers = ["localhost"]', "'localhost' isn't host:port"),
         ('brokers = ["localhost:61613"]', "brokers = []", "no broker is named"),
         ('allowed_roots = ["data", "/other"]', "allowed_roots = []", "allowed_roots: "),
-        ("[stomp]", '[gateway]\nroute = "slurm"\n\n[stomp]', "gateway.route: must be 'auto', 'pyslurm', 'rest', 'cli' or 'local'"),
+        ("[stomp]", '[gateway]\nroute = "slurm"\n\n[stomp]', "gateway.route: must be 'auto', 'pyslurm', 'rest'"),
         ("[stomp]", '[defaults.environment]\n"A B" = "x"\n\n[stomp]', "no name of an environment variable"),
     ],
 )
