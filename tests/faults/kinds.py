@@ -121,16 +121,7 @@ def _daemon(name: str, action: str, ground: Ground, round_: Round) -> int:
         getattr(ground.stack, action)(name)
         time.sleep(round_.chance.uniform(1, 8))
         ground.stack.start(name)
-    if (name, action) == ("slurmctld", "kill"):
-        _look_after_nodes(ground, round_)
     return 1
-
-
-def _look_after_nodes(ground: Ground, round_: Round) -> None:
-    deadline = time.monotonic() + 90
-    while not round_.settled() and time.monotonic() < deadline:
-        ground.resume_drained_nodes()
-        time.sleep(2)
 
 
 def _database_killed(ground: Ground, round_: Round) -> int:
