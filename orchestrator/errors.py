@@ -90,13 +90,16 @@ class GatewayUnavailable(GatewayError):
     ----------
     everywhere
         No other submission could be accepted now either, whatever its partition or account.
+    doubtful
+        It can't be told whether it passes, or is for good and about this one submission only: others are let by.
     """
 
     transient: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, remedy: str = "", everywhere: bool = False) -> None:
+    def __init__(self, message: str, *, remedy: str = "", everywhere: bool = False, doubtful: bool = False) -> None:
         super().__init__(message, remedy=remedy)
         self.everywhere = everywhere
+        self.doubtful = doubtful
 
 
 class OutcomeUnknown(GatewayError):

@@ -199,7 +199,7 @@ class Submitter:
             if batch and self.memory.pressure.on_trial(queue):
                 yield batch
                 batch = []
-            if error := self.memory.pressure.obstacle(queue, self.clock()):
+            if error := self.memory.pressure.obstacle(queue, self.clock(), run_id=planned.tag.run_id):
                 this.closed[queue] = error
                 if planned.reason != (reason := f"waiting: {error.full_text}"):
                     this.waiting[planned.tag.run_id] = reason
@@ -392,17 +392,21 @@ class _Calls:
             job = self._submitter.gateway.submit(item.submission)
         except SubmitRefused as error:
             log.error("run %s refused by %s: %s", tag.run_id, self._submitter.gateway.name, error.full_text)
+            self._memory.pressure.forget(tag.run_id)
             return NotSubmitted(tag=tag, reason=error.full_text, refused=True, intent_at=self._at)
         except OutcomeUnknown as error:
             log.warning("run %s: %s; looking for its job before anything else", tag.run_id, error.full_text)
             self._round.unanswered = True
             return Unanswered(tag=tag, reason=error.full_text, intent_at=self._at)
         except GatewayUnavailable as error:
-            self._memory.pressure.refused(queue, error, self._clock())
+            # A job array may have more tasks than the limit of an account, and then it never fits.
+            array = item.planned.plan.array is not None and not error.everywhere
+            alone = tag.run_id if error.doubtful or array else None
+            self._memory.pressure.refused(queue, error, self._clock(), alone=alone)
             self._round.closed[queue] = error
             return NotSubmitted(tag=tag, reason=error.full_text, intent_at=self._at)
         reached(CrashPoint.JOB_ACCEPTED)
-        self._memory.pressure.accepted(queue)
+        self._memory.pressure.accepted(queue, run_id=tag.run_id)
         self._memory.call_s += (self._clock() - begun_s - self._memory.call_s) / 4
         self._round.made += 1
         log.info("run %s is job %s", tag.run_id, job.identity)

@@ -20,13 +20,13 @@ from typing import ClassVar, cast
 
 from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
 from orchestrator.records import JobIdentity, JobReport, Json, RunTag, Submission, SubmittedJob
-from orchestrator.slurm import parsing, rest_documents, rest_failures
+from orchestrator.slurm import parsing, rest_documents, rest_failures, rest_policy
 from orchestrator.slurm.gateway import Gateway, GatewayInfo
 from orchestrator.slurm.rest_connection import Connection, Query, Reply
 from orchestrator.slurm.rest_documents import Queued
 from orchestrator.slurm.rest_job import job_request
 from orchestrator.slurm.rest_versions import NEW_QUERIES, ApiVersion, negotiated
-from orchestrator.slurm.script_options import read_options
+from orchestrator.slurm.script_options import ScriptOption, read_options
 from orchestrator.slurm.tokens import CommandTokens, FileTokens, NoTokens, TokenSource
 
 _IDS_PER_CALL = 4_000
@@ -276,7 +276,23 @@ class RestGateway(Gateway):
         if self._token_is_rejected(reply, user):
             return self._rejected(user)
         options = read_options(submission.script.text)
+        if any(error.number == rest_policy.POLICY for error in reply.errors):
+            return self._policy_failure(rest_failures.sentence(reply.status, reply.errors, reply.plain), options, user)
         return rest_failures.submission_failure(reply.status, reply.errors, plain=reply.plain, options=options)
+
+    def _policy_failure(self, said: str, options: Mapping[str, ScriptOption], user: str) -> GatewayError:
+        """Find out which limit it was: none of what is asked for here has an effect."""
+        version = self._known().version
+        try:
+            limits = rest_policy.Limits(
+                qos=self._ask(f"/slurmdb/v{version}/qos", user=user).document,
+                associations=self._ask(f"/slurmdb/v{version}/associations", user=user).document,
+            )
+            queue = self._ask(f"/slurm/v{version}/jobs", user=user).document
+        except GatewayUnavailable:
+            return rest_policy.doubtful(said)
+        known_jobs = rest_documents.count_of(queue, user)
+        return rest_policy.meaning(said, limits, user=user, known_jobs=known_jobs, options=options)
 
     def _token_is_rejected(self, reply: Reply, user: str) -> bool:
         """Whether that is why; where the answer leaves it open (SLURM 22.05), accounting knows the same tokens."""

@@ -108,6 +108,12 @@ def queued(document: Json, *, cluster: str) -> list[Queued]:
     return [Queued(report=report, user=users.get(report.identity, "")) for report in arrays.folded(rows)]
 
 
+def count_of(document: Json, user: str) -> int:
+    """Return how many jobs of a user's ``/slurm/…/jobs`` has, each task of an array for itself."""
+    jobs = queued(document, cluster="")
+    return sum(max(1, len(job.report.tasks)) for job in jobs if job.user == user)
+
+
 def _at_controller(job: Fields, cluster: str) -> JobReport:
     words, state = _state(job.get("job_state"))
     code, signal = _exit(job.get("exit_code"), state)
@@ -162,7 +168,8 @@ def _in_accounting(job: Fields, cluster: str) -> JobReport:
         signal=signal,
         nodes=nodes,
         started_at=_time(times.get("start")) if nodes else None,
-        ended_at=_time(times.get("end")) if state.ended else None,
+        # A start that was requeued has ended too; of one that goes on there is none.
+        ended_at=_time(times.get("end")),
         comment=_text(_fields(job.get("comment")).get("job")),
         usage=_usage(job, state),
     )
@@ -221,6 +228,18 @@ def whole(value: Json) -> int | None:
     if isinstance(value, dict) and value.get("set") is True and not value.get("infinite"):
         return whole(value.get("number"))
     return None
+
+
+def found_at(document: Json, *names: str) -> Json:
+    """Return what stands at the end of nested names; None where one of them isn't there."""
+    for name in names:
+        document = _fields(document).get(name)
+    return document
+
+
+def entries(document: Json, *names: str) -> list[Json]:
+    """Return the list under the first of `names` that is there; an empty one where there is none."""
+    return next((list(_list(value)) for name in names if (value := _fields(document).get(name)) is not None), [])
 
 
 def _state(value: Json) -> tuple[str, JobState]:

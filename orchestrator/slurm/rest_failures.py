@@ -114,7 +114,7 @@ def submission_failure(status: int, errors: Sequence[RestError], *, plain: str, 
     options
         Names of the options that the script has, for when slurmrestd doesn't say which one it can't read.
     """
-    said = _sentence(status, errors, plain)
+    said = sentence(status, errors, plain)
     numbers = [error.number for error in errors if error.number > 0]
     if _MAY_BE_SENT.intersection(numbers):
         return _unknown(said)
@@ -136,7 +136,7 @@ def query_failure(status: int, errors: Sequence[RestError], *, plain: str, what:
     numbers = [error.number for error in errors if error.number > 0]
     accounting = _ACCOUNTING if "slurmdb" in what else _CONTROLLER
     remedy = _looked_up(_NEVER_SENT, numbers) or (_VERSION if 1005 in numbers else accounting)
-    return GatewayUnavailable(f"{what}: {_sentence(status, errors, plain)}", remedy=remedy)
+    return GatewayUnavailable(f"{what}: {sentence(status, errors, plain)}", remedy=remedy)
 
 
 def token_verdict(status: int, errors: Iterable[RestError]) -> bool | None:
@@ -151,7 +151,7 @@ def _looked_up(table: dict[int, str], numbers: Iterable[int]) -> str | None:
     return next((table[number] for number in numbers if number in table), None)
 
 
-def _sentence(status: int, errors: Sequence[RestError], plain: str) -> str:
+def sentence(status: int, errors: Sequence[RestError], plain: str) -> str:
     """Return what was said in one line, without what only repeats that the request failed."""
     telling = [error for error in errors if error.number not in {9001, -1}] or list(errors)
     said = "; ".join(dict.fromkeys(map(str, telling))) or " ".join(plain.split())[:300]

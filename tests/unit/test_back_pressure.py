@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.back_pressure import FIRST_S, LONGEST_S, BackPressure, Queue
+from orchestrator.back_pressure import ALONE_FIRST_S, ALONE_LONGEST_S, FIRST_S, LONGEST_S, BackPressure, Queue
 from orchestrator.errors import GatewayUnavailable, StoreUnavailable
 from orchestrator.provenance import Outcome
 from orchestrator.records import RunState, RunTag, Submission, SubmittedJob
@@ -229,3 +229,59 @@ def test_a_jump_of_the_clock_neither_cuts_nor_extends_the_wait_for_a_job(trip: T
     passed_s = 92.0
     assert trip.dispatcher.settle() == 0
     assert trip.dispatcher.submit_planned() == 1
+
+
+# ---------------------------------------------------------------------------------- refusals that may be for good
+
+DOUBTFUL = GatewayUnavailable("Job violates accounting/QOS policy", doubtful=True)
+
+
+class Choosy(Limited):
+    """Takes so many jobs, and one never; can't tell the two apart."""
+
+    never = ""
+
+    def submit(self, submission: Submission) -> SubmittedJob:
+        taken = sum(not job.state.ended for job in self.jobs)
+        if submission.tag.run_id != self.never and taken < self.jobs_most:
+            return MemoryGateway.submit(self, submission)
+        self.calls.append("submit")
+        raise DOUBTFUL
+
+
+def serve_choosy(trip: Trip, jobs_most: int) -> tuple[Choosy, list[float]]:
+    gateway, now_s = Choosy(jobs_most), [0.0]
+    trip.gateway = gateway
+    trip.dispatcher = replace(trip.dispatcher, gateway=gateway, clock=lambda: now_s[0])
+    for number in range(20):
+        trip.start(f"c{number:02}")
+    trip.dispatcher.plan_waiting()
+    return gateway, now_s
+
+
+def test_a_run_that_may_never_be_taken_does_not_stand_in_the_way_of_others(trip: Trip) -> None:
+    gateway, now_s = serve_choosy(trip, jobs_most=100)
+    gateway.never = trip.run("c00").summary.run_id
+    for _ in range(10):
+        now_s[0] += 0.5
+        serve(trip)
+    assert len(gateway.jobs) == 19
+    refused = trip.run("c00").summary
+    assert (refused.state, "policy" in refused.reason) == (RunState.PLANNED, True)
+    gateway.never = ""
+    now_s[0] += ALONE_LONGEST_S
+    assert serve(trip) == 1
+
+
+def test_doubtful_refusals_of_many_runs_do_not_hammer_and_lose_nothing(trip: Trip) -> None:
+    gateway, now_s = serve_choosy(trip, jobs_most=5)
+    for _ in range(600):
+        now_s[0] += 0.1
+        serve(trip)
+    assert len(gateway.jobs) == 5
+    assert gateway.calls.count("submit") - 5 < 12
+    gateway.jobs_most = 20
+    for _ in range(30):
+        now_s[0] += ALONE_FIRST_S
+        serve(trip)
+    assert len(gateway.jobs) == 20
