@@ -3,7 +3,7 @@
 In: raw messages from the doors. Out: runs in the store and jobs at SLURM. Every step reads what is to be done from the
 store and writes what was done to it, so any step may be cut off anywhere and is simply done again:
 
-    receive          messages -> store                     (called by a door, before it acknowledges)
+    receive          messages -> store, with the runs that they make (called by a door, before it acknowledges)
     plan_waiting     messages nobody decided about -> runs in state PLANNED
     settle           intents whose outcome isn't known -> adopted, or proven absent and free to be submitted again
     submit_planned   runs in state PLANNED -> intent -> SLURM -> PENDING
@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -34,9 +34,17 @@ from orchestrator.provenance import (
     NotSubmitted,
     Store,
     UnsettledAttempt,
-    WaitingStart,
 )
-from orchestrator.records import JobReport, RawMessage, RunState, RunTag, SubmittedJob, utc_now
+from orchestrator.records import (
+    CollectionStart,
+    JobPlan,
+    JobReport,
+    RawMessage,
+    RunState,
+    RunTag,
+    SubmittedJob,
+    utc_now,
+)
 from orchestrator.runs import RunDirectory
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import CLOCK_DIFFERENCE, CLOCK_JUMP, Gateway
@@ -65,15 +73,34 @@ class Dispatcher:
     # ------------------------------------------------------------------------------------------------- receive
 
     def receive(self, raws: Sequence[RawMessage]) -> Sequence[Verdict]:
-        """Record messages that came together; the answers, one for each, say that all are durable.
+        """Record messages that came together, and what is decided about them, in one transaction.
+
+        The answers, one for each, say that all are durable.
 
         Raises
         ------
         StoreUnavailable
             When none of them is: they have to stay with their sender.
         """
-        receipts = self.store.record_messages([_arrival(raw) for raw in raws])
-        return [_verdict(raw, receipt) for raw, receipt in zip(raws, receipts, strict=True)]
+        arrivals = [_arrival(raw) for raw in raws]
+        try:
+            arrivals = [self._with_decision(arrival) for arrival in arrivals]
+            receipts = self.store.record_messages(arrivals)
+        except (StoreUnavailable, InvalidSettings):
+            raise
+        except Exception:
+            # It is in a plan, not in the messages: they are recorded, and `plan_waiting` takes them one by one.
+            log.exception("%d messages are decided about later", len(raws))
+            arrivals = [replace(arrival, note=None, plans=()) for arrival in arrivals]
+            receipts = self.store.record_messages(arrivals)
+        reached(CrashPoint.PLANNED)
+        return [_verdict(arrival, receipt) for arrival, receipt in zip(arrivals, receipts, strict=True)]
+
+    def _with_decision(self, arrival: Arrival) -> Arrival:
+        if not isinstance(arrival.understood, CollectionStart):
+            return arrival
+        note, plans = self._decided(arrival.understood)
+        return replace(arrival, note=note, plans=plans)
 
     # -------------------------------------------------------------------------------------------------- plan
 
@@ -83,24 +110,24 @@ class Dispatcher:
         faults: list[Exception] = []
         for waiting in self.store.waiting_starts(BATCH):
             try:
-                decisions.append(self._decided(waiting))
+                note, plans = self._decided(waiting.start)
+                decisions.append(Decision(message_id=waiting.message_id, plans=plans, note=note))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this message's, and raised below
                 faults.append(error)
         planned = self._record(decisions)
         _raise_first(faults)
         return planned
 
-    def _decided(self, waiting: WaitingStart) -> Decision:
+    def _decided(self, start: CollectionStart) -> tuple[str, tuple[JobPlan, ...]]:
+        """Return what is decided about a collection, in words, and the runs that it gets."""
         try:
-            check_allowed(waiting.start.file, self.settings.allowed_roots)
-            planning = plan(waiting.start, self.settings)
+            check_allowed(start.file, self.settings.allowed_roots)
+            planning = plan(start, self.settings)
         except InvalidInput as error:
-            return Decision(message_id=waiting.message_id, plans=(), note=f"no run: {error.full_text}")
-        if planning.plans:
-            note = "planned " + ", ".join(item.recipe for item in planning.plans)
-        else:
-            note = f"no run: no recipe wants this collection ({planning.reason})"
-        return Decision(message_id=waiting.message_id, plans=tuple(planning.plans), note=note)
+            return f"no run: {error.full_text}", ()
+        if not planning.plans:
+            return f"no run: no recipe wants this collection ({planning.reason})", ()
+        return "planned " + ", ".join(item.recipe for item in planning.plans), tuple(planning.plans)
 
     def _record(self, decisions: Sequence[Decision]) -> int:
         """Record decisions together; where that fails for one, each by itself."""
@@ -207,10 +234,10 @@ def _arrival(raw: RawMessage) -> Arrival:
         return Arrival(raw=raw, understood=None, rejection=error.full_text)
 
 
-def _verdict(raw: RawMessage, receipt: MessageReceipt) -> Verdict:
+def _verdict(arrival: Arrival, receipt: MessageReceipt) -> Verdict:
     if receipt.rejection is not None:
         return Rejected(reason=receipt.rejection)
-    log.info("recorded message %d from %s", receipt.message_id, raw.source)
+    log.info("message %d from %s: %s", receipt.message_id, arrival.raw.source, arrival.note or "recorded")
     return Accepted(duplicate=receipt.duplicate)
 
 

@@ -218,18 +218,20 @@ class Service:
     def _dispatch_step(self) -> None:
         """Decide about messages, submit, settle what is open; an obstacle to one doesn't hold up the next.
 
-        Where something may be open, that comes before anything else is sent.
+        Where something may be open, that comes before anything else is sent. Most messages are decided about when they
+        come in: those that weren't make nobody wait.
         """
         if self.dispatcher.may_be_open:
             steps = (self._plan_step, self._settle_step, self._submit_step)
         else:
-            steps = (self._plan_step, self._submit_step, self._settle_step)
+            steps = (self._submit_step, self._plan_step, self._settle_step)
         with ExitStack() as all_of_them:
             for step in reversed(steps):
                 all_of_them.callback(step)
 
     def _plan_step(self) -> None:
-        self.dispatcher.plan_waiting()
+        if self.dispatcher.plan_waiting():
+            self._dispatch.wake()
 
     def _settle_step(self) -> None:
         self._dispatch.interval_s = min(self.settings.gateway.poll_interval_s, IDLE_S)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -14,6 +15,7 @@ from orchestrator.errors import NotFound
 from orchestrator.provenance.columns import storable
 from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.documents import end_from_json, end_to_json, start_from_json, start_to_json
+from orchestrator.provenance.new_runs import add_runs
 from orchestrator.provenance.rows import Arrival, MessageKind, MessageReceipt, MessageRecord, MessageState, WaitingStart
 from orchestrator.provenance.tables import UID_LIMIT, MessageRow
 from orchestrator.records import CollectionEnd, CollectionStart, Json, RawMessage, sha256_of, utc_now
@@ -38,6 +40,8 @@ class MessageStore(Database):
         same bytes) is only counted. A start or end whose uid belongs to another collection is recorded as rejected.
         Several services may do this with the same messages at the same moment: one row of each remains.
 
+        What has been decided about a new message is recorded with it, and the runs that it makes.
+
         Returns
         -------
         Sequence[MessageReceipt]
@@ -48,7 +52,7 @@ class MessageStore(Database):
             try:
                 with self.writing() as session:
                     # Most messages are new: looking for them before would double the time it takes.
-                    return _Recording(session, checked, look=turn > 0).receipts()
+                    return _Recording(session, checked).receipts() if turn else _all_new(session, checked)
             except IntegrityError as error:  # one is there, or another service has just recorded it: it is found next
                 conflict = error
         raise conflict
@@ -141,18 +145,33 @@ class MessageStore(Database):
             return message_record(_existing(session, message_id))
 
 
-class _Recording:
-    """Messages on their way into the table, within one transaction."""
+def _all_new(session: Session, arrivals: Sequence[Arrival]) -> Sequence[MessageReceipt]:
+    """Insert messages of which none is there; one that is, or that comes twice, is an `IntegrityError`."""
+    # Plain values instead of mapped objects: this stands in every collection's way to its job.
+    rows = [_row(arrival) for arrival in arrivals]
+    inserted = session.connection().execute(insert(MessageRow).returning(MessageRow.identity, MessageRow.id), rows)
+    numbers = {row.identity: row.id for row in inserted}
+    recorded = [(numbers[row["identity"]], arrival) for row, arrival in zip(rows, arrivals, strict=True)]
+    add_runs(session, [(number, plan) for number, arrival in recorded for plan in arrival.plans], look=False)
+    return [
+        MessageReceipt(message_id=number, duplicate=False, rejection=arrival.rejection) for number, arrival in recorded
+    ]
 
-    def __init__(self, session: Session, arrivals: Sequence[Arrival], *, look: bool) -> None:
+
+class _Recording:
+    """Messages on their way into the table, within one transaction; some may be there."""
+
+    def __init__(self, session: Session, arrivals: Sequence[Arrival]) -> None:
         self._session = session
         self._arrivals = arrivals
-        self._rows = self._there({_identity(arrival) for arrival in arrivals}) if look else {}
+        self._rows = self._there({_identity(arrival) for arrival in arrivals})
+        self._new: list[tuple[MessageRow, Arrival]] = []
 
     def receipts(self) -> Sequence[MessageReceipt]:
         """Insert or count each message."""
         recorded = [self._record(arrival) for arrival in self._arrivals]
         self._session.flush()  # gives new rows their numbers
+        add_runs(self._session, [(row.id, plan) for row, arrival in self._new for plan in arrival.plans])
         return [
             MessageReceipt(message_id=row.id, duplicate=duplicate, rejection=row.rejection)
             for row, duplicate in recorded
@@ -162,9 +181,10 @@ class _Recording:
         """Return the message's row, and whether it was there before."""
         first = self._rows.get(_identity(arrival))
         if first is None:
-            row = _row(arrival)
+            row = MessageRow(**_row(arrival))
             self._session.add(row)
             self._rows[row.identity] = row
+            self._new.append((row, arrival))
             return row, False
         if arrival.rejection is not None or arrival.understood is None or _same(first, arrival.understood):
             first.repeats += 1
@@ -175,7 +195,7 @@ class _Recording:
     def _record_other(self, arrival: Arrival, first: MessageRow) -> tuple[MessageRow, bool]:
         self._session.flush()
         reason = f"another collection-{first.kind} with this uid was received at {first.received_at:%Y-%m-%d %H:%M:%S}Z"
-        rejected = replace(arrival, rejection=f"{reason} (message {first.id})")
+        rejected = _rejected(arrival, f"{reason} (message {first.id})")
         identity = _identity(rejected)
         if identity not in self._rows:
             self._rows |= self._there({identity})
@@ -243,32 +263,36 @@ def _of_storable_uid(arrival: Arrival) -> Arrival:
     if arrival.understood is None or not _too_long(arrival.understood) or arrival.rejection is not None:
         return arrival
     length = len(arrival.understood.uid)
-    return replace(arrival, rejection=f"uid has {length} characters, at most {UID_LIMIT} can be kept")
+    return _rejected(arrival, f"uid has {length} characters, at most {UID_LIMIT} can be kept")
+
+
+def _rejected(arrival: Arrival, reason: str) -> Arrival:
+    return replace(arrival, rejection=reason, note=None, plans=())
 
 
 def _too_long(understood: Understood) -> bool:
     return len(storable(understood.uid)) > UID_LIMIT
 
 
-def _row(arrival: Arrival) -> MessageRow:
+def _row(arrival: Arrival) -> dict[str, Any]:
     raw, understood = arrival.raw, arrival.understood
-    return MessageRow(
-        identity=_identity(arrival),
-        kind=_kind(understood),
-        state=_first_state(arrival),
-        uid=None if understood is None or _too_long(understood) else understood.uid,
-        source=raw.source,
-        headers=dict(raw.headers),
-        body=raw.body,
-        sha256=raw.sha256,
-        content=_content(understood),
-        rejection=arrival.rejection,
-        note="",
-        received_at=raw.received_at,
-        repeats=0,
-        last_received_at=raw.received_at,
-        handled_at=None,
-    )
+    return {
+        "identity": _identity(arrival),
+        "kind": _kind(understood),
+        "state": _first_state(arrival),
+        "uid": None if understood is None or _too_long(understood) else understood.uid,
+        "source": raw.source,
+        "headers": dict(raw.headers),
+        "body": raw.body,
+        "sha256": raw.sha256,
+        "content": _content(understood),
+        "rejection": arrival.rejection,
+        "note": arrival.note or "",
+        "received_at": raw.received_at,
+        "repeats": 0,
+        "last_received_at": raw.received_at,
+        "handled_at": None if arrival.note is None else utc_now(),
+    }
 
 
 def _kind(understood: Understood | None) -> MessageKind:
@@ -281,7 +305,8 @@ def _first_state(arrival: Arrival) -> MessageState:
     if arrival.rejection is not None:
         return MessageState.REJECTED
     # An end asks for no decision: whoever follows its collection looks it up.
-    return MessageState.WAITING if isinstance(arrival.understood, CollectionStart) else MessageState.HANDLED
+    undecided = isinstance(arrival.understood, CollectionStart) and arrival.note is None
+    return MessageState.WAITING if undecided else MessageState.HANDLED
 
 
 def _identity(arrival: Arrival) -> str:

@@ -56,6 +56,10 @@ class Arrival:
     """None when it couldn't be read."""
     rejection: str | None = None
     """Why it is rejected; None when it is accepted. One of the two must be given."""
+    note: str | None = None
+    """What was decided about a collection-start; None when nothing has been decided yet."""
+    plans: tuple[JobPlan, ...] = ()
+    """The runs that this decision makes."""
 
     def __post_init__(self) -> None:
         if self.understood is None and self.rejection is None:

@@ -6,17 +6,18 @@ deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Update, and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Update, and_, case, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased, undefer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.database import Database
-from orchestrator.provenance.documents import encoded, plan_from_json, plan_to_json, retry_from_json
+from orchestrator.provenance.documents import encoded, plan_from_json, retry_from_json
 from orchestrator.provenance.messages import mark_handled, raw_of
+from orchestrator.provenance.new_runs import add_runs
 from orchestrator.provenance.rows import Decision, InputIdentity, MessageKind, MessageState, OutputIdentity, PlannedRun
 from orchestrator.provenance.tables import (
     InputRow,
@@ -24,7 +25,6 @@ from orchestrator.provenance.tables import (
     MessageRow,
     OutputRow,
     ParameterRow,
-    PredecessorRow,
     RunRow,
 )
 from orchestrator.records import FrameCounts, JobPlan, Json, Origin, RunState, RunTag, utc_now
@@ -62,7 +62,7 @@ class RunStore(Database):
         with self.writing() as session:
             if handled and message_id is not None:
                 mark_handled(session, {message_id: note})
-            return _add_runs(session, [(message_id, plan) for plan in plans])
+            return add_runs(session, [(message_id, plan) for plan in plans])
 
     def record_decisions(self, decisions: Sequence[Decision]) -> Sequence[str]:
         """Record what was decided about messages and the runs that they make, in one transaction; repeatable too.
@@ -74,7 +74,7 @@ class RunStore(Database):
         """
         with self.writing() as session:
             mark_handled(session, {decision.message_id: decision.note for decision in decisions})
-            return _add_runs(session, [(item.message_id, plan) for item in decisions for plan in item.plans])
+            return add_runs(session, [(item.message_id, plan) for item in decisions for plan in item.plans])
 
     def record_refused_run(self, run_id: str, reason: str) -> bool:
         """End a run that can't be submitted as REFUSED; False, and nothing done, when it isn't PLANNED any more."""
@@ -266,63 +266,6 @@ def event_row(tag: RunTag, kind: str, sequence: int, detail: Json, at: datetime)
         recorded_at=utc_now(),
         detail=detail,
     )
-
-
-def _add_runs(session: Session, wanted: Sequence[tuple[int | None, JobPlan]]) -> Sequence[str]:
-    connection, ids = session.connection(), {plan.run_id for _, plan in wanted}
-    there = set(connection.scalars(select(RunRow.run_id).where(RunRow.run_id.in_(sorted(ids)))))
-    new = {plan.run_id: (message_id, plan) for message_id, plan in wanted if plan.run_id not in there}
-    plans = [plan for _, plan in new.values()]
-    # Plain values instead of mapped objects: this stands in every collection's way to its job.
-    for table, rows in (
-        (RunRow, [_run_row(message_id, plan) for message_id, plan in new.values()]),
-        (ParameterRow, [row for plan in plans for row in _parameter_rows(plan)]),
-        (PredecessorRow, [row for plan in plans for row in _predecessor_rows(plan)]),
-    ):
-        if rows:
-            connection.execute(insert(table), rows)
-    return list(new)
-
-
-def _run_row(message_id: int | None, plan: JobPlan) -> dict[str, object]:
-    return {
-        "run_id": plan.run_id,
-        "message_id": message_id,
-        "parent_run_id": plan.parent_run,
-        "requester": plan.requester,
-        "recipe": plan.recipe,
-        "kernel": plan.kernel,
-        "beamline": plan.collection.beamline,
-        "visit": plan.collection.visit,
-        "collection_uid": plan.collection.uid,
-        "file": str(plan.collection.file),
-        "run_directory": str(plan.run_directory),
-        "plan": plan_to_json(plan),
-        "state": RunState.PLANNED,
-        "reason": "",
-        "attempts": 0,
-        "created_at": utc_now(),
-        "frames_expected": plan.collection.frames_expected,
-        "frames_finished": False,
-        "ended_because": "",
-    }
-
-
-def _parameter_rows(plan: JobPlan) -> Iterator[dict[str, object]]:
-    for position, parameter in enumerate(plan.parameters):
-        yield {
-            "run_id": plan.run_id,
-            "name": parameter.name,
-            "position": position,
-            "value": parameter.value,
-            "origin": parameter.origin,
-            "place": parameter.place,
-        }
-
-
-def _predecessor_rows(plan: JobPlan) -> Iterator[dict[str, object]]:
-    for position, one in enumerate(plan.after):
-        yield {"run_id": plan.run_id, "predecessor_id": one.run_id, "position": position}
 
 
 def _planned(run: RunRow, message: MessageRow | None, *, live: bool) -> PlannedRun:
