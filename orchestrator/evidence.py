@@ -252,16 +252,14 @@ def of_newest_start(events: Sequence[InJobEvent], kind: str) -> InJobEvent | Non
 
 
 def claim_owner(directory: AttemptDirectory) -> str | None:
-    """Return the id of the job that has claimed an attempt, or the first of its tasks; None when none has.
+    """Return the id of the job that has claimed an attempt; None when none has.
 
     A claim that can't be read counts as none.
     """
-    for task in directory.tasks().values():
-        try:
-            return str(json.loads(task.claim.read_bytes())["job_id"])
-        except (OSError, KeyError, TypeError, ValueError):
-            continue
-    return None
+    try:
+        return str(json.loads(directory.claim.read_bytes())["job_id"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def with_memory_note(report: JobReport, log: Path) -> JobReport:

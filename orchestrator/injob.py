@@ -172,7 +172,7 @@ def begin(
     Parameters
     ----------
     task
-        Number of this task, where the job is an array: each claims its own part of the attempt.
+        Number of this task, where the job is an array: each claims its own part of the array's attempt.
     after
         Directories of the runs that have to have succeeded.
     patience_s
@@ -186,8 +186,10 @@ def begin(
         note(attempt, "not-begun", job, lambda: {"after": names})
         sys.stderr.write(f"error: this run comes after {names}, where no job ended with exit code 0\n")
         return EXIT_PREDECESSOR
-    if not claim(attempt, job):
-        note(attempt, "duplicate", job, lambda: {"owner": claimed(attempt)})
+    # An array claims the attempt as a whole before its tasks claim their parts: the tasks of one array never do the work
+    # together with those of another, of which one would be ended as the second.
+    if not (task is None or claim(run.attempt(number), job)) or not claim(attempt, job):
+        note(attempt, "duplicate", job, lambda: {"owner": claimed(run.attempt(number))})
         sys.stderr.write(f"attempt {number} of run {run_id} belongs to another job; leaving without doing anything\n")
         return EXIT_TAKEN
     note(attempt, "begin", job, lambda: {"run_id": run_id, **where_and_with_what(run)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,32 @@ def test_each_task_claims_its_own_part_of_the_attempt_and_no_other_job_gets_it(
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
     assert injob.begin(tmp_path, "r", 1, task=1) == injob.EXIT_TAKEN
     assert claim_owner(RunDirectory(tmp_path).attempt(1)) == "7"
+
+
+def test_of_two_arrays_of_one_attempt_the_second_does_nothing_not_even_tasks_that_the_first_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    assert injob.begin(tmp_path, "r", 1, task=0) == 0
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
+    assert injob.begin(tmp_path, "r", 1, task=1) == injob.EXIT_TAKEN
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    assert injob.begin(tmp_path, "r", 1, task=1) == 0
+    assert claim_owner(RunDirectory(tmp_path).attempt(1)) == "7"
+
+
+def test_array_that_has_begun_and_vanished_is_not_made_again(trip: ArrayTrip, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = trip.run().summary.job
+    assert job is not None
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", str(job.job_id))
+    assert injob.begin(trip.directory().path, trip.run().summary.run_id, 1, task=1) == 0
+    trip.gateway.purge(job, accounting=True)
+    trip.follower.cycle()
+    trip.clock.ahead = timedelta(minutes=11)
+    trip.follower.cycle()
+    assert trip.run().summary.state is RunState.UNKNOWN
 
 
 def test_run_after_an_array_begins_when_all_tasks_ended_with_0(tmp_path: Path) -> None:
