@@ -186,8 +186,8 @@ def begin(
         note(attempt, "not-begun", job, lambda: {"after": names})
         sys.stderr.write(f"error: this run comes after {names}, where no job ended with exit code 0\n")
         return EXIT_PREDECESSOR
-    # An array claims the attempt as a whole before its tasks claim their parts: the tasks of one array never do the work
-    # together with those of another, of which one would be ended as the second.
+    # An array claims the attempt as a whole before its tasks claim their parts: two arrays could share the tasks, and
+    # the one that is ended as the second would take its share with it.
     if not (task is None or claim(run.attempt(number), job)) or not claim(attempt, job):
         note(attempt, "duplicate", job, lambda: {"owner": claimed(run.attempt(number))})
         sys.stderr.write(f"attempt {number} of run {run_id} belongs to another job; leaving without doing anything\n")

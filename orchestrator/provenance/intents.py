@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BindParameter, Row, Update, bindparam, insert, select, update
+from sqlalchemy import BindParameter, Row, Update, bindparam, exists, insert, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -38,13 +38,14 @@ _LEFT_TO_ITS_HOLDER = timedelta(minutes=10)
 """How long a living service is trusted to find out about its own submissions."""
 
 _IDS: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
+_INTENDED_BEFORE = exists().where(AttemptRow.run_id == RunRow.run_id, AttemptRow.number == RunRow.attempts + 1)
 _RUNS_TO_SUBMIT = (
-    select(RunRow.run_id, RunRow.state, RunRow.attempts, RunRow.retry)
+    select(RunRow.run_id, RunRow.state, RunRow.attempts, RunRow.retry, _INTENDED_BEFORE.label("intended_before"))
     .where(RunRow.run_id.in_(_IDS))
     .order_by(RunRow.run_id)
     .with_for_update()
 )
-_MADE = select(AttemptRow.run_id, AttemptRow.number).where(AttemptRow.run_id.in_(_IDS))
+_NEW_ATTEMPTS = insert(AttemptRow)
 _NOW_SUBMITTING = (
     update(RunRow)
     .where(RunRow.run_id == bindparam("key"))
@@ -84,11 +85,10 @@ class IntentStore(Database):
                 intent.tag: _intent_row(intent, gateway, at, self.holder, runs[intent.tag.run_id].retry)
                 for intent in ours
             }
-            made = {RunTag(run_id=run_id, attempt=number) for run_id, number in connection.execute(_MADE, {"ids": ids})}
-            for tag in made & rows.keys():
+            for tag in [tag for tag in rows if runs[tag.run_id].intended_before]:
                 connection.execute(_intended_again(rows.pop(tag)))
             if rows:
-                connection.execute(insert(AttemptRow), list(rows.values()))
+                connection.execute(_NEW_ATTEMPTS, list(rows.values()))
             connection.execute(
                 _NOW_SUBMITTING, [{"key": intent.tag.run_id, "attempt_made": intent.tag.attempt} for intent in ours]
             )
@@ -123,7 +123,7 @@ class IntentStore(Database):
         -------
         Set[RunTag]
             Those that have a job although their run has ended meanwhile (somebody cancelled it): the job's identity is
-            kept, the job should go.
+            kept unless the attempt ended with another one, the job should go.
         """
         with self.writing() as session:
             runs = _locked_runs(session, {outcome.tag.run_id for outcome in outcomes})
@@ -136,7 +136,8 @@ class IntentStore(Database):
                         remedy=f"see `orchestrator show {run.run_id}`",
                     )
                 _take(session, run, row, outcome)
-            return {o.tag for o in outcomes if isinstance(o, Submitted) and _unwanted(runs[o.tag.run_id], o.tag)}
+            jobs = [outcome.tag for outcome in outcomes if isinstance(outcome, Submitted)]
+            return {tag for tag in jobs if _is_over(runs[tag.run_id], rows[tag])}
 
     def unsettled_attempts(self) -> Sequence[UnsettledAttempt]:
         """Return attempts whose intent is committed and whose outcome isn't known, oldest first.
@@ -192,12 +193,12 @@ def _attempts_of(session: Session, run_ids: Set[str]) -> Mapping[RunTag, Attempt
     return {tag_of(row): row for row in session.scalars(wanted)}
 
 
-def _unwanted(run: RunRow, tag: RunTag) -> bool:
-    """Whether a job has come too late: its run has ended, or gone on to another attempt."""
-    return run.state.ended or run.attempts > tag.attempt
+def _is_over(run: RunRow, row: AttemptRow) -> bool:
+    """Whether a job comes too late for its attempt: the run has ended, or gone on, or waits for its next attempt."""
+    return run.state.ended or run.attempts > row.number or row.concluded_at is not None
 
 
-def _may_be_made(run: Row[str, RunState, int, Json], tag: RunTag) -> bool:
+def _may_be_made(run: Row[*tuple[Any, ...]], tag: RunTag) -> bool:
     return run.state is RunState.PLANNED and tag.attempt == run.attempts + 1
 
 
@@ -215,8 +216,10 @@ def _take(session: Session, run: RunRow, row: AttemptRow, outcome: Outcome) -> N
 
 
 def _take_job(run: RunRow, row: AttemptRow, job: SubmittedJob) -> None:
-    if identity_of(row) not in {None, job.identity}:  # what was said of another job isn't true of this one
-        forget_reports(row)
+    if identity_of(row) not in {None, job.identity}:
+        if _is_over(run, row):  # by what the other job did
+            return
+        forget_reports(row)  # what was said of another job isn't true of this one
     row.stage, row.failure = AttemptStage.SUBMITTED, ""
     row.gateway, row.adopted = job.gateway, job.adopted
     row.cluster, row.job_id = job.identity.cluster, job.identity.job_id

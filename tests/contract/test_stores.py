@@ -725,6 +725,17 @@ class StoreContract:
         assert (detail.summary.state, detail.summary.job) == (RunState.CANCELLED, a_job().identity)
         assert detail.attempts[0].adopted
 
+    @pytest.mark.parametrize("retry", [None, A_RETRY], ids=["run over", "run tried again"])
+    def test_a_job_that_is_heard_of_after_another_one_ended_its_attempt_is_unwanted_and_changes_nothing(
+        self, store: Store, retry: Retry | None
+    ) -> None:
+        tag = submitted(store)
+        store.record_report(tag, a_report(tag, JobState.NODE_FAIL, exit_code=0))
+        store.end_attempt(tag, AN_END, retry=retry)
+        before = store.run(tag.run_id).attempts
+        assert not store.record_submitted(tag, a_job(43))
+        assert store.run(tag.run_id).attempts == before
+
     def test_a_failed_submission_is_kept_and_tried_again_under_its_own_number(self, store: Store) -> None:
         tag = planned(store)
         store.record_intent(tag, SCRIPT, gateway="cli")
