@@ -67,7 +67,7 @@ class Calls:
             job_id = description.submit()
         try:
             return {"id": job_id, "submit": self._pyslurm.Job.load(job_id).submit_time}
-        except self._pyslurm.RPCError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job is there
             return {"id": job_id, "submit": None, "why": str(error)}
 
     def jobs(
