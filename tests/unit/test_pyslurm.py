@@ -134,7 +134,7 @@ def test_failures_of_a_submission_are_told_apart(
 
 def test_job_that_was_accepted_is_never_called_refused_whatever_goes_wrong_afterwards(tmp_path: Path) -> None:
     unreadable = "\nclass Job:\n    def load(job_id): raise ValueError('no text')\n"
-    with pytest.raises(OutcomeUnknown, match="accepted job 7, .* no text"):
+    with pytest.raises(OutcomeUnknown, match=r"accepted job 7, .* no text"):
         gateway(package(tmp_path, SUBMITS % "return 7" + unreadable)).submit(submission(folder=tmp_path))
 
 
