@@ -107,4 +107,3 @@ def test_two_services_share_a_burst_submit_each_run_once_and_ask_about_all_jobs_
             shares = Counter(session.scalars(sqlalchemy.text("SELECT holder FROM attempts")))
     assert len({job.name for job in cluster.jobs}) == len(cluster.jobs) == 60
     assert set(shares) == {one.store.holder, other.store.holder}
-    assert min(shares.values()) >= 10
