@@ -567,7 +567,7 @@ def test_accounting_that_has_not_heard_of_the_new_start_tells_how_the_old_one_en
 def test_whether_out_of_memory_with_exit_code_0_is_a_failure_is_the_sites_policy(
     trip: Trip, forgive: bool, state: RunState
 ) -> None:
-    trip.follower.forgive_out_of_memory = forgive
+    trip.follower = replace(trip.follower, forgive_out_of_memory=forgive)
     job = trip.submitted()
     trip.kernel_says()
     trip.job_ends(0)
@@ -578,7 +578,7 @@ def test_whether_out_of_memory_with_exit_code_0_is_a_failure_is_the_sites_policy
 
 
 def test_out_of_memory_is_never_forgiven_without_the_scripts_own_word(trip: Trip) -> None:
-    trip.follower.forgive_out_of_memory = True
+    trip.follower = replace(trip.follower, forgive_out_of_memory=True)
     job = trip.submitted()
     trip.kernel_says()
     trip.gateway.set_state(job, "OUT_OF_MEMORY", exit_code=0, signal=125)

@@ -179,11 +179,9 @@ def test_usage_of_an_attempt_that_was_followed_by_another_still_comes_late(trip:
 def test_a_follower_that_still_believes_in_the_former_attempt_changes_nothing(trip: Trip) -> None:
     trip.submitted()
     stale = trip.new_follower()
-    (active,) = trip.store.active_attempts()
+    stale.cycle()
     ends(trip, "NODE_FAIL")
-    report = trip.gateway.jobs[0]
-    stale._memory[active.tag] = trip.follower._memory[active.tag]
-    assert stale._finish(active, report)
+    stale.cycle()
     run = trip.run()
     assert run.summary.state is RunState.PENDING
     assert (run.summary.attempts, len(run.attempts)) == (2, 2)

@@ -1,0 +1,169 @@
+"""The cycle: one question about all active jobs, and what is done about the answer.
+
+A report that has been dealt with and that nothing depends on but itself is *settled*: as long as it stays the same,
+its job costs a comparison. So a cycle's work grows with what changes, not with what is active.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from orchestrator.chaining import given_up
+from orchestrator.errors import GatewayUnavailable
+from orchestrator.evidence import with_memory_note
+from orchestrator.following.announcing import Announcements
+from orchestrator.following.files import RunFiles, own_record
+from orchestrator.following.late import Accounting, LateNews
+from orchestrator.following.roster import Followed, Roster
+from orchestrator.following.verdicts import Verdicts
+from orchestrator.provenance import Store
+from orchestrator.records import Evidence, JobIdentity, JobReport, RunTag, utc_now
+from orchestrator.slurm.gateway import Gateway
+from orchestrator.slurm.waiting import hindrance
+
+log = logging.getLogger(__name__)
+
+_NOT_ASKED = (
+    "the controller doesn't know its job any more and accounting can't be asked: how it ended isn't known yet; "
+    "see that slurmdbd runs"
+)
+
+
+@dataclass(kw_only=True)
+class Follower:
+    """Follows the jobs of one store through one gateway."""
+
+    store: Store
+    gateway: Gateway
+    vanish_after: timedelta
+    """How long a job may be known to nobody before its run is called unknown."""
+    forgive_out_of_memory: bool = False
+    """Whether OUT_OF_MEMORY is no failure of a run whose script ended with 0 and whose frames are all there."""
+    now: Callable[[], datetime] = utc_now
+    _cluster: str = field(default="", init=False)
+    """Of the gateway; empty until it matters."""
+
+    def __post_init__(self) -> None:
+        self._roster = Roster(store=self.store, now=self.now)
+        self._announcements = Announcements(store=self.store)
+        self._files = RunFiles(store=self.store, now=self.now)
+        self._accounting = Accounting(gateway=self.gateway)
+        self._late = LateNews(store=self.store, files=self._files, accounting=self._accounting, now=self.now)
+        self._verdicts = Verdicts(
+            store=self.store,
+            gateway=self.gateway,
+            files=self._files,
+            roster=self._roster,
+            late=self._late,
+            now=self.now,
+            forgive_out_of_memory=self.forgive_out_of_memory,
+        )
+
+    def cycle(self) -> int:
+        """Go once over all active jobs; return how many stay active.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When the controller can't be asked; what kernels and jobs wrote has been taken in all the same.
+        StoreUnavailable
+            When the store can't be written; the next cycle finds the same again.
+        """
+        self._announcements.go_on(self._roster.refresh(), self._roster)
+        self._late.read()
+        try:
+            self._ask()
+        except GatewayUnavailable:
+            for one in self._roster:
+                self._files.look(one)
+            raise
+        self._files.look_at_all(self._roster)
+        self._late.ask(self._roster)
+        return len(self._roster)
+
+    @property
+    def remembered(self) -> frozenset[RunTag]:
+        """The attempts of which anything is remembered: those that are active, or ended a short while ago."""
+        return frozenset(one.attempt.tag for one in (*self._roster, *self._late))
+
+    def _ask(self) -> None:
+        """Ask about all jobs and act on what is said."""
+        if not len(self._roster):
+            return
+        told = self.gateway.poll(self._roster.identities)
+        news = [one for one in self._roster if not _is_settled(one, told)]
+        accounted = self._accounting.ask([one.attempt.identity for one in news if one.attempt.identity not in told])
+        reports = {**told, **(accounted or {})}
+        for one in news:
+            with one.at_its_own_cost():
+                self._act(one, reports.get(one.attempt.identity), everybody_asked=accounted is not None)
+
+    def _act(self, one: Followed, given: JobReport | None, *, everybody_asked: bool) -> None:
+        """Record a report; conclude the run when its job has ended."""
+        attempt, report, one.settled = one.attempt, given, None
+        if report is None or _is_stale(report):
+            report = own_record(one)
+            if report is None:
+                self._act_on_absence(one, given) if everybody_asked else self._hinder(one, _NOT_ASKED)
+                return
+        one.missing_since = None
+        report = with_memory_note(report, one.directory.log)
+        self._hinder(one, hindrance(report))
+        if report != attempt.last_report and self.store.record_report(attempt.tag, report):
+            self._roster.outdate(one)
+        if given_up(report) and (earlier := self.store.earlier_runs(attempt.tag.run_id)):
+            self._verdicts.go_with_the_chain(one, report, earlier)
+        elif report.state.ended:
+            self._verdicts.finish(one, report)
+        else:
+            one.ended_since = None
+            one.settled = given
+
+    def _hinder(self, one: Followed, text: str) -> None:
+        """Say in the run's reason what keeps it from ending, nothing where nothing does."""
+        if one.hindrance is None:
+            one.hindrance = hindrance(one.attempt.last_report)
+        if text != one.hindrance:
+            self.store.record_hindrance(one.attempt.tag, text)
+            if text:
+                log.warning("run %s: %s", one.attempt.tag.run_id, text)
+        one.hindrance = text
+
+    def _act_on_absence(self, one: Followed, stale: JobReport | None) -> None:
+        """Nobody knows the job and it said nothing: wait, then give it up.
+
+        What accounting still says of a job that the controller has lost is no more than a trace of it (`stale`).
+        """
+        job = one.attempt.identity
+        self._cluster = self._cluster or self.gateway.check().cluster
+        if job.cluster != self._cluster:  # whom we ask has never heard of it
+            self._hinder(
+                one,
+                f"its job {job} is one of cluster {job.cluster}, and the {self.gateway.name} gateway speaks with "
+                f"{self._cluster}: how it goes isn't known; see gateway.route and SLURM_CONF",
+            )
+            return
+        one.missing_since = one.missing_since or self.now()
+        if self.now() - one.missing_since < self.vanish_after:
+            return
+        known = "is known neither to the controller nor to accounting"
+        if stale is not None:
+            known = f"is gone from the controller, and accounting still says {stale.words} (sacctmgr show runawayjobs)"
+        self._verdicts.give_up(one, known)
+
+
+def _is_settled(one: Followed, told: Mapping[JobIdentity, JobReport]) -> bool:
+    """Whether a job was told of as before, and nothing is left to be done about that."""
+    report = told.get(one.attempt.identity)
+    return report is not None and (report is one.settled or report == one.settled)
+
+
+def _is_stale(report: JobReport) -> bool:
+    """Whether accounting says of a job that it lives, which the controller, asked before, would then have known.
+
+    The controller can lose its state, or have told of an end that accounting hasn't heard of yet.
+    """
+    return report.evidence is Evidence.ACCOUNTING and not report.state.ended
