@@ -11,7 +11,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -250,17 +251,18 @@ class CliGateway(Gateway):
     ) -> _Answer:
         path = str(self._programs / program) if self._programs else program
         try:
-            done = subprocess.run(
-                [path, *arguments],
-                input=script.encode(),
-                capture_output=True,
-                timeout=timeout_s or self._query_timeout_s,
-                env=environment or self._environment | _PRINTED_SO,
-                cwd=folder,
-                check=False,
-                # A Ctrl-C in the service's terminal must not reach a submission that is under way.
-                start_new_session=True,
-            )
+            with _as_file(script) as stdin:
+                done = subprocess.run(
+                    [path, *arguments],
+                    stdin=stdin,
+                    capture_output=True,
+                    timeout=timeout_s or self._query_timeout_s,
+                    env=environment or self._environment | _PRINTED_SO,
+                    cwd=folder,
+                    check=False,
+                    # A Ctrl-C in the service's terminal must not reach a submission that is under way.
+                    start_new_session=True,
+                )
         except subprocess.TimeoutExpired as error:
             said = f"{program} gave no answer within {error.timeout:g} s"
             if program == "sbatch":
@@ -271,6 +273,22 @@ class CliGateway(Gateway):
             said = f"{path} can't be started: {error.strerror}"
             raise GatewayUnavailable(said, remedy=remedy, everywhere=True) from error
         return _Answer(code=done.returncode, out=_decoded(done.stdout), err=_decoded(done.stderr))
+
+
+@contextmanager
+def _as_file(text: str) -> Iterator[int]:
+    """Give a text as an open file, whole before anybody reads it.
+
+    Through a pipe, an sbatch that outlives a service that is killed would take what has arrived for the script.
+    """
+    descriptor = os.memfd_create("script")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(text.encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _decoded(output: bytes) -> str:
