@@ -2,25 +2,30 @@
 
 ``auto`` takes the best that answers: libslurm, then slurmrestd, then SLURM's commands. Where none answers just now it
 takes what the site has all the same: jobs of a site whose controller is down wait for it, they never land on the
-service's own machine. That one is taken only where there is no SLURM at all.
+service's own machine. That one is taken only where there is no sign of SLURM at all.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import GatewayUnavailable
+from orchestrator.errors import GatewayError
 from orchestrator.settings import Settings
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.gateway import Gateway
 from orchestrator.slurm.local import LocalGateway
 from orchestrator.slurm.pyslurm import PyslurmGateway
 from orchestrator.slurm.rest import RestGateway
+
+_PROGRAMS = ("sbatch", "squeue", "scontrol", "slurmd", "slurmctld")
+CONFIGURATIONS = tuple(map(Path, ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")))
+"""Where SLURM's packages, and slurmd without a configuration of its own, have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ def choose(settings: Settings) -> Choice:
         gateway = make(settings)
         try:
             info = gateway.check()
-        except GatewayUnavailable as error:
+        except GatewayError as error:
             silent.append((gateway, f"{gateway.name}: {error}"))
             continue
         said = f"it answers: cluster {info.cluster}, SLURM {info.release}"
@@ -58,8 +63,8 @@ def choose(settings: Settings) -> Choice:
     if lasting := [gateway for gateway, _ in silent if gateway.name != "pyslurm"]:
         return _taken(lasting[0], "this site has it, although nothing answers at present", silent)
     if silent:
-        return _taken(silent[0][0], "it is installed and SLURM's commands aren't", silent)
-    return Choice(gateway=_local(settings), reason="sbatch isn't installed and gateway.rest isn't there")
+        return _taken(silent[0][0], "this site has nothing else of SLURM", silent)
+    return Choice(gateway=_local(settings), reason="no sign of SLURM: no commands, no slurm.conf, no gateway.rest")
 
 
 def _taken(gateway: Gateway, reason: str, silent: list[tuple[Gateway, str]]) -> Choice:
@@ -75,8 +80,14 @@ def _present(settings: Settings) -> Iterator[str]:
         yield "pyslurm"
     if settings.gateway.rest is not None:
         yield "rest"
-    if shutil.which("sbatch") is not None:
+    if _has_slurm():
         yield "cli"
+
+
+def _has_slurm() -> bool:
+    """Whether this machine belongs to a cluster, sbatch being on the PATH or not: then jobs don't belong here."""
+    programs = any(shutil.which(name) for name in _PROGRAMS)
+    return programs or "SLURM_CONF" in os.environ or any(path.exists() for path in CONFIGURATIONS)
 
 
 def _pyslurm(settings: Settings) -> PyslurmGateway:

@@ -183,7 +183,7 @@ class RestGateway(Gateway):
 
     def _cluster_name(self, version: ApiVersion, accounting: bool, diag: Json) -> str:
         """Return the cluster's name, which slurmrestd tells by itself from 0.0.40 on."""
-        told = rest_documents.cluster_of(diag)
+        told = rest_documents.cluster_of(diag) or self._cluster_by_others(version, accounting)
         if told and self._cluster not in {None, told}:
             raise GatewayUnavailable(
                 f"{self._connection.address} serves the cluster {told}, not {self._cluster}",
@@ -191,16 +191,17 @@ class RestGateway(Gateway):
             )
         if name := told or self._cluster:
             return name
-        if accounting:
-            with contextlib.suppress(GatewayUnavailable):
-                # With several clusters in one database it can't be told which of them is meant.
-                if name := rest_documents.only_cluster(self._ask(f"/slurmdb/v{version}/clusters").document):
-                    return name
-        if name := rest_documents.cluster_of_jobs(self._ask(f"/slurm/v{version}/jobs").document):
-            return name
         raise GatewayUnavailable(
             f"{self._connection.address} doesn't tell the cluster's name", remedy="write it into gateway.rest.cluster"
         )
+
+    def _cluster_by_others(self, version: ApiVersion, accounting: bool) -> str:
+        """Return the name from accounting where it has one cluster only, or from the controller's jobs."""
+        if accounting:
+            with contextlib.suppress(GatewayUnavailable):
+                if name := rest_documents.only_cluster(self._ask(f"/slurmdb/v{version}/clusters").document):
+                    return name
+        return rest_documents.cluster_of_jobs(self._ask(f"/slurm/v{version}/jobs").document)
 
     def _identity_of(self, job_id: int, user: str) -> JobIdentity:
         """Read back the submit time, without which the id is no identity."""

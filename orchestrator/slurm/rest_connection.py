@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from orchestrator.errors import GatewayUnavailable, OutcomeUnknown
+from orchestrator.errors import GatewayUnavailable, InvalidSettings, OutcomeUnknown
 from orchestrator.records import Json
 from orchestrator.slurm.rest_documents import RestError, errors
 from orchestrator.slurm.tokens import TokenSource
@@ -27,6 +27,7 @@ Query: TypeAlias = Sequence[tuple[str, str]]
 CONNECTIONS_MAX: Final = 8
 """More calls than this at the same time wait for one another."""
 KEPT_IDLE_S: Final = 60.0
+_TRUST: Final = "name in gateway.rest.ca_file what signed the server's certificate, and the host by its own name in url"
 _ON_SOCKET: Final = "http://localhost"
 
 
@@ -72,7 +73,7 @@ class Connection:
             max_keepalive_connections=CONNECTIONS_MAX,
             keepalive_expiry=KEPT_IDLE_S,
         )
-        trust = ssl.create_default_context(cafile=ca_file) if self.address.startswith("https:") else False
+        trust = _trusted(ca_file) if self.address.startswith("https:") else False
         self._client = httpx.Client(
             base_url=_ON_SOCKET if socket is not None else self.address,
             # A submission is never repeated, neither here (retries) nor where a proxy of the environment sends it.
@@ -114,9 +115,8 @@ class Connection:
         try:
             reply = self._client.send(request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol) as error:
-            raise GatewayUnavailable(
-                f"{self.address}: {_said(error)}", remedy="see that slurmrestd runs", everywhere=True
-            ) from error
+            remedy = _TRUST if "CERTIFICATE_VERIFY_FAILED" in str(error) else "see that slurmrestd runs"
+            raise GatewayUnavailable(f"{self.address}: {_said(error)}", remedy=remedy, everywhere=True) from error
         except httpx.HTTPError as error:
             raise OutcomeUnknown(
                 f"{self.address}: {_said(error, timeout_s)}", remedy="look for the job by its tag"
@@ -132,6 +132,14 @@ class Connection:
         if (token := self._tokens.token(user)) is not None:
             headers |= {"X-SLURM-USER-NAME": user, "X-SLURM-USER-TOKEN": token.text}
         return headers
+
+
+def _trusted(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        why = error.strerror or "it is no certificate"
+        raise InvalidSettings(f"{ca_file}: {why}", remedy="correct gateway.rest.ca_file: a file in PEM form") from error
 
 
 def _read(reply: httpx.Response) -> Reply:

@@ -6,16 +6,18 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefused
@@ -349,6 +351,80 @@ def test_unix_socket_is_spoken_to_as_well(
     finally:
         daemon.terminate()
         daemon.wait(20)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Return a certificate of 127.0.0.1 that nobody signed but itself, with its key in the same file."""
+    file = tmp_path / "tls.pem"
+    command = [find_program("openssl"), "req", "-x509", "-nodes", "-days", "1", "-newkey", "rsa:2048"]
+    command += ["-subj", "/CN=slurmrestd", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(tmp_path / "key"), "-out", str(file)], check=True, capture_output=True)
+    file.write_text(file.read_text() + (tmp_path / "key").read_text())
+    return file
+
+
+@pytest.fixture
+def https_url(cluster: Stack, certificate: Path) -> Iterator[str]:
+    """Serve slurmrestd by HTTPS, as the proxy does that a site puts in front of it."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+            said = httpx.request(self.command, url_of(cluster) + self.path, headers=headers, content=body, timeout=60)
+            self.send_response(said.status_code)
+            self.send_header("Content-Type", said.headers["Content-Type"])
+            self.send_header("Content-Length", str(len(said.content)))
+            self.end_headers()
+            self.wfile.write(said.content)
+
+        do_GET = do_POST = do_DELETE = forward  # noqa: N815 - the base class's names
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    # The handshake is the connection's own thread's business: a client that refuses must not end the server.
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"https://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_https_is_spoken_with_a_certificate_that_ca_file_trusts(
+    make_gateway: Callable[..., RestGateway], https_url: str, certificate: Path, tmp_path: Path
+) -> None:
+    before, tag = utc_now(), some_tag()
+    gateway = make_gateway(url=https_url, ca_file=certificate)
+    job = gateway.submit(submission_of(tmp_path, HELD, tag)).identity
+    assert [report.identity for report in gateway.find(tag, since=before)] == [job]
+    gateway.cancel(job)
+    gateway.close()  # before its server
+
+
+def test_certificate_that_nobody_trusts_gets_no_token_and_is_named(
+    make_gateway: Callable[..., RestGateway], https_url: str, tmp_path: Path
+) -> None:
+    gateway = make_gateway(url=https_url)
+    for call in (gateway.check, lambda: gateway.submit(submission_of(tmp_path, HELD, some_tag()))):
+        with pytest.raises(GatewayUnavailable, match="certificate") as error:
+            call()
+        assert "ca_file" in error.value.remedy
+
+
+def test_server_of_another_cluster_is_refused(make_gateway: Callable[..., RestGateway]) -> None:
+    gateway = make_gateway(cluster="elsewhere")
+    with pytest.raises(GatewayUnavailable, match=r"serves the cluster stack, not elsewhere") as error:
+        gateway.check()
+    assert "cluster" in error.value.remedy
 
 
 @contextmanager

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import InvalidSettings
 from orchestrator.settings import Settings, load_settings
+from orchestrator.slurm import choice as choice_module
 from orchestrator.slurm.choice import choose
+from tests.unit.test_pyslurm import OTHER_RELEASE, package
 
 SITE = """\
 name = "test"
@@ -40,6 +47,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    monkeypatch.setattr(choice_module, "CONFIGURATIONS", (tmp_path / "slurm.conf",))
     (folder / "echo").symlink_to("/bin/echo")
     return folder
 
@@ -82,6 +91,70 @@ def test_auto_takes_slurmrestd_where_no_commands_are_installed(tmp_path: Path, p
     choice = choose(site(tmp_path, "auto", NOBODY_THERE))
     assert choice.gateway.name == "rest"
     choice.gateway.close()
+
+
+def expired_token() -> str:
+    """Return a token's text, of which only the payload matters here."""
+    payload = base64.urlsafe_b64encode(json.dumps({"sun": "root", "exp": 1}).encode()).decode().rstrip("=")
+    return f"e30.{payload}.e30e30e30"
+
+
+@pytest.mark.parametrize(("answers", "taken"), [(True, "cli"), (False, "rest")])
+def test_expired_token_is_the_reason_that_is_given(tmp_path: Path, programs: Path, answers: bool, taken: str) -> None:
+    install(programs, answers=answers)
+    (tmp_path / "token").write_text(expired_token())
+    choice = choose(
+        site(tmp_path, "auto", f'[gateway.rest]\nurl = "http://127.0.0.1:9"\ntoken_file = "{tmp_path}/token"')
+    )
+    assert choice.gateway.name == taken
+    assert re.search(r"rest: .*token.* expired at 1970-01-01", choice.reason)
+    choice.gateway.close()
+
+
+def other_pyslurm(folder: Path) -> str:
+    """Write an interpreter that has a pyslurm of another release than the cluster's; return the site file's line."""
+    (folder / "modules").mkdir()
+    package(folder / "modules", OTHER_RELEASE)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder}/modules exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return f'pyslurm_python = "{python}"\n'
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_pyslurm_of_another_release_is_passed_over_with_both_releases(
+    tmp_path: Path, programs: Path, answers: bool
+) -> None:
+    install(programs, answers=answers)
+    choice = choose(site(tmp_path, "auto", other_pyslurm(tmp_path)))
+    assert choice.gateway.name == "cli"
+    assert "pyslurm: pyslurm 23.2.2 of SLURM 23.02 doesn't fit this cluster's SLURM 22.05.8" in choice.reason
+
+
+def test_certificate_file_that_is_none_is_named(tmp_path: Path, programs: Path) -> None:
+    install(programs, answers=True)
+    (tmp_path / "ca.pem").write_text("nothing")
+    for name in ("ca.pem", "absent.pem"):
+        rest = f'[gateway.rest]\nurl = "https://127.0.0.1:9"\ntoken_command = ["echo"]\nca_file = "{tmp_path}/{name}"'
+        with pytest.raises(InvalidSettings, match=name) as error:
+            choose(site(tmp_path, "auto", rest))
+        assert "ca_file" in error.value.remedy
+
+
+@pytest.mark.parametrize("sign", ["slurm.conf", "SLURM_CONF", "slurmd"])
+def test_auto_never_takes_this_machine_where_there_is_a_sign_of_slurm(
+    tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    if sign == "SLURM_CONF":
+        monkeypatch.setenv("SLURM_CONF", "/elsewhere/slurm.conf")
+    elif sign == "slurmd":
+        (programs / "slurmd").write_text("#!/bin/sh\n")
+        (programs / "slurmd").chmod(0o755)
+    else:
+        (tmp_path / "slurm.conf").touch()
+    choice = choose(site(tmp_path, "auto"))
+    assert choice.gateway.name == "cli"
+    assert "scontrol can't be started" in choice.reason
 
 
 def test_auto_takes_this_machine_only_where_there_is_no_slurm(tmp_path: Path, programs: Path) -> None:
