@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BindParameter, Row, Update, bindparam, exists, insert, select, update
+from sqlalchemy import BindParameter, Insert, Row, Update, bindparam, exists, insert, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -255,14 +256,17 @@ def _keep_texts(session: Session, texts: Mapping[str, str]) -> None:
     if not texts:
         return
     rows = [{"sha256": sha256, "content": storable(texts[sha256])} for sha256 in sorted(texts)]
-    dialect = session.get_bind().dialect.name
+    session.connection().execute(_kept(session.get_bind().dialect.name), rows)
+
+
+@cache
+def _kept(dialect: str) -> Insert:
     if dialect == "sqlite":
-        session.execute(sqlite.insert(TextRow).on_conflict_do_nothing(), rows)
-    elif dialect == "postgresql":
-        session.execute(postgresql.insert(TextRow).on_conflict_do_nothing(), rows)
-    else:
-        insert = mysql.insert(TextRow)
-        session.execute(insert.on_duplicate_key_update(sha256=insert.inserted.sha256), rows)
+        return sqlite.insert(TextRow).on_conflict_do_nothing()
+    if dialect == "postgresql":
+        return postgresql.insert(TextRow).on_conflict_do_nothing()
+    insert = mysql.insert(TextRow)
+    return insert.on_duplicate_key_update(sha256=insert.inserted.sha256)
 
 
 def _intended_again(row: Mapping[str, Any]) -> Update:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import Row, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -145,11 +145,14 @@ class MessageStore(Database):
             return message_record(_existing(session, message_id))
 
 
+_INSERTED = insert(MessageRow).returning(MessageRow.identity, MessageRow.id)
+
+
 def _all_new(session: Session, arrivals: Sequence[Arrival]) -> Sequence[MessageReceipt]:
     """Insert messages of which none is there; one that is, or that comes twice, is an `IntegrityError`."""
     # Plain values instead of mapped objects: this stands in every collection's way to its job.
     rows = [_row(arrival) for arrival in arrivals]
-    inserted = session.connection().execute(insert(MessageRow).returning(MessageRow.identity, MessageRow.id), rows)
+    inserted = session.connection().execute(_INSERTED, rows)
     numbers = {row.identity: row.id for row in inserted}
     recorded = [(numbers[row["identity"]], arrival) for row, arrival in zip(rows, arrivals, strict=True)]
     add_runs(session, [(number, plan) for number, arrival in recorded for plan in arrival.plans], look=False)
@@ -237,7 +240,7 @@ def message_record(row: MessageRow) -> MessageRecord:
     )
 
 
-def raw_of(row: MessageRow) -> RawMessage:
+def raw_of(row: MessageRow | Row[*tuple[Any, ...]]) -> RawMessage:
     """Return a message as it came in."""
     headers = row.headers if isinstance(row.headers, dict) else {}
     return RawMessage(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from orchestrator.provenance.documents import plan_to_json
 from orchestrator.provenance.tables import ParameterRow, PredecessorRow, RunRow
 from orchestrator.records import JobPlan, RunState, utc_now
+
+_KNOWN = select(RunRow.run_id).where(RunRow.run_id.in_(bindparam("ids", expanding=True)))
+_RUNS, _PARAMETERS, _PREDECESSORS = insert(RunRow), insert(ParameterRow), insert(PredecessorRow)
 
 
 def add_runs(session: Session, wanted: Sequence[tuple[int | None, JobPlan]], *, look: bool = True) -> Sequence[str]:
@@ -26,18 +29,17 @@ def add_runs(session: Session, wanted: Sequence[tuple[int | None, JobPlan]], *, 
         Ids of the runs that are new.
     """
     connection, ids = session.connection(), {plan.run_id for _, plan in wanted}
-    known = select(RunRow.run_id).where(RunRow.run_id.in_(sorted(ids)))
-    there = set(connection.scalars(known)) if look and ids else set()
+    there = set(connection.scalars(_KNOWN, {"ids": sorted(ids)})) if look and ids else set()
     new = {plan.run_id: (message_id, plan) for message_id, plan in wanted if plan.run_id not in there}
     plans = [plan for _, plan in new.values()]
     # Plain values instead of mapped objects: this stands in every collection's way to its job.
-    for table, rows in (
-        (RunRow, [_run_row(message_id, plan) for message_id, plan in new.values()]),
-        (ParameterRow, [row for plan in plans for row in _parameter_rows(plan)]),
-        (PredecessorRow, [row for plan in plans for row in _predecessor_rows(plan)]),
+    for statement, rows in (
+        (_RUNS, [_run_row(message_id, plan) for message_id, plan in new.values()]),
+        (_PARAMETERS, [row for plan in plans for row in _parameter_rows(plan)]),
+        (_PREDECESSORS, [row for plan in plans for row in _predecessor_rows(plan)]),
     ):
         if rows:
-            connection.execute(insert(table), rows)
+            connection.execute(statement, rows)
     return list(new)
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Update, and_, case, delete, exists, func, or_, select, update
-from sqlalchemy.orm import Session, aliased, undefer
+from sqlalchemy import Integer, Row, and_, bindparam, case, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from orchestrator.errors import NotFound
-from orchestrator.provenance.database import Database
+from orchestrator.provenance.columns import UtcDateTime
+from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.documents import encoded, plan_from_json, retry_from_json
 from orchestrator.provenance.messages import mark_handled, raw_of
 from orchestrator.provenance.new_runs import add_runs
@@ -25,6 +28,7 @@ from orchestrator.provenance.tables import (
     MessageRow,
     OutputRow,
     ParameterRow,
+    PredecessorRow,
     RunRow,
 )
 from orchestrator.records import FrameCounts, JobPlan, Json, Origin, RunState, RunTag, utc_now
@@ -35,6 +39,38 @@ _has_ended = exists().where(
 )
 _live = case((or_(RunRow.parent_run_id.is_not(None), _has_ended), 0), else_=1)
 """1 for a run whose collection still goes on, 0 for others and for reruns."""
+
+_MAY_BE_SENT = (
+    RunRow.state == RunState.PLANNED,
+    or_(RunRow.not_before.is_(None), RunRow.not_before <= bindparam("now", type_=UtcDateTime())),
+)
+_BEHIND = or_(
+    _live < bindparam("after_live", type_=Integer()),
+    and_(
+        _live == bindparam("after_live", type_=Integer()),
+        or_(
+            RunRow.created_at > bindparam("after_at"),
+            and_(RunRow.created_at == bindparam("after_at"), RunRow.run_id > bindparam("after_id")),
+        ),
+    ),
+)
+_IN_ORDER = (_live.desc(), RunRow.created_at, RunRow.run_id)
+_IDS = select(RunRow.run_id).where(*_MAY_BE_SENT).order_by(*_IN_ORDER)
+_NEXT_IDS = _IDS.where(_BEHIND)
+# Columns instead of objects, and statements that are built once: this stands in every collection's way to its job.
+_PLANNED = (
+    select(
+        *(RunRow.run_id, RunRow.plan, RunRow.attempts, RunRow.created_at, RunRow.reason, RunRow.retry),
+        *(MessageRow.body, MessageRow.source, MessageRow.headers, MessageRow.received_at),
+        _live.label("live"),
+    )
+    .outerjoin(MessageRow, RunRow.message_id == MessageRow.id)
+    .where(*_MAY_BE_SENT)
+    .order_by(*_IN_ORDER)
+)
+_FIRST = _PLANNED.limit(bindparam("most", type_=Integer()))
+_NEXT = _FIRST.where(_BEHIND)
+_THESE = _PLANNED.where(RunRow.run_id.in_(bindparam("ids", expanding=True)))
 
 
 class RunStore(Database):
@@ -85,26 +121,25 @@ class RunStore(Database):
             row.state, row.reason, row.ended_at = RunState.REFUSED, reason, utc_now()
         return True
 
-    def planned_runs(self, limit: int = 1000, *, after: PlannedRun | None = None) -> Sequence[PlannedRun]:
+    def planned_runs(
+        self, limit: int = 1000, *, after: PlannedRun | None = None, leave_out: Set[str] = frozenset()
+    ) -> Sequence[PlannedRun]:
         """Return runs that wait to be submitted and may be now; with `after`, those behind that one.
 
-        Live ones come first, then those of collections that have ended, and reruns; each oldest first.
+        Live ones come first, then those of collections that have ended, and reruns; each oldest first. Those to be left
+        out, by their ids, cost next to nothing.
         """
-        wanted = (
-            select(RunRow, MessageRow, _live)
-            .outerjoin(MessageRow, RunRow.message_id == MessageRow.id)
-            .where(RunRow.state == RunState.PLANNED)
-            .where(or_(RunRow.not_before.is_(None), RunRow.not_before <= utc_now()))
-            .options(undefer(RunRow.plan))
-            .order_by(_live.desc(), RunRow.created_at, RunRow.run_id)
-            .limit(limit)
-        )
+        values: dict[str, object] = {"now": utc_now(), "most": limit}
         if after is not None:
-            same, later = _live == int(after.live), RunRow.created_at > after.created_at
-            next_one = and_(RunRow.created_at == after.created_at, RunRow.run_id > after.tag.run_id)
-            wanted = wanted.where(or_(_live < int(after.live), and_(same, or_(later, next_one))))
+            values |= {"after_live": int(after.live), "after_at": after.created_at, "after_id": after.tag.run_id}
         with self.reading() as session:
-            return [_planned(run, message, live=bool(live)) for run, message, live in session.execute(wanted)]
+            connection = session.connection()
+            if not leave_out:
+                return [_planned(row) for row in connection.execute(_FIRST if after is None else _NEXT, values)]
+            in_order = connection.scalars(_IDS if after is None else _NEXT_IDS, values)
+            ids = list(islice((run_id for run_id in in_order if run_id not in leave_out), limit))
+            lots = [connection.execute(_THESE, values | {"ids": lot}) for lot in batched(ids)]
+            return [_planned(row) for lot in lots for row in lot]
 
     def still_planned(self, run_ids: Collection[str]) -> Set[str]:
         """Return those of some runs that are PLANNED and that nobody is just changing."""
@@ -118,14 +153,28 @@ class RunStore(Database):
 
     def record_obstacles(self, reasons: Mapping[str, str]) -> None:
         """Say why runs wait, by their ids, as far as they are still PLANNED."""
+        runs_of: dict[str, list[str]] = {}
+        for run_id in sorted(reasons):
+            runs_of.setdefault(reasons[run_id], []).append(run_id)
         with self.writing() as session:
-            for run_id in sorted(reasons):
-                session.execute(_still_planned().where(RunRow.run_id == run_id).values(reason=reasons[run_id]))
+            for reason, run_ids in runs_of.items():
+                _say_why(session, reason, run_ids)
 
     def record_obstacle_to_all(self, reason: str) -> None:
-        """Say why every run waits that is PLANNED."""
+        """Say why every run waits that is PLANNED and could be submitted otherwise.
+
+        Those that wait for their time, or for the jobs of runs that they come after, have a reason of their own.
+        """
+        earlier = aliased(RunRow)
+        without_job = exists().where(
+            PredecessorRow.run_id == RunRow.run_id,
+            PredecessorRow.predecessor_id == earlier.run_id,
+            earlier.state.in_([RunState.PLANNED, RunState.SUBMITTING]),
+        )
+        wanted = select(RunRow.run_id).where(*_MAY_BE_SENT, RunRow.reason != reason, ~without_job)
         with self.writing() as session:
-            session.execute(_still_planned().where(RunRow.reason != reason).values(reason=reason))
+            run_ids = session.scalars(wanted.order_by(RunRow.run_id), {"now": utc_now()}).all()
+            _say_why(session, reason, run_ids)
 
     def record_progress(self, run_id: str, counts: FrameCounts, *, attempt: int | None = None) -> None:
         """Keep how the kernel stands; the newest call wins.
@@ -223,8 +272,11 @@ class RunStore(Database):
             return False
 
 
-def _still_planned() -> Update:
-    return update(RunRow).where(RunRow.state == RunState.PLANNED).execution_options(synchronize_session=False)
+def _say_why(session: Session, reason: str, run_ids: Collection[str]) -> None:
+    """Say why runs wait, as far as they are still PLANNED."""
+    still = update(RunRow).where(RunRow.state == RunState.PLANNED).values(reason=reason)
+    for lot in batched(run_ids):
+        session.connection().execute(still.where(RunRow.run_id.in_(lot)))
 
 
 def lock_run(session: Session, run_id: str) -> RunRow:
@@ -268,15 +320,15 @@ def event_row(tag: RunTag, kind: str, sequence: int, detail: Json, at: datetime)
     )
 
 
-def _planned(run: RunRow, message: MessageRow | None, *, live: bool) -> PlannedRun:
+def _planned(row: Row[*tuple[Any, ...]]) -> PlannedRun:
     return PlannedRun(
-        plan=plan_from_json(run.plan),
-        tag=RunTag(run_id=run.run_id, attempt=run.attempts + 1),
-        message=None if message is None else raw_of(message),
-        live=live,
-        created_at=run.created_at,
-        reason=run.reason,
-        retry=None if run.retry is None else retry_from_json(run.retry),
+        plan=plan_from_json(row.plan),
+        tag=RunTag(run_id=row.run_id, attempt=row.attempts + 1),
+        message=None if row.body is None else raw_of(row),
+        live=bool(row.live),
+        created_at=row.created_at,
+        reason=row.reason,
+        retry=None if row.retry is None else retry_from_json(row.retry),
     )
 
 

@@ -129,8 +129,13 @@ def _array(plan: JobPlan, run: RunDirectory, attempt: int) -> dict[str, object] 
     }
 
 
+_PLAIN = {str, int, float, bool, type(None)}
+
+
 def _plain(value: object) -> object:
     """Reduce a value to text, numbers, lists and mappings: nothing that a template could act with."""
+    if type(value) in _PLAIN:  # most of all
+        return value
     if isinstance(value, Path):
         return PathText(value)
     if is_dataclass(value):
@@ -139,8 +144,6 @@ def _plain(value: object) -> object:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
     return str(value)
 
 
