@@ -159,6 +159,8 @@ class Dispatcher:
         again = self._memory.look_again_s
         for key in again.keys() - since_s.keys():
             del again[key]
+        if not self._memory.settled_once:
+            self._memory.unwanted += self.store.unwanted_jobs(self.now() - CLOCK_JUMP)
         self._memory.settled_once = True
         return _for_each(unsettled, lambda item: int(not self._settle(item)))
 

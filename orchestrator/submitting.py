@@ -24,8 +24,10 @@ from orchestrator.back_pressure import BackPressure, Queue
 from orchestrator.chaining import Go, Never, Wait, decide
 from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import (
+    GatewayError,
     GatewayUnavailable,
     InvalidInput,
+    InvalidSettings,
     OutcomeUnknown,
     RunDirectoryUnavailable,
     StoreUnavailable,
@@ -66,6 +68,15 @@ _LATE = "waiting: the submissions before it took long"
 
 
 @dataclass
+class Held:
+    """Runs of one queue: a queue may be long, and closed for hours, so they aren't read again and again meanwhile."""
+
+    run_ids: set[str] = field(default_factory=set)
+    reason: str = ""
+    """What their records say; empty when that isn't known."""
+
+
+@dataclass
 class Memory:
     """What is remembered from one round to the next; a new process does without it."""
 
@@ -80,6 +91,8 @@ class Memory:
     """When an intent's job may be looked for again."""
     unrecorded: list[Outcome] = field(default_factory=list)
     """What the store couldn't take when it became known."""
+    held: dict[Queue, Held] = field(default_factory=dict)
+    """Runs that wait for their queue to open."""
     unwanted: list[JobIdentity] = field(default_factory=list)
     """Jobs of runs that were cancelled meanwhile, and that couldn't be ended yet."""
 
@@ -108,6 +121,8 @@ class _Round:
     waiting: dict[str, str] = field(default_factory=dict)
     """Reasons by run id."""
     directories: list[str] = field(default_factory=list)
+    faults: list[Exception] = field(default_factory=list)
+    """Of runs that couldn't be made ready; the others go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +156,13 @@ class Submitter:
         self._go_through(self._batches(this), this)
         if error := self._closed_everywhere():
             self.store.record_obstacle_to_all(f"waiting: {error.full_text}")
+            for held in self.memory.held.values():
+                held.reason = ""
             raise error.with_traceback(None)
         if this.waiting:
             self.store.record_obstacles(this.waiting)
+        for fault in this.faults:
+            raise fault
         for error in this.closed.values():
             raise error.with_traceback(None)
         if this.directories:
@@ -197,16 +216,16 @@ class Submitter:
         if self._closed_everywhere():
             return
         batch: list[PlannedRun] = []
-        for planned in self._planned_runs():
+        for planned in self._planned_runs(this):
             queue = _queue_of(planned)
             if batch and self.memory.pressure.on_trial(queue):
                 yield batch
                 batch = []
             if error := self.memory.pressure.obstacle(queue, self.clock(), run_id=planned.tag.run_id):
-                this.closed[queue] = error
-                if planned.reason != (reason := f"waiting: {error.full_text}"):
-                    this.waiting[planned.tag.run_id] = reason
+                self._hold(planned, queue, error, this)
                 continue
+            if held := self.memory.held.get(queue):
+                held.run_ids.discard(planned.tag.run_id)
             batch.append(planned)
             if len(batch) >= self._batch_size():
                 yield batch
@@ -215,13 +234,50 @@ class Submitter:
         if batch:
             yield batch
 
-    def _planned_runs(self) -> Iterator[PlannedRun]:
+    def _hold(self, planned: PlannedRun, queue: Queue, error: GatewayUnavailable, this: _Round) -> None:
+        this.closed[queue] = error
+        if planned.reason != (reason := f"waiting: {error.full_text}"):
+            this.waiting[planned.tag.run_id] = reason
+        if self.memory.pressure.obstacle(queue, self.clock()):  # not this run alone
+            held = self.memory.held.setdefault(queue, Held(reason=reason))
+            held.run_ids.add(planned.tag.run_id)
+
+    def _planned_runs(self, this: _Round) -> Iterator[PlannedRun]:
         """Give each run that waits, in portions: those that can't be submitted now don't hide the ones behind them."""
-        portion = self.store.planned_runs(ROUND)
+        portion = self.store.planned_runs(ROUND, leave_out=self._left_out(this))
         yield from portion
         while len(portion) == ROUND:
-            portion = self.store.planned_runs(ROUND, after=portion[-1])
+            portion = self.store.planned_runs(ROUND, after=portion[-1], leave_out=self._left_out(this))
             yield from portion
+        # All have been seen: who is held by a queue that is open has gone another way.
+        for queue in [queue for queue in self.memory.held if not self.memory.pressure.on_trial(queue)]:
+            del self.memory.held[queue]
+
+    def _left_out(self, this: _Round) -> Callable[[str], bool] | None:
+        """Return what leaves out the runs of queues that are closed, and of one on trial all but the first."""
+        closed: set[str] = set()
+        trials: list[set[str]] = []
+        for queue, held in self.memory.held.items():
+            if error := self.memory.pressure.obstacle(queue, self.clock()):
+                this.closed[queue] = error
+                closed |= held.run_ids
+                if held.reason != (reason := f"waiting: {error.full_text}"):
+                    this.waiting |= dict.fromkeys(held.run_ids, reason)
+                    held.reason = reason
+            elif self.memory.pressure.on_trial(queue):
+                trials.append(held.run_ids)
+        if not closed and not trials:
+            return None
+
+        def left_out(run_id: str) -> bool:
+            of_trial = next((run_ids for run_ids in trials if run_id in run_ids), None)
+            if of_trial is not None:
+                trials.remove(of_trial)
+                closed.update(of_trial)
+                return False
+            return run_id in closed
+
+        return left_out
 
     def _batch_size(self) -> int:
         return max(1, min(BATCH_MOST, int(BATCH_S / max(self.memory.call_s, 1e-6))))
@@ -230,7 +286,7 @@ class Submitter:
 
     def _prepare(self, batch: Sequence[PlannedRun], this: _Round) -> _Calls:
         """Commit the intents of a batch and write its directories; return the calls that are left to be made."""
-        ready = [item for planned in self._left_by_others(batch) if (item := self._prepared(planned)) is not None]
+        ready = [item for planned in self._left_by_others(batch) if (item := self._prepared(planned, this)) is not None]
         at, since_s = self.now(), self.clock()
         if not ready:
             return _Calls(self, this, [], at, since_s)
@@ -250,7 +306,17 @@ class Submitter:
         left = self.store.still_planned([planned.tag.run_id for planned in batch])
         return [planned for planned in batch if planned.tag.run_id in left]
 
-    def _prepared(self, planned: PlannedRun) -> _Ready | None:
+    def _prepared(self, planned: PlannedRun, this: _Round) -> _Ready | None:
+        """Return a run ready to be submitted; None when it can't be."""
+        try:
+            return self._made_ready(planned)
+        except (StoreUnavailable, InvalidSettings):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's, and raised in the end
+            this.faults.append(error)
+            return None
+
+    def _made_ready(self, planned: PlannedRun) -> _Ready | None:
         """Return a run ready to be submitted; None when it can't be, which its record says."""
         after = self._jobs_before(planned)
         if after is None:
@@ -318,6 +384,8 @@ class Submitter:
             except GatewayUnavailable as error:
                 log.warning("job %s of a cancelled run can't be ended yet: %s", job, error)
                 return
+            except GatewayError as error:  # which doesn't pass, and is about this job
+                log.error("job %s of a cancelled run can't be ended: %s; use scancel", job, error.full_text)
             self.memory.unwanted.remove(job)
 
 
@@ -373,7 +441,9 @@ class _Calls:
         if obstacle is not None:
             text = f"{obstacle.filename or item.submission.working_directory}: {obstacle.strerror}"
             self._round.directories.append(text)
-            return NotSubmitted(tag=item.tag, reason=f"waiting: its directory can't be written: {text}")
+            return NotSubmitted(
+                tag=item.tag, reason=f"waiting: its directory can't be written: {text}", intent_at=self._at
+            )
         if reason := self._reason_to_wait(item):
             return self._given_back(item.tag, reason)
         return self._call(item)
@@ -383,9 +453,11 @@ class _Calls:
             return _NEXT
         if error := self._memory.pressure.obstacle(_queue_of(item.planned), self._clock()):
             return f"waiting: {error.full_text}"
-        # Another service that looks for it must not take it for absent while it is still here.
-        longest_s = self._submitter.settings.gateway.absence_grace_s / 2
-        if self._called and self._clock() - self._since_s > longest_s:
+        # Another service that looks for it must not take it for absent while it is still here. The first one has more time:
+        # where everything is slow, something has to be sent all the same.
+        gateway = self._submitter.settings.gateway
+        longest_s = gateway.absence_grace_s / 2 if self._called else gateway.submit_deadline_s
+        if self._clock() - self._since_s > longest_s:
             return _LATE
         return ""
 

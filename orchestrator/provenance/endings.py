@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -75,6 +77,20 @@ class EndingStore(Database):
                 run.state, run.attempts, run.reason = RunState.PLANNED, tag.attempt - 1, reason
             state: RunState = run.state
             return state
+
+    def unwanted_jobs(self, since: datetime) -> Sequence[JobIdentity]:
+        """Return jobs that were accepted while their runs were being cancelled, at or after `since`.
+
+        Nothing is known of them afterwards: whoever had them ended may have died before.
+        """
+        wanted = (
+            select(AttemptRow)
+            .join(RunRow, AttemptRow.run_id == RunRow.run_id)
+            .where(RunRow.state == RunState.CANCELLED, RunRow.ended_at >= since)
+            .where(AttemptRow.stage == AttemptStage.SUBMITTED, AttemptRow.job_state.is_(None))
+        )
+        with self.reading() as session:
+            return [job for row in session.scalars(wanted) if (job := identity_of(row)) is not None]
 
 
 def _keep_late_verdict(session: Session, run: RunRow, tag: RunTag, end: AttemptEnd) -> None:
