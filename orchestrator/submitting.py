@@ -453,8 +453,8 @@ class _Calls:
             return _NEXT
         if error := self._memory.pressure.obstacle(_queue_of(item.planned), self._clock()):
             return f"waiting: {error.full_text}"
-        # Another service that looks for it must not take it for absent while it is still here. The first one has more time:
-        # where everything is slow, something has to be sent all the same.
+        # Another service that looks for it must not take it for absent while it is still here. The first one has more
+        # time: where everything is slow, something has to be sent all the same.
         gateway = self._submitter.settings.gateway
         longest_s = gateway.absence_grace_s / 2 if self._called else gateway.submit_deadline_s
         if self._clock() - self._since_s > longest_s:
