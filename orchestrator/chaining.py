@@ -85,7 +85,9 @@ def decide(earlier: Sequence[Earlier]) -> Go | Wait | Never:
     return Go(after=tuple(one.job for one in going_on if one.job is not None))
 
 
-def decide_again(earlier: Sequence[Earlier], intent_at: datetime) -> Go | Wait | Never:
+def decide_again(
+    earlier: Sequence[Earlier], intent_at: datetime, *, report: JobReport | None = None
+) -> Go | Wait | Never:
     """Decide what becomes of a run whose job SLURM gave up because of one that it came after.
 
     That one's run may be tried again (then this one is, too), or end. `Wait` while that isn't decided.
@@ -94,9 +96,16 @@ def decide_again(earlier: Sequence[Earlier], intent_at: datetime) -> Go | Wait |
     ----------
     intent_at
         When the job that was given up was about to be submitted.
+    report
+        The last one on that job.
     """
     verdict = decide(earlier)
     if isinstance(verdict, Go):
+        if not verdict.after and report is not None and report.exit_code == EXIT_PREDECESSOR:
+            silent = [one for one in earlier if one.intent_at is None or one.intent_at <= intent_at]
+            if len(silent) == len(earlier):  # the same job would find the same
+                names = " and ".join(map(str, silent))
+                return Never(reason=f"it comes after {names}, and its job found no record there of an end with 0")
         known = (one.intent_at for one in earlier if one.job in verdict.after and one.intent_at is not None)
         if any(at <= intent_at for at in known):
             return Wait(reason="what became of the job that it comes after isn't recorded yet")

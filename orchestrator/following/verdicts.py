@@ -93,7 +93,7 @@ class Verdicts:
         if not report.state.ended:
             self._make_sure_of_the_end(one)  # it would wait for ever
             return
-        verdict = decide_again(earlier, one.attempt.intent_at)
+        verdict = decide_again(earlier, one.attempt.intent_at, report=report)
         if isinstance(verdict, Wait):
             return
         retry = None

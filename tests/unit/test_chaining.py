@@ -239,6 +239,21 @@ def test_job_for_which_slurm_forgot_the_dependency_leaves_at_its_fence_and_the_r
     assert "azimuthal" in chain.run("average").reason
 
 
+def test_job_that_finds_no_record_of_a_success_before_it_is_not_made_again_for_ever(chain: Chain) -> None:
+    """There was no room on the disk for the end of the run before: no fence will ever let this one in."""
+    chain.succeeds("azimuthal")
+    for _ in range(3):
+        if chain.run("average").state.ended:
+            break
+        chain.gateway.set_state(chain.job("average"), "RUNNING")
+        chain.gateway.set_state(chain.job("average"), "FAILED", exit_code=injob.EXIT_PREDECESSOR)
+        chain.cycles()
+        chain.submit()
+    assert chain.run("average").state is RunState.CANCELLED
+    assert "no record" in chain.run("average").reason
+    assert chain.run("average").attempts == 1
+
+
 def test_recipe_after_one_that_does_not_want_the_collection_is_not_chosen_and_says_why(tmp_path: Path) -> None:
     settings = site(tmp_path, average="azimuthal")
     off = settings.recipes["azimuthal"].model_copy(update={"enabled": False})
