@@ -6,7 +6,7 @@ deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -122,22 +122,22 @@ class RunStore(Database):
         return True
 
     def planned_runs(
-        self, limit: int = 1000, *, after: PlannedRun | None = None, leave_out: Set[str] = frozenset()
+        self, limit: int = 1000, *, after: PlannedRun | None = None, leave_out: Callable[[str], bool] | None = None
     ) -> Sequence[PlannedRun]:
         """Return runs that wait to be submitted and may be now; with `after`, those behind that one.
 
-        Live ones come first, then those of collections that have ended, and reruns; each oldest first. Those to be left
-        out, by their ids, cost next to nothing.
+        Live ones come first, then those of collections that have ended, and reruns; each oldest first. Which ones are
+        to be left out is asked about one id after another, in that order; they cost next to nothing.
         """
         values: dict[str, object] = {"now": utc_now(), "most": limit}
         if after is not None:
             values |= {"after_live": int(after.live), "after_at": after.created_at, "after_id": after.tag.run_id}
         with self.reading() as session:
             connection = session.connection()
-            if not leave_out:
+            if leave_out is None:
                 return [_planned(row) for row in connection.execute(_FIRST if after is None else _NEXT, values)]
             in_order = connection.scalars(_IDS if after is None else _NEXT_IDS, values)
-            ids = list(islice((run_id for run_id in in_order if run_id not in leave_out), limit))
+            ids = list(islice((run_id for run_id in in_order if not leave_out(run_id)), limit))
             lots = [connection.execute(_THESE, values | {"ids": lot}) for lot in batched(ids)]
             return [_planned(row) for lot in lots for row in lot]
 
