@@ -13,10 +13,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from statistics import fmean
 from types import TracebackType
 from typing import Self
 
@@ -40,6 +42,9 @@ FOLLOWING = "following"
 
 TAKE_OVER_S = 10.0
 """How long after the time of its next cycle the service that follows is waited for."""
+
+_QUESTIONS = 8
+"""Of how many questions to the controller the mean decides how often it is asked."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
@@ -155,6 +160,7 @@ class Service:
         self.follower = self._new_follower()
         self._follows = not self.store.shared
         self._cycle_cost_s = 0.0
+        self._asked_s: deque[float] = deque(maxlen=_QUESTIONS)
         self._presence = Loop(name="presence", step=self.store.become_service, interval_s=PRESENCE_S / 4)
         # Its steps themselves see to it that SLURM isn't asked too often.
         self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S, longest_pause_s=IDLE_S)
@@ -250,10 +256,11 @@ class Service:
             return
         started = time.monotonic()
         self.follower.cycle()
-        # The controller's time is everybody's: rest at least ten times as long as the question took.
         self._cycle_cost_s = time.monotonic() - started
-        pause_s = min(max(settings.poll_interval_s, 10 * self._cycle_cost_s), settings.poll_interval_max_s)
-        self._follow.interval_s = pause_s
+        self._asked_s.append(self.follower.asked_s)
+        # The controller's time is everybody's: rest ten times as long as its answers took, not all of which are alike.
+        rest_s = max(10 * fmean(self._asked_s), self._cycle_cost_s)
+        self._follow.interval_s = min(max(settings.poll_interval_s, rest_s), settings.poll_interval_max_s)
         self._may_follow()  # until the next cycle
 
     def _may_follow(self) -> bool:

@@ -25,7 +25,7 @@ READ_EVERY = timedelta(seconds=10)
 WAITING_EVERY = timedelta(minutes=1)
 """How often the directory of an attempt is looked at whose job waits."""
 
-WAITING_AT_ONCE = 500
+WAITING_AT_ONCE = 100
 """How many of these are looked at in one cycle."""
 
 _MARKS_SETTLE = timedelta(seconds=3)
@@ -49,6 +49,8 @@ class RunFiles:
             mark = _mark(one.directory, restarts)
             if mark is None or mark != one.mark:
                 one.mark, one.marked_at = mark, now
+            if mark is not None and one.waits and not any(mark.values()):
+                return
         settled = one.marked_at is not None and now - one.marked_at > _MARKS_SETTLE
         if not settled or one.read_at is None or now - one.read_at >= read_every:
             self.take_in(one)

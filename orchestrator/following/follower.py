@@ -7,12 +7,13 @@ its job costs a comparison. So a cycle's work grows with what changes, not with 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from orchestrator.chaining import given_up
-from orchestrator.errors import GatewayUnavailable
+from orchestrator.errors import GatewayUnavailable, InvalidSettings, StoreUnavailable
 from orchestrator.evidence import with_memory_note
 from orchestrator.following.announcing import Announcements
 from orchestrator.following.files import RunFiles, own_record
@@ -20,6 +21,8 @@ from orchestrator.following.late import Accounting, LateNews
 from orchestrator.following.roster import Followed, Roster
 from orchestrator.following.verdicts import Verdicts
 from orchestrator.provenance import Store
+from orchestrator.provenance.attempts import heard
+from orchestrator.provenance.database import batched
 from orchestrator.records import Evidence, JobIdentity, JobReport, RunTag, utc_now
 from orchestrator.slurm.gateway import Gateway
 from orchestrator.slurm.waiting import hindrance
@@ -43,6 +46,8 @@ class Follower:
     forgive_out_of_memory: bool = False
     """Whether OUT_OF_MEMORY is no failure of a run whose script ended with 0 and whose frames are all there."""
     now: Callable[[], datetime] = utc_now
+    asked_s: float = field(default=0.0, init=False)
+    """How long the controller took over the last question."""
     _cluster: str = field(default="", init=False)
     """Of the gateway; empty until it matters."""
 
@@ -81,7 +86,7 @@ class Follower:
                 self._files.look(one)
             raise
         self._files.look_at_all(self._roster)
-        self._late.ask(self._roster)
+        self._late.ask(one for one in self._roster if not one.waits)
         return len(self._roster)
 
     @property
@@ -93,17 +98,36 @@ class Follower:
         """Ask about all jobs and act on what is said."""
         if not len(self._roster):
             return
+        began_s = time.monotonic()
         told = self.gateway.poll(self._roster.identities)
+        self.asked_s = time.monotonic() - began_s
         news = [one for one in self._roster if not _is_settled(one, told)]
         accounted = self._accounting.ask([one.attempt.identity for one in news if one.attempt.identity not in told])
         reports = {**told, **(accounted or {})}
+        self._record(news, told)
         for one in news:
             with one.at_its_own_cost():
                 self._act(one, reports.get(one.attempt.identity), everybody_asked=accounted is not None)
 
+    def _record(self, news: Sequence[Followed], told: Mapping[JobIdentity, JobReport]) -> None:
+        """Record what the controller says of many living jobs at once; what is left out `_act` records by itself."""
+        for lot in batched([one for one in news if _is_news_of_a_living_job(one, told)]):
+            reports = {one.attempt.tag: told[one.attempt.identity] for one in lot}
+            try:
+                self.store.record_reports(reports)
+            except (StoreUnavailable, InvalidSettings):
+                raise
+            except Exception as error:  # noqa: BLE001 - each is tried again by itself, at its own cost
+                log.debug("reports can't be recorded together: %s", error)
+                continue
+            for one in lot:
+                known = heard(one.attempt.last_report, reports[one.attempt.tag])
+                one.attempt = replace(one.attempt, last_report=known)
+
     def _act(self, one: Followed, given: JobReport | None, *, everybody_asked: bool) -> None:
         """Record a report; conclude the run when its job has ended."""
-        attempt, report, one.settled = one.attempt, given, None
+        attempt, report = one.attempt, given
+        one.settle(None)
         if report is None or _is_stale(report):
             report = own_record(one)
             if report is None:
@@ -112,20 +136,19 @@ class Follower:
         one.missing_since = None
         report = with_memory_note(report, one.directory.log)
         self._hinder(one, hindrance(report))
-        if report != attempt.last_report and self.store.record_report(attempt.tag, report):
-            self._roster.outdate(one)
+        if (known := heard(attempt.last_report, report)) != attempt.last_report:
+            self.store.record_report(attempt.tag, report)
+            one.attempt = replace(attempt, last_report=known)
         if given_up(report) and (earlier := self.store.earlier_runs(attempt.tag.run_id)):
             self._verdicts.go_with_the_chain(one, report, earlier)
         elif report.state.ended:
             self._verdicts.finish(one, report)
         else:
             one.ended_since = None
-            one.settled = given
+            one.settle(given)
 
     def _hinder(self, one: Followed, text: str) -> None:
         """Say in the run's reason what keeps it from ending, nothing where nothing does."""
-        if one.hindrance is None:
-            one.hindrance = hindrance(one.attempt.last_report)
         if text != one.hindrance:
             self.store.record_hindrance(one.attempt.tag, text)
             if text:
@@ -159,6 +182,11 @@ def _is_settled(one: Followed, told: Mapping[JobIdentity, JobReport]) -> bool:
     """Whether a job was told of as before, and nothing is left to be done about that."""
     report = told.get(one.attempt.identity)
     return report is not None and (report is one.settled or report == one.settled)
+
+
+def _is_news_of_a_living_job(one: Followed, told: Mapping[JobIdentity, JobReport]) -> bool:
+    report, before = told.get(one.attempt.identity), one.attempt.last_report
+    return report is not None and not report.state.ended and heard(before, report) != before
 
 
 def _is_stale(report: JobReport) -> bool:

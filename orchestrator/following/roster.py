@@ -17,11 +17,15 @@ from orchestrator.provenance import ActiveAttempt, Store
 from orchestrator.provenance.attempts import ActiveJob
 from orchestrator.records import FrameCounts, JobIdentity, JobReport, JobState
 from orchestrator.runs import AttemptDirectory, RunDirectory
+from orchestrator.slurm.waiting import hindrance
 
 log = logging.getLogger(__name__)
 
-LISTED_EVERY = timedelta(seconds=10)
+LISTED_EVERY = timedelta(seconds=30)
 """How often the active jobs are listed even if there are as many as before: one may have come for another that went."""
+
+
+_WAITING = {JobState.PENDING}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,6 +35,8 @@ class Followed:
     attempt: ActiveAttempt
     settled: JobReport | None = None
     """The report that was dealt with and leaves nothing to be done until there is another one."""
+    waits: bool = False
+    """Whether its job has never run, so that there is nothing of it in its directory."""
     events_read: dict[int | None, int] = field(default_factory=dict)
     """By the number of a job array's task; None for other jobs."""
     inputs_known: set[str] = field(default_factory=set)
@@ -44,23 +50,24 @@ class Followed:
     read_at: datetime | None = None
     missing_since: datetime | None = None
     ended_since: datetime | None = None
-    hindrance: str | None = None
+    hindrance: str = field(init=False)
+    """What its run's reason says of it."""
     earlier_known: int = 0
     """Of how many of the job's earlier starts accounting has told."""
     complaints: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.hindrance = hindrance(self.attempt.last_report)
 
     @property
     def directory(self) -> AttemptDirectory:
         """Where its job leaves its files."""
         return RunDirectory(self.attempt.run_directory).attempt(self.attempt.tag.attempt)
 
-    @property
-    def waits(self) -> bool:
-        """Whether its job has never run, so that there is nothing of it in its directory."""
-        told = self.settled
-        if told is None or told.state is not JobState.PENDING or told.restarts:
-            return False
-        return all(state is JobState.PENDING for state in told.tasks.values())
+    def settle(self, report: JobReport | None) -> None:
+        """Remember that nothing is to be done until there is another report than this one; None to forget it."""
+        self.settled = report
+        self.waits = report is not None and not report.restarts and {report.state, *report.tasks.values()} == _WAITING
 
     @property
     def lacks_earlier(self) -> bool:
@@ -90,7 +97,6 @@ class Roster:
     now: Callable[[], datetime]
     _followed: dict[ActiveJob, Followed] = field(default_factory=dict)
     _identities: Sequence[JobIdentity] | None = None
-    _outdated: set[ActiveJob] = field(default_factory=set)
     _count: int = 0
     """As many as the store has, as far as is known."""
     _listed_at: datetime | None = None
@@ -105,16 +111,16 @@ class Roster:
     def identities(self) -> Sequence[JobIdentity]:
         """The jobs to ask about; the same object as long as they are the same."""
         if self._identities is None:
-            self._identities = [one.attempt.identity for one in self._followed.values()]
+            self._identities = tuple(one.attempt.identity for one in self._followed.values())
         return self._identities
 
     def refresh(self) -> Sequence[Followed]:
         """Take in what came and went; return what is new."""
         now, count = self.now(), self.store.count_active()
         if count == self._count and self._listed_at is not None and now - self._listed_at < LISTED_EVERY:
-            return self._load(self._outdated)
+            return []
         listed = self.store.active_jobs()
-        new = self._load((listed - self._followed.keys()) | (self._outdated & listed))
+        new = self._load(listed - self._followed.keys())
         for job in self._followed.keys() - listed:
             del self._followed[job]
             self._identities = None
@@ -127,21 +133,10 @@ class Roster:
             return []
         # All at once where none is known yet: they come in the order of their runs.
         found = self.store.active_attempts({run_id for run_id, _, _ in jobs} if self._followed else None)
-        new = []
-        for attempt in found:
-            job = _key(attempt)
-            if job in self._followed:
-                self._followed[job].attempt = attempt
-            else:
-                new.append(Followed(attempt=attempt))
-                self._followed[job] = new[-1]
-                self._identities = None
-        self._outdated.clear()
-        return new
-
-    def outdate(self, one: Followed) -> None:
-        """Have an attempt read again from the store, in which something has been changed about it."""
-        self._outdated.add(_key(one.attempt))
+        new = {_key(attempt): Followed(attempt=attempt) for attempt in found if _key(attempt) not in self._followed}
+        self._followed |= new
+        self._identities = None
+        return list(new.values())
 
     def change_job(self, one: Followed, job: JobIdentity) -> None:
         """Follow another job of the same attempt from now on."""
@@ -149,7 +144,6 @@ class Roster:
         one.attempt = replace(one.attempt, identity=job, last_report=None)
         self._followed[_key(one.attempt)] = one
         self._identities = None
-        self.outdate(one)
 
     def drop(self, one: Followed) -> None:
         """Follow a job no more: its run has ended, or goes on with another one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
@@ -96,16 +97,19 @@ class AttemptStore(Database):
         bool
             Whether it was news.
         """
+        return tag in self.record_reports({tag: report})
+
+    def record_reports(self, reports: Mapping[RunTag, JobReport]) -> Set[RunTag]:
+        """Keep what a source said about several jobs, in one transaction, as `record_report` does about one.
+
+        Returns
+        -------
+        Set[RunTag]
+            Those about which it was news.
+        """
         with self.writing() as session:
-            run, row = locked(session, tag)
-            before = _told(row)
-            _take_report(row, report)
-            if _told(row) == before:
-                return False
-            add_event(session, tag, "state", _detail(report), utc_now())
-            if run.attempts == tag.attempt and run.state in FOLLOWED and report.state in _RUN_STATES:
-                run.state = _RUN_STATES[report.state]
-            return True
+            # In the order of their ids: who shares the database never waits for us in a circle.
+            return {tag for tag in sorted(reports, key=_in_order) if _keep_report(session, tag, reports[tag])}
 
     def record_hindrance(self, tag: RunTag, reason: str) -> None:
         """Say in the reason of a run that hasn't ended what keeps its job from going on; nothing takes it back.
@@ -243,20 +247,47 @@ def _active(row: AttemptRow, run: RunRow) -> ActiveAttempt:
     )
 
 
-def _take_report(row: AttemptRow, report: JobReport) -> None:
-    row.job_state, row.words, row.evidence, row.reason = report.state, report.words, report.evidence, report.reason
-    restarted = report.restarts > row.restarts  # what the start before told isn't true of this one
-    if restarted or report.exit_code is not None:
-        row.exit_code, row.signal = report.exit_code, report.signal
-    if restarted or report.nodes:
-        row.nodes = report.nodes
-    if restarted or report.started_at is not None:
-        row.started_at = report.started_at
-    if restarted or report.ended_at is not None:
-        row.ended_at = report.ended_at
-    if restarted or report.usage:
-        row.usage = dict(report.usage)
-    row.restarts = max(row.restarts, report.restarts)
+def heard(before: JobReport | None, report: JobReport) -> JobReport:
+    """Return what is known of a job when `report` has come after what was known before.
+
+    Nodes, times, exit code and usage that an earlier report of the same start gave stay when this one is silent about
+    them; what the start before told isn't true of this one.
+    """
+    if before is None or report.restarts > before.restarts:
+        return report
+    silent = report.exit_code is None
+    return replace(
+        report,
+        exit_code=before.exit_code if silent else report.exit_code,
+        signal=before.signal if silent else report.signal,
+        restarts=before.restarts,
+        nodes=report.nodes or before.nodes,
+        started_at=report.started_at or before.started_at,
+        ended_at=report.ended_at or before.ended_at,
+        usage=report.usage or before.usage,
+    )
+
+
+def _in_order(tag: RunTag) -> tuple[str, int]:
+    return tag.run_id, tag.attempt
+
+
+def _keep_report(session: Session, tag: RunTag, report: JobReport) -> bool:
+    run, row = locked(session, tag)
+    before = _told(row)
+    _take_report(row, heard(last_report(row), report))
+    if _told(row) == before:
+        return False
+    add_event(session, tag, "state", _detail(report), utc_now())
+    if run.attempts == tag.attempt and run.state in FOLLOWED and report.state in _RUN_STATES:
+        run.state = _RUN_STATES[report.state]
+    return True
+
+
+def _take_report(row: AttemptRow, known: JobReport) -> None:
+    row.job_state, row.words, row.evidence, row.reason = known.state, known.words, known.evidence, known.reason
+    row.exit_code, row.signal, row.restarts, row.nodes = known.exit_code, known.signal, known.restarts, known.nodes
+    row.started_at, row.ended_at, row.usage = known.started_at, known.ended_at, dict(known.usage)
 
 
 def forget_reports(row: AttemptRow) -> None:

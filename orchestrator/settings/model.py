@@ -83,7 +83,7 @@ class GatewaySettings(Model):
     rest: RestSettings | None = None
     pyslurm_python: SitePath | None = None
     """The interpreter that has pyslurm; the service's own when left out."""
-    poll_interval_s: Seconds = 2.0
+    poll_interval_s: Seconds = 1.5
     """Shortest time between two questions about all active jobs; it grows when an answer takes long."""
     poll_interval_max_s: Seconds = 60.0
     submit_deadline_s: Seconds = 60.0

@@ -144,6 +144,7 @@ class CliGateway(Gateway):
     def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         if not jobs:
             return {}
+        jobs = tuple(jobs)  # the same object where it is one already: a view knows at once what it was made for
         # An answer that is lost leaves nothing to compare the next one with: that one is asked for whole.
         before, self._view = self._view, None
         self._view = view = self._view_for(jobs, before)

@@ -38,24 +38,26 @@ class QueueView:
     """Each record by its first field, and the row that was read from it."""
     reports: Mapping[JobIdentity, JobReport]
     """Of the jobs it was made for, as far as they are in the queue."""
-    _jobs: Mapping[int, list[JobIdentity]]
+    made_for: Collection[JobIdentity]
+    by_id: Mapping[int, list[JobIdentity]]
+    """The same jobs; an id may have been used again."""
     _begun: frozenset[int]
     """Ids of those that have to be among the jobs that have begun."""
 
     @classmethod
     def of_whole(
-        cls, text: str, jobs: Iterable[JobIdentity], *, cluster: str, at_s: float, before: Self | None = None
+        cls, text: str, jobs: Collection[JobIdentity], *, cluster: str, at_s: float, before: Self | None = None
     ) -> Self:
         """Make one for `jobs` of squeue's whole answer; what stood in the view before needn't be read again."""
         rows = _rows(text, {} if before is None else before.rows, cluster)
-        queue = {one.identity.job_id: one for one in arrays.folded(row for _, row in rows.values() if row is not None)}
-        by_id: dict[int, list[JobIdentity]] = defaultdict(list)
-        for job in jobs:
-            by_id[job.job_id].append(job)
-        found = ((job, queue[job_id]) for job_id, same in by_id.items() if job_id in queue for job in same)
+        queue = _one_per_job(row for _, row in rows.values() if row is not None)
+        by_id = before.by_id if before is not None and before.made_for is jobs else _by_id(jobs)
+        found = ((job, queue[job.job_id]) for job in jobs if job.job_id in queue)
         reports = {job: _under(job, report) for job, report in found if parsing.is_same_job(job, report)}
         begun = frozenset(job.job_id for job, report in reports.items() if report.state not in _NOT_LISTED)
-        return cls(cluster=cluster, whole_at_s=at_s, rows=rows, reports=reports, _jobs=by_id, _begun=begun)
+        return cls(
+            cluster=cluster, whole_at_s=at_s, rows=rows, reports=reports, made_for=jobs, by_id=by_id, _begun=begun
+        )
 
     def moved(self, text: str) -> Self | None:
         """Return the view after squeue's answer about the jobs that have begun.
@@ -65,15 +67,15 @@ class QueueView:
         """
         told = _rows(text, self.rows, self.cluster)
         news = [row for key, (_, row) in told.items() if row is not None and self.rows.get(key) is not told[key]]
-        begun = self._begun | {row.identity.job_id for row in news if row.identity.job_id in self._jobs}
+        begun = self._begun | {row.identity.job_id for row in news if row.identity.job_id in self.by_id}
         listed = {row.identity.job_id for _, row in told.values() if row is not None}
-        if begun - listed or any(row.tasks and row.identity.job_id in self._jobs for row in news):
+        if begun - listed or any(row.tasks and row.identity.job_id in self.by_id for row in news):
             return None
         if not news:
             return self
         reports = dict(self.reports)
         for row in news:
-            for job in self._jobs.get(row.identity.job_id, ()):
+            for job in self.by_id.get(row.identity.job_id, ()):
                 reports.pop(job, None)
                 if parsing.is_same_job(job, row):
                     reports[job] = _under(job, row)
@@ -81,10 +83,14 @@ class QueueView:
 
     def knows(self, jobs: Collection[JobIdentity]) -> bool:
         """Whether it was made for these jobs, and perhaps others."""
-        return all(job in self.reports or job in self._jobs.get(job.job_id, ()) for job in jobs)
+        return jobs is self.made_for or all(
+            job in self.reports or job in self.by_id.get(job.job_id, ()) for job in jobs
+        )
 
     def told_of(self, jobs: Collection[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         """Return the reports of these jobs; those that aren't in the queue are left out."""
+        if jobs is self.made_for:
+            return self.reports
         return {job: report for job in jobs if (report := self.reports.get(job)) is not None}
 
 
@@ -99,6 +105,24 @@ def _rows(
             before = (record, parsing.queue_row(record, cluster=cluster))
         rows[key] = before
     return rows
+
+
+def _one_per_job(rows: Iterable[JobReport]) -> dict[int, JobReport]:
+    """Return one report per job; only arrays have several rows, so the many others needn't be gathered first."""
+    told, tasks = {}, []
+    for row in rows:
+        if row.tasks:
+            tasks.append(row)
+        else:
+            told[row.identity.job_id] = row
+    return told | {array.identity.job_id: array for array in arrays.folded(tasks)}
+
+
+def _by_id(jobs: Iterable[JobIdentity]) -> Mapping[int, list[JobIdentity]]:
+    by_id: dict[int, list[JobIdentity]] = defaultdict(list)
+    for job in jobs:
+        by_id[job.job_id].append(job)
+    return by_id
 
 
 def _under(job: JobIdentity, report: JobReport) -> JobReport:
