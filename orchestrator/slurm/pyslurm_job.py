@@ -239,6 +239,8 @@ def hosts(node_list: str) -> int:
 
 def _told(options: Mapping[str, ScriptOption], attributes: Mapping[str, Json], folder: Path) -> dict[str, str]:
     told = {variable: options[name].value for name, variable in _TOLD.items() if name in options}
+    if told.get("SLURM_EXPORT_ENV") == "ALL":
+        del told["SLURM_EXPORT_ENV"]
     if "log_files_open_mode" in attributes:
         told["SLURM_OPEN_MODE"] = str(attributes["log_files_open_mode"])[0]
     if "SLURM_NTASKS" in told:

@@ -30,6 +30,9 @@ _MAIL = {
 }  # fmt: skip
 _MAIL_ALL = ("BEGIN", "END", "FAIL", "REQUEUE", "INVALID_DEPEND", "STAGE_OUT")
 _SIGNAL_TIME_S = 60
+_FOR_THE_SCRIPT = re.compile(r"R?BR?:(?:SIG)?(?P<name>[A-Z0-9]+)(?:@(?P<time>\d+))?", re.IGNORECASE)
+TERM_AFTER = "ORCHESTRATOR_TERM_AFTER_S"
+"""Variable with the seconds after which a script sends itself TERM."""
 _OURS = frozenset({"SLURM_CONF", "SLURM_JWT"})
 """How the service reaches the cluster is no business of the job's, and a token least of all."""
 
@@ -61,6 +64,9 @@ def job_request(submission: Submission, version: ApiVersion, environment: Mappin
     }
     export = options["export"].value if "export" in options else "ALL"
     variables = _environment(environment, export if own else "NONE", str(job["current_working_directory"]))
+    variables |= _told_by_itself(options, version, submission.script.text)
+    if export != "ALL":
+        variables["SLURM_EXPORT_ENV"] = export
     if version >= FIRST_TYPED:
         job["environment"] = [f"{name}={value}" for name, value in variables.items()]
     else:
@@ -84,6 +90,27 @@ def _environment(environment: Mapping[str, str], export: str, folder: str) -> di
     return {**chosen, **said, "SLURM_GET_USER_ENV": "1"}
 
 
+def _told_by_itself(options: Mapping[str, ScriptOption], version: ApiVersion, script: str) -> dict[str, str]:
+    """Return the variable by which a script tells itself that its time is nearly up, where slurmrestd can't say it.
+
+    Up to 0.0.38 slurmrestd knows the ``B:`` of ``--signal`` only if its program were called sbatch (``get_signal_opts``
+    in ``proc_args.c`` of SLURM 22.05). Without it the steps would get the signal, and the script not.
+    """
+    signal = options.get("signal")
+    if signal is None or not _only_the_script_knows(signal, version):
+        return {}
+    found = _FOR_THE_SCRIPT.fullmatch(signal.value)
+    assert found is not None  # noqa: S101 - for mypy: just tried
+    limit_s = time_limit_s(options["time"].value) if "time" in options else None
+    if found["name"].upper() != "TERM" or limit_s is None or TERM_AFTER not in script:
+        raise signal.refused(
+            f"version {version} of slurmrestd's API can't have the script itself signalled (B:)",
+            f"let it be B:TERM with a --time, in a script that minds {TERM_AFTER} as _begin.j2 does; or take the route "
+            "cli or pyslurm",
+        )
+    return {TERM_AFTER: str(max(0, int(limit_s) - int(found["time"] or _SIGNAL_TIME_S)))}
+
+
 def _after(submission: Submission, version: ApiVersion) -> Part:
     if not submission.after:
         return {}
@@ -97,7 +124,7 @@ def _described(options: Mapping[str, ScriptOption], version: ApiVersion) -> dict
     table = _typed(version) if version >= FIRST_TYPED else _AS_TEXT
     job: dict[str, Json] = {}
     for option in options.values():
-        if option.name == "export":
+        if option.name == "export" or (option.name == "signal" and _only_the_script_knows(option, version)):
             continue
         if option.name not in table:
             raise option.refused(
@@ -110,6 +137,10 @@ def _described(options: Mapping[str, ScriptOption], version: ApiVersion) -> dict
             raise option.refused(f"--{option.name}: {error}") from error
         job |= {key: _joined(job[key], value) if key in job else value for key, value in said.items()}
     return {**job, **_sizes(options, version)}
+
+
+def _only_the_script_knows(signal: ScriptOption, version: ApiVersion) -> bool:
+    return version < FIRST_TYPED and _FOR_THE_SCRIPT.fullmatch(signal.value) is not None
 
 
 def _joined(one: Json, other: Json) -> Json:

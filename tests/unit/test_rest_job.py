@@ -11,7 +11,7 @@ import pytest
 from orchestrator.errors import GatewayUnavailable, SubmitRefused
 from orchestrator.records import BatchScript, JobIdentity, RunTag, Submission
 from orchestrator.sbatch_options import OPTIONS
-from orchestrator.slurm.rest_job import job_request
+from orchestrator.slurm.rest_job import TERM_AFTER, job_request
 from orchestrator.slurm.rest_versions import NEWEST, OLDEST, ApiVersion, negotiated
 from orchestrator.slurm.script_options import SCRIPT_BYTES_MAX, read_options
 
@@ -22,7 +22,7 @@ VALUES = {
     "begin": "2026-01-31T16:00:00", "constraint": "avx512", "dependency": "afterok:5", "error": "/e", "export": "NONE",
     "gpus": "2", "gpus-per-node": "a100:2", "gpus-per-task": "1", "gres": "gpu:1,shard:2", "hint": "nomultithread",
     "mail-type": "END,FAIL", "mem": "4G", "mem-per-cpu": "100M", "open-mode": "truncate", "output": "/o",
-    "signal": "B:TERM@60", "time": "1-02:00:30", "time-min": "00:10:00", "chdir": "/data", "array": "0-3",
+    "signal": "R:TERM@60", "time": "1-02:00:30", "time-min": "00:10:00", "chdir": "/data", "array": "0-3",
 }  # fmt: skip
 FLAGS = {"exclusive", "requeue", "no-requeue"}
 
@@ -110,14 +110,48 @@ def environment_of(export: str, own: bool = True, **variables: str) -> dict[str,
 def test_environment_is_what_sbatch_would_send() -> None:
     here = {"A": "1", "B": "2", "SLURM_JWT": "secret", "SLURM_CONF": "/c", "SBATCH_QOS": "q", "PATH": "/bin"}
     login = {"SLURM_SUBMIT_DIR": "/run", "SLURM_GET_USER_ENV": "1"}
-    assert environment_of("NONE", **here) == login
-    assert environment_of("NIL", **here) == {"SLURM_SUBMIT_DIR": "/run"}
+    assert environment_of("NONE", **here) == login | {"SLURM_EXPORT_ENV": "NONE"}
+    assert environment_of("NIL", **here) == {"SLURM_SUBMIT_DIR": "/run", "SLURM_EXPORT_ENV": "NIL"}
     assert environment_of("ALL", **here) == {"A": "1", "B": "2", "PATH": "/bin", "SLURM_SUBMIT_DIR": "/run"}
-    assert environment_of("A,C=3", **here) == login | {"A": "1", "C": "3"}
+    assert environment_of("A,C=3", **here) == login | {"A": "1", "C": "3", "SLURM_EXPORT_ENV": "A,C=3"}
 
 
 def test_somebody_elses_job_starts_from_that_users_login_environment() -> None:
     assert environment_of("ALL", own=False, A="1") == {"SLURM_SUBMIT_DIR": "/run", "SLURM_GET_USER_ENV": "1"}
+
+
+def with_signal(*lines: str, body: str = f"echo ${TERM_AFTER}") -> dict[str, Any]:
+    text = "\n".join(["#!/bin/bash", *(f"#SBATCH {line}" for line in lines), body])
+    script = BatchScript(text=text, template_name="t", template_text="")
+    submission = Submission(tag=TAG, script=script, working_directory=Path("/run"))
+    request = cast("dict[str, Any]", job_request(submission, OLDEST, {}, own=True))
+    return cast("dict[str, Any]", request["job"])
+
+
+def test_script_tells_itself_where_slurmrestd_cannot_have_it_signalled() -> None:
+    job = with_signal("--time=60", "--signal=B:TERM@90")
+    assert "signal" not in job
+    assert job["environment"][TERM_AFTER] == str(3600 - 90)
+    assert with_signal("--time=60", "--signal=B:TERM")["environment"][TERM_AFTER] == str(3600 - 60)
+    of_the_steps = with_signal("--time=60", "--signal=USR1@90")
+    assert of_the_steps["signal"] == "USR1@90"
+    assert TERM_AFTER not in of_the_steps["environment"]
+    assert TERM_AFTER not in str(described("--time=60", "--signal=B:TERM@90")["job"]["environment"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        (["--time=60", "--signal=B:TERM@90"], "date"),
+        (["--time=60", "--signal=B:USR1@90"], f"echo ${TERM_AFTER}"),
+        (["--signal=B:TERM@90"], f"echo ${TERM_AFTER}"),
+        (["--time=0", "--signal=B:TERM@90"], f"echo ${TERM_AFTER}"),
+    ],
+)
+def test_signal_that_nobody_would_send_is_refused_with_its_line(lines: list[str], body: str) -> None:
+    with pytest.raises(SubmitRefused, match=r"#SBATCH --signal=B:.*API can't") as refusal:
+        with_signal(*lines, body=body)
+    assert "cli" in refusal.value.remedy
 
 
 @pytest.mark.parametrize(
