@@ -30,6 +30,9 @@ LAST_WORD_PATIENCE = timedelta(seconds=60)
 """How long the last word of a kernel that ended in order may take to be seen: NFS shows files as they were up to a
 minute ago (acregmax, acdirmax; nfs(5))."""
 
+OWNER_PATIENCE = timedelta(minutes=10)
+"""How long SLURM may know nothing of a job that has claimed an attempt: accounting that was down hears of it late."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
@@ -45,8 +48,25 @@ class Verdicts:
 
     def finish(self, one: Followed, report: JobReport) -> None:
         """Conclude the run of a job that has ended, unless more is to come."""
-        if self._follow_owner(one):
-            return
+        owner = claim_owner(one.directory)
+        if owner in {None, str(one.attempt.identity.job_id)}:
+            self._finish(one, report)
+        elif not self._follow_owner(one, owner):
+            self._finish_for_owner(one, owner)
+
+    def _finish_for_owner(self, one: Followed, owner: str | None) -> None:
+        """Conclude an attempt of a job that nobody can tell of (yet); the one we know of left at its fence.
+
+        Accounting may hear of that job late, so what it said itself is the only evidence there is.
+        """
+        one.ended_since = one.ended_since or self.now()
+        if (own := own_record(one)) is not None:
+            self._finish(one, own)
+        elif self.now() - one.ended_since >= OWNER_PATIENCE:
+            told = f"job {owner} has the attempt and left no end record; SLURM doesn't know of it"
+            self._conclude(one, Conclusion(state=RunState.UNKNOWN, reason=told))
+
+    def _finish(self, one: Followed, report: JobReport) -> None:
         # Now: the job may have written its last lines between the cycle's last reading and its report.
         progress = self.files.take_in(one)
         one.ended_since = one.ended_since or self.now()
@@ -109,15 +129,13 @@ class Verdicts:
         end = AttemptEnd(state=RunState.CANCELLED, reason=reason, cause=JobState.CANCELLED, ended_at=ended_at)
         self._end_attempt(one, end, retry)
 
-    def _follow_owner(self, one: Followed) -> bool:
-        """Follow the job that has claimed the attempt, if that is another one; return whether there is such a job.
+    def _follow_owner(self, one: Followed, owner: str | None) -> bool:
+        """Follow the job that has claimed the attempt, which is another one; return whether SLURM knows of it.
 
         A submission that was taken for lost can still make a job, and that one can be the first to begin: then the job
         we know of left at the fence, with exit code 0 and nothing done.
         """
-        attempt, owner = one.attempt, claim_owner(one.directory)
-        if owner in {None, str(attempt.identity.job_id)}:
-            return False
+        attempt = one.attempt
         for report in self.gateway.find(attempt.tag, since=attempt.intent_at - CLOCK_JUMP):
             if str(report.identity.job_id) == owner:
                 job = SubmittedJob(identity=report.identity, gateway=self.gateway.name, adopted=True)
