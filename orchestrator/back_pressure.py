@@ -10,6 +10,7 @@ trial is another run's: it isn't given up, and it doesn't stand in the others' w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, field
 
 from orchestrator.errors import GatewayUnavailable
@@ -79,3 +80,79 @@ class BackPressure:
         before = self._closures.get(key)
         interval_s = first_s if before is None else min(2 * before.interval_s, longest_s)
         self._closures[key] = _Closure(error, interval_s, now_s + interval_s)
+
+
+@dataclass
+class _Held:
+    run_ids: set[str] = field(default_factory=set)
+    reason: str = ""
+    """What their records say; empty when that isn't known."""
+
+
+@dataclass
+class HeldRuns:
+    """Runs that wait for their queue to open: it may be long, and closed for hours, and nobody reads it all each time.
+
+    Who is known here is of a queue that was closed; whether it is so still, `pressure` says.
+    """
+
+    pressure: BackPressure
+    _held: dict[Queue, _Held] = field(default_factory=dict)
+
+    def hold(self, queue: Queue, run_id: str, reason: str, now_s: float) -> None:
+        """Keep a run in mind whose record gives this reason; not one that is held back alone."""
+        if self.pressure.obstacle(queue, now_s):
+            self._held.setdefault(queue, _Held(reason=reason)).run_ids.add(run_id)
+
+    def let_go(self, queue: Queue, run_id: str) -> None:
+        """Forget a run that is sent."""
+        if held := self._held.get(queue):
+            held.run_ids.discard(run_id)
+
+    def open(self) -> Set[Queue]:
+        """Return the queues that are open again; all their runs are read."""
+        return {queue for queue in self._held if not self.pressure.on_trial(queue)}
+
+    def forget(self, queues: Set[Queue]) -> None:
+        """Forget queues whose runs have all been read: who is left here has gone another way."""
+        for queue in queues:
+            del self._held[queue]
+
+    def closed(self, now_s: float) -> dict[Queue, GatewayUnavailable]:
+        """Return the queues that are closed now, and why."""
+        obstacles = {queue: self.pressure.obstacle(queue, now_s) for queue in self._held}
+        return {queue: error for queue, error in obstacles.items() if error is not None}
+
+    def to_be_told(self, queue: Queue, reason: str) -> Collection[str]:
+        """Return the runs whose records give another reason; they give this one from now on."""
+        held = self._held[queue]
+        if held.reason == reason:
+            return ()
+        held.reason = reason
+        return held.run_ids
+
+    def say_again(self) -> None:
+        """Note that the records may give another reason by now."""
+        for held in self._held.values():
+            held.reason = ""
+
+    def left_out(self, now_s: float) -> Callable[[str], bool] | None:
+        """Return what leaves out, of runs in their order, those of closed queues and of one on trial all but the first.
+
+        None when there are none to be left out.
+        """
+        closed = self.closed(now_s)
+        out = {run_id for queue in closed for run_id in self._held[queue].run_ids}
+        trials = [
+            held.run_ids for queue, held in self._held.items() if queue not in closed and self.pressure.on_trial(queue)
+        ]
+
+        def left_out(run_id: str) -> bool:
+            of_trial = next((run_ids for run_ids in trials if run_id in run_ids), None)
+            if of_trial is None:
+                return run_id in out
+            trials.remove(of_trial)
+            out.update(of_trial)
+            return False
+
+        return left_out if out or trials else None

@@ -218,6 +218,11 @@ class Dispatcher:
         return self._submitter.submit_planned()
 
     @property
+    def jobs_made(self) -> int:
+        """How many jobs were made so far, in rounds that met an obstacle too."""
+        return self._memory.made
+
+    @property
     def _submitter(self) -> Submitter:
         return Submitter(
             store=self.store,

@@ -44,7 +44,8 @@ TAKE_OVER_S = 10.0
 """How long after the time of its next cycle the service that follows is waited for."""
 
 _QUESTIONS = 8
-"""Of how many questions to the controller the mean decides how often it is asked."""
+"""Of how many questions to the controller the mean decides how often it is asked. The first may be dear: it has been
+asked nothing before, as it were."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
@@ -160,7 +161,7 @@ class Service:
         self.follower = self._new_follower()
         self._follows = not self.store.shared
         self._cycle_cost_s = 0.0
-        self._asked_s: deque[float] = deque(maxlen=_QUESTIONS)
+        self._asked_s = deque([0.0] * _QUESTIONS, maxlen=_QUESTIONS)
         self._presence = Loop(name="presence", step=self.store.become_service, interval_s=PRESENCE_S / 4)
         # Its steps themselves see to it that SLURM isn't asked too often.
         self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S, longest_pause_s=IDLE_S)
@@ -245,9 +246,12 @@ class Service:
             self._dispatch.interval_s = IDLE_S
 
     def _submit_step(self) -> None:
-        if self.dispatcher.submit_planned():
-            self._follow.wake()
-            self._dispatch.wake()  # there may be more than one step takes
+        before = self.dispatcher.jobs_made
+        try:
+            self.dispatcher.submit_planned()
+        finally:
+            if self.dispatcher.jobs_made > before:
+                self._dispatch.wake()  # there may be more than one step takes, in queues without an obstacle too
 
     def _follow_step(self) -> None:
         settings = self.settings.gateway

@@ -11,16 +11,14 @@ looked for, not more.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
-from orchestrator.back_pressure import BackPressure, Queue
+from orchestrator.back_pressure import BackPressure, HeldRuns, Queue
 from orchestrator.chaining import Go, Never, Wait, decide
 from orchestrator.crashpoints import CrashPoint, reached
 from orchestrator.errors import (
@@ -42,12 +40,10 @@ from orchestrator.provenance import (
     Store,
     Submitted,
     Unanswered,
-    encoded,
-    plan_to_json,
+    write_directory,
 )
-from orchestrator.records import BatchScript, JobIdentity, Json, RunState, RunTag, Submission, utc_now
+from orchestrator.records import JobIdentity, RunState, RunTag, Submission, utc_now
 from orchestrator.rendering import render
-from orchestrator.runs import RunDirectory, make_durable, write_atomically
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import Gateway
 
@@ -68,19 +64,12 @@ _LATE = "waiting: the submissions before it took long"
 
 
 @dataclass
-class Held:
-    """Runs of one queue: a queue may be long, and closed for hours, so they aren't read again and again meanwhile."""
-
-    run_ids: set[str] = field(default_factory=set)
-    reason: str = ""
-    """What their records say; empty when that isn't known."""
-
-
-@dataclass
 class Memory:
     """What is remembered from one round to the next; a new process does without it."""
 
     pressure: BackPressure = field(default_factory=BackPressure)
+    made: int = 0
+    """Jobs, in all rounds."""
     call_s: float = 0.06
     """How long a call takes, from the last ones; sbatch's usual time to begin with."""
     first_seen_s: dict[tuple[RunTag, datetime], float] = field(default_factory=dict)
@@ -91,10 +80,12 @@ class Memory:
     """When an intent's job may be looked for again."""
     unrecorded: list[Outcome] = field(default_factory=list)
     """What the store couldn't take when it became known."""
-    held: dict[Queue, Held] = field(default_factory=dict)
-    """Runs that wait for their queue to open."""
+    held: HeldRuns = field(init=False)
     unwanted: list[JobIdentity] = field(default_factory=list)
     """Jobs of runs that were cancelled meanwhile, and that couldn't be ended yet."""
+
+    def __post_init__(self) -> None:
+        self.held = HeldRuns(self.pressure)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +146,8 @@ class Submitter:
         this = _Round()
         self._go_through(self._batches(this), this)
         if error := self._closed_everywhere():
-            self.store.record_obstacle_to_all(f"waiting: {error.full_text}")
-            for held in self.memory.held.values():
-                held.reason = ""
+            self.store.record_obstacle_to_all(_reason(error))
+            self.memory.held.say_again()
             raise error.with_traceback(None)
         if this.waiting:
             self.store.record_obstacles(this.waiting)
@@ -224,8 +214,7 @@ class Submitter:
             if error := self.memory.pressure.obstacle(queue, self.clock(), run_id=planned.tag.run_id):
                 self._hold(planned, queue, error, this)
                 continue
-            if held := self.memory.held.get(queue):
-                held.run_ids.discard(planned.tag.run_id)
+            self.memory.held.let_go(queue, planned.tag.run_id)
             batch.append(planned)
             if len(batch) >= self._batch_size():
                 yield batch
@@ -236,48 +225,29 @@ class Submitter:
 
     def _hold(self, planned: PlannedRun, queue: Queue, error: GatewayUnavailable, this: _Round) -> None:
         this.closed[queue] = error
-        if planned.reason != (reason := f"waiting: {error.full_text}"):
+        reason = _reason(error)
+        if planned.reason != reason:
             this.waiting[planned.tag.run_id] = reason
-        if self.memory.pressure.obstacle(queue, self.clock()):  # not this run alone
-            held = self.memory.held.setdefault(queue, Held(reason=reason))
-            held.run_ids.add(planned.tag.run_id)
+        self.memory.held.hold(queue, planned.tag.run_id, reason, self.clock())
 
     def _planned_runs(self, this: _Round) -> Iterator[PlannedRun]:
         """Give each run that waits, in portions: those that can't be submitted now don't hide the ones behind them."""
-        portion = self.store.planned_runs(ROUND, leave_out=self._left_out(this))
+        many, open_all_along = ROUND, self.memory.held.open()
+        portion = self.store.planned_runs(many, leave_out=self._left_out(this))
         yield from portion
-        while len(portion) == ROUND:
-            portion = self.store.planned_runs(ROUND, after=portion[-1], leave_out=self._left_out(this))
+        while len(portion) == many:
+            many = 10 * ROUND if this.closed else ROUND
+            portion = self.store.planned_runs(many, after=portion[-1], leave_out=self._left_out(this))
             yield from portion
-        # All have been seen: who is held by a queue that is open has gone another way.
-        for queue in [queue for queue in self.memory.held if not self.memory.pressure.on_trial(queue)]:
-            del self.memory.held[queue]
+        self.memory.held.forget(open_all_along & self.memory.held.open())
 
     def _left_out(self, this: _Round) -> Callable[[str], bool] | None:
-        """Return what leaves out the runs of queues that are closed, and of one on trial all but the first."""
-        closed: set[str] = set()
-        trials: list[set[str]] = []
-        for queue, held in self.memory.held.items():
-            if error := self.memory.pressure.obstacle(queue, self.clock()):
-                this.closed[queue] = error
-                closed |= held.run_ids
-                if held.reason != (reason := f"waiting: {error.full_text}"):
-                    this.waiting |= dict.fromkeys(held.run_ids, reason)
-                    held.reason = reason
-            elif self.memory.pressure.on_trial(queue):
-                trials.append(held.run_ids)
-        if not closed and not trials:
-            return None
-
-        def left_out(run_id: str) -> bool:
-            of_trial = next((run_ids for run_ids in trials if run_id in run_ids), None)
-            if of_trial is not None:
-                trials.remove(of_trial)
-                closed.update(of_trial)
-                return False
-            return run_id in closed
-
-        return left_out
+        """Return what leaves out runs of closed queues that are known already; None while there are none."""
+        held, now_s = self.memory.held, self.clock()
+        for queue, error in held.closed(now_s).items():
+            this.closed[queue] = error
+            this.waiting |= dict.fromkeys(held.to_be_told(queue, _reason(error)), _reason(error))
+        return held.left_out(now_s)
 
     def _batch_size(self) -> int:
         return max(1, min(BATCH_MOST, int(BATCH_S / max(self.memory.call_s, 1e-6))))
@@ -452,7 +422,7 @@ class _Calls:
         if self._round.unanswered:
             return _NEXT
         if error := self._memory.pressure.obstacle(_queue_of(item.planned), self._clock()):
-            return f"waiting: {error.full_text}"
+            return _reason(error)
         # Another service that looks for it must not take it for absent while it is still here. The first one has more
         # time: where everything is slow, something has to be sent all the same.
         gateway = self._submitter.settings.gateway
@@ -485,6 +455,7 @@ class _Calls:
         self._memory.pressure.accepted(queue, run_id=tag.run_id)
         self._memory.call_s += (self._clock() - begun_s - self._memory.call_s) / 4
         self._round.made += 1
+        self._memory.made += 1
         log.info("run %s is job %s", tag.run_id, job.identity)
         return Submitted(tag=tag, job=job)
 
@@ -514,6 +485,10 @@ def end(gateway: Gateway, job: JobIdentity) -> None:
         log.info("job %s needn't be ended: %s", job, error)
 
 
+def _reason(error: GatewayUnavailable) -> str:
+    return f"waiting: {error.full_text}"
+
+
 def _queue_of(planned: PlannedRun) -> Queue:
     asked = planned.plan_of_attempt.resources
     return Queue(asked.partition, asked.account, asked.qos, planned.plan.submit_as)
@@ -521,42 +496,7 @@ def _queue_of(planned: PlannedRun) -> Queue:
 
 def _try_to_write(item: _Ready) -> OSError | None:
     try:
-        _write_directory(item.planned, item.submission.script)
+        write_directory(item.planned, item.submission.script)
     except OSError as error:
         return error
     return None
-
-
-def _write_directory(planned: PlannedRun, script: BatchScript) -> None:
-    directory = RunDirectory(planned.plan.run_directory)
-    attempt = directory.attempt(planned.tag.attempt)
-    directory.path.mkdir(parents=True, exist_ok=True)
-    for folder in (attempt.path.parent, attempt.path):
-        folder.mkdir(exist_ok=True)
-    files: dict[Path, bytes | str] = {
-        directory.plan: _document(plan_to_json(planned.plan)),
-        directory.template: script.template_text,
-    }
-    if planned.retry is not None:
-        files[attempt.retry] = json.dumps(encoded(planned.retry), indent=2) + "\n"
-    if planned.message is not None:
-        files[directory.message] = planned.message.body
-    for path, content in files.items():
-        write_atomically(path, content, durable=False)
-    write_atomically(directory.script, script.text, mode=0o755, durable=False)
-    # The only file that the job needs: SLURM keeps the script, the database all of it. Made durable under its name,
-    # its folders are so too.
-    array = planned.plan.array
-    tasks: Sequence[int | None] = [None] if array is None else range(len(array.values))
-    for task in tasks:
-        attempt.task(task).path.mkdir(parents=True, exist_ok=True)
-        parameters = _document(planned.plan.parameter_values(task))
-        write_atomically(directory.parameters_of(task), parameters, durable=False)
-    for task in tasks:
-        make_durable(directory.parameters_of(task))
-
-
-def _document(values: Mapping[str, Json]) -> str:
-    """Return a JSON object with a line for each member: to indent it all would take five times as long."""
-    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"

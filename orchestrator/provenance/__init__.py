@@ -1,5 +1,6 @@
 """Provenance: what came in, what was decided, what ran and what came out, so that it can be explained and repeated."""
 
+from orchestrator.provenance.directory import write_directory
 from orchestrator.provenance.documents import (
     encoded,
     end_from_json,
@@ -74,4 +75,5 @@ __all__ = [
     "plan_to_json",
     "start_from_json",
     "start_to_json",
+    "write_directory",
 ]

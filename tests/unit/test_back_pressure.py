@@ -91,7 +91,10 @@ def test_a_full_cluster_is_asked_seldom_and_takes_everything_in_the_end_in_order
     assert gateway.calls.count("submit") - asked < 10
     gateway.jobs_most = 20
     passed_s += LONGEST_S
-    assert serve(trip) == 15
+    assert serve(trip) >= 1  # on trial; the service takes the next round at once
+    while serve(trip):
+        pass
+    assert len(gateway.jobs) == 20
     names = {run.tag.job_name: uid for uid in uids for run in trip.run(uid).attempts}
     assert [names[job.name] for job in gateway.jobs] == uids
 

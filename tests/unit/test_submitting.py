@@ -23,7 +23,7 @@ def trip(tmp_path: Path) -> Trip:
 
 
 def test_a_call_that_would_come_long_after_its_intent_is_not_made(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = submitting._write_directory
+    write = submitting.write_directory
 
     def slowly(*arguments: object) -> None:
         trip.clock.ahead += timedelta(seconds=200)  # the machine was suspended, or the file system hung
@@ -32,7 +32,7 @@ def test_a_call_that_would_come_long_after_its_intent_is_not_made(trip: Trip, mo
     trip.start()
     trip.dispatcher.plan_waiting()
     with monkeypatch.context() as patch:
-        patch.setattr(submitting, "_write_directory", slowly)
+        patch.setattr(submitting, "write_directory", slowly)
         assert trip.dispatcher.submit_planned() == 0
     assert trip.run().summary.state is RunState.PLANNED
     assert trip.dispatcher.submit_planned() == 1
