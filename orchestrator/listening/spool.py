@@ -186,6 +186,8 @@ class SpoolDoor(Door):
         except BaseException:
             target.unlink()
             raise
+        if target.lstat().st_ino != entry.inode:  # another document has come into its place at the last moment
+            target.rename(self._folder / f"{uuid.uuid4().hex}-{target.name}")
 
 
 def _portions(waiting: Sequence[_Waiting]) -> Iterator[list[_Waiting]]:

@@ -243,10 +243,11 @@ class LocalQueue:
                 new.write_job(numbered)
                 (self.root / "active" / str(numbered.job_id)).touch()
                 new.path.rename(self.folder(numbered.job_id).path)
+                _make_durable(self.root / "jobs")
             except BaseException:
-                shutil.rmtree(new.path, ignore_errors=True)
+                for path in (new.path, self.folder(numbered.job_id).path):
+                    shutil.rmtree(path, ignore_errors=True)
                 raise
-            _make_durable(self.root / "jobs")
         return numbered
 
     def start_waiting(self) -> None:

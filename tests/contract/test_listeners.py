@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.crashpoints import CrashPoint
 from orchestrator.errors import DoorUnavailable, InvalidInput, InvalidSettings, StackError, StoreUnavailable
+from orchestrator.listening import spool
 from orchestrator.listening.broker import BrokerSession
 from orchestrator.listening.credentials import read_credentials
 from orchestrator.listening.door import Accepted, Door, Handler, Rejected, Verdict, backoff
@@ -437,6 +439,22 @@ class TestSpoolDoor(DoorContract):
             eventually(lambda: len(store.bodies) == 2)
         assert store.bodies == [b"first", b"second"]
         assert (place.folder / "done" / "001.json").read_bytes() == b"second"
+
+    def test_a_document_that_comes_while_the_one_before_is_being_moved_gets_its_turn(
+        self, place: SpoolPlace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = Store()
+
+        def replacing(point: CrashPoint) -> None:
+            if point is CrashPoint.BEFORE_ACKNOWLEDGEMENT and store.bodies == [b"first"]:
+                (place.folder / ".second").write_bytes(b"second")
+                (place.folder / ".second").rename(place.folder / "001.json")
+
+        monkeypatch.setattr(spool, "reached", replacing)
+        with running(place.door(), store):
+            place.put(b"first")
+            eventually(lambda: len(store.bodies) == 2)
+        assert store.bodies == [b"first", b"second"]
 
     def test_links_and_pipes_are_put_aside_unread(self, place: SpoolPlace, tmp_path: Path) -> None:
         place.folder.mkdir()
