@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -168,6 +169,9 @@ class HelperProcess:
             self._end()
             said_so = f"the helper process ended in the middle of a call (status {process.returncode}): {remarks}"
             raise NoAnswer(said_so) from error
+        except BaseException:  # an answer that nobody has taken would be taken for the next call's
+            self._end()
+            raise
         return said | {"remarks": self._take_remarks()}
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
@@ -203,7 +207,8 @@ class HelperProcess:
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(BrokenPipeError):  # of a request that wasn't read
+                        pipe.close()
             self._process = None
         if self._lifeline is not None:
             os.close(self._lifeline)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -13,7 +15,7 @@ from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefuse
 from orchestrator.records import BatchScript, JobIdentity, RunTag, Submission, utc_now
 from orchestrator.slurm.pyslurm import PyslurmGateway
 from orchestrator.slurm.pyslurm_job import describe, hosts
-from orchestrator.slurm.pyslurm_process import HelperProcess
+from orchestrator.slurm.pyslurm_process import HelperProcess, NoAnswer
 
 TAG = RunTag(run_id="7f", attempt=2)
 
@@ -93,6 +95,34 @@ def test_thousands_of_calls_are_all_answered_by_the_same_helper(tmp_path: Path) 
     for _ in range(5000):
         assert helper.call("config", timeout_s=20)["cluster_name"] == "c"
     assert helper._process is process
+    helper.close()
+
+
+def test_answer_to_a_call_that_was_broken_off_is_not_taken_for_the_next_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    helper = HelperProcess(Path(sys.executable), {**os.environ, "PYTHONPATH": str(package(tmp_path, OTHER_RELEASE))})
+    helper.call("config", timeout_s=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(helper, "_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            helper.call("no such call", timeout_s=20)
+    assert helper.call("config", timeout_s=20)["cluster_name"] == "c"
+    helper.close()
+
+
+def test_helper_that_dies_before_it_has_read_a_request_leaves_the_outcome_open(tmp_path: Path) -> None:
+    helper = HelperProcess(Path(sys.executable), {**os.environ, "PYTHONPATH": str(package(tmp_path, OTHER_RELEASE))})
+    helper.call("config", timeout_s=20)
+    process = helper._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    Timer(0.5, process.kill).start()
+    with pytest.raises(NoAnswer):
+        helper.call("submit", timeout_s=20, script="x" * 1_000_000)
     helper.close()
 
 
