@@ -1042,6 +1042,36 @@ class StoreContract:
         assert store.earlier_runs(first.run_id) == ()
         assert store.run(last.run_id).plan == last
 
+    def test_what_hinders_all_is_said_of_those_that_wait_for_nothing_else(self, store: Store) -> None:
+        first = a_plan(recipe="reduce")
+        before = (Predecessor(recipe="reduce", run_id=first.run_id, run_directory=first.run_directory),)
+        second = a_plan(recipe="average", after=before)
+        store.record_runs(None, [first, second], note="a chain")
+        store.record_obstacle(second.run_id, "it comes after reduce")
+        store.record_obstacle_to_all("SLURM is down")
+        reasons = [store.run(plan.run_id).summary.reason for plan in (first, second)]
+        assert reasons == ["SLURM is down", "it comes after reduce"]
+        assert store.record_intent(RunTag(run_id=first.run_id, attempt=1), SCRIPT, gateway="cli")
+        store.record_submitted(RunTag(run_id=first.run_id, attempt=1), a_job())
+        store.record_obstacle_to_all("SLURM is down again")
+        assert store.run(second.run_id).summary.reason == "SLURM is down again"
+
+    def test_planned_runs_that_are_left_out_are_passed_over_in_order(self, store: Store) -> None:
+        plans = [a_plan() for _ in range(6)]
+        store.record_runs(None, plans, note="")
+        ids = [plan.run_id for plan in plans]
+        asked: list[str] = []
+
+        def left_out(run_id: str) -> bool:
+            asked.append(run_id)
+            return run_id in ids[1:3]
+
+        found = store.planned_runs(2, leave_out=left_out)
+        assert [run.tag.run_id for run in found] == [ids[0], ids[3]]
+        assert asked == ids[:4]
+        found = store.planned_runs(9, after=found[-1], leave_out=left_out)
+        assert [run.tag.run_id for run in found] == ids[4:]
+
     def test_run_after_one_that_is_not_here_says_so(self, store: Store) -> None:
         absent = Predecessor(recipe="reduce", run_id=str(uuid4()), run_directory=Path("/runs/absent"))
         plan = a_plan(after=(absent,))

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from orchestrator.back_pressure import ALONE_FIRST_S, ALONE_LONGEST_S, FIRST_S, LONGEST_S, BackPressure, Queue
 from orchestrator.errors import GatewayUnavailable, StoreUnavailable
-from orchestrator.provenance import Outcome
+from orchestrator.provenance import Outcome, PlannedRun
 from orchestrator.records import RunState, RunTag, Submission, SubmittedJob
 from orchestrator.slurm.memory import Meets, MemoryGateway
 from tests.unit.trip import Trip
@@ -149,9 +150,7 @@ def test_outcomes_that_the_store_could_not_take_are_recorded_when_it_is_back(
     assert {trip.run(uid).summary.state for uid in ("a", "b")} == {RunState.PENDING}
 
 
-def test_an_outcome_that_comes_late_says_nothing_of_a_later_intent(
-    trip: Trip, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outcome_that_comes_late_says_nothing_of_a_later_intent(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(_outcomes: Sequence[Outcome]) -> None:
         raise StoreUnavailable("the database went away")
 
@@ -287,4 +286,32 @@ def test_doubtful_refusals_of_many_runs_do_not_hammer_and_lose_nothing(trip: Tri
     for _ in range(30):
         now_s[0] += ALONE_FIRST_S
         serve(trip)
+    assert len(gateway.jobs) == 20
+
+
+def test_runs_of_a_closed_queue_are_read_once_and_of_one_on_trial_the_first(
+    trip: Trip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, now_s = serve_choosy(trip, jobs_most=0)
+    read: list[str] = []
+    planned_runs = trip.store.planned_runs
+
+    def watched(*arguments: Any, **more: Any) -> Sequence[PlannedRun]:
+        found = planned_runs(*arguments, **more)
+        read.extend(run.plan.collection.uid for run in found)
+        return found
+
+    monkeypatch.setattr(trip.store, "planned_runs", watched)
+    serve(trip)
+    for _ in range(3):  # those that stood in a batch with the refused one are read once more
+        read.clear()
+        serve(trip)
+    assert read == []
+    now_s[0] += ALONE_FIRST_S
+    serve(trip)
+    assert len(read) == 1
+    gateway.jobs_most = 20
+    now_s[0] += ALONE_LONGEST_S
+    while serve(trip):
+        pass
     assert len(gateway.jobs) == 20
