@@ -124,7 +124,8 @@ def submission_failure(status: int, errors: Sequence[RestError], *, plain: str, 
         return GatewayUnavailable(said, remedy=remedy)
     if remedy := _looked_up(_REFUSED, numbers):
         return SubmitRefused(said, remedy=remedy)
-    if status in {400, 413, 415, 422} or any(number // 100 in {90, 92} for number in numbers):
+    # Another number beside its own, of the operating system say, may be of the way to the controller.
+    if status in {400, 413, 415, 422} or (numbers and all(number // 100 in {90, 92} for number in numbers)):
         # slurmrestd itself couldn't read the request: nothing was sent on.
         names = ", ".join(f"--{name}" for name in options)
         return SubmitRefused(said, remedy=f"correct the #SBATCH lines, one of: {names}")

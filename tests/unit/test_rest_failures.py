@@ -83,3 +83,8 @@ def test_accounting_that_is_down_is_told_from_a_controller_that_is() -> None:
 )
 def test_rejected_token_is_known_or_left_open(status: int, errors: list[RestError], verdict: bool | None) -> None:
     assert token_verdict(status, errors) is verdict
+
+
+def test_error_of_slurmrestds_own_beside_one_of_the_connection_leaves_the_outcome_open() -> None:
+    errors = [RestError(number=110, text="Connection timed out"), RestError(number=9001, text="it failed")]
+    assert isinstance(submission_failure(500, errors, plain="", options=()), OutcomeUnknown)
