@@ -44,8 +44,7 @@ TAKE_OVER_S = 10.0
 """How long after the time of its next cycle the service that follows is waited for."""
 
 _QUESTIONS = 8
-"""Of how many questions to the controller the mean decides how often it is asked. The first may be dear: it has been
-asked nothing before, as it were."""
+"""Of how many questions to the controller the mean decides how often it is asked."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""

@@ -61,6 +61,7 @@ def _watch(service: Service, stack: Stack, run_ids: Sequence[str]) -> dict[str, 
     cycles = _count_cycles(service)
     began_s, ours_s, controller_s = time.perf_counter(), _own_cpu_s(), _cpu_s(_pid(stack, "slurmctld"))
     seen_after_s: list[float] = []
+    watching_s = time.thread_time()
     while time.perf_counter() - began_s < WATCHED_S or len(seen_after_s) < ENDED:
         seen_after_s.append(_seen_after_s(service.store, run_ids[len(seen_after_s)]))
         time.sleep(WATCHED_S / ENDED / 2)
@@ -68,7 +69,8 @@ def _watch(service: Service, stack: Stack, run_ids: Sequence[str]) -> dict[str, 
     return {
         "cycles": cycles["cycle"],
         "calls": dict(calls),
-        "own_cpu_share": (_own_cpu_s() - ours_s) / passed_s,
+        # Without this thread's share, which asks the record all the time.
+        "own_cpu_share": (_own_cpu_s() - ours_s - (time.thread_time() - watching_s)) / passed_s,
         "controller_cpu_share": (_cpu_s(_pid(stack, "slurmctld")) - controller_s) / passed_s,
         "seen_after_s": seen_after_s,
     }
@@ -132,9 +134,9 @@ def targets(figures: dict[str, Any]) -> list[Target]:
     found = figures.get("following")
     if not found or not found["jobs"]:
         return []
-    jobs = found["jobs"]
+    jobs, asked = found["jobs"], found["calls"].get("poll", 0) + found["calls"].get("find", 0)
     return [
-        at_most(f"calls per cycle, {jobs} active jobs", sum(found["calls"].values()) / found["cycles"], 1.05),
+        at_most(f"questions to the controller per cycle, {jobs} active jobs", asked / found["cycles"], 1.05),
         below(f"share of one core, {jobs} active jobs, %", 100 * found["own_cpu_share"], 5.0),
         below(
             f"a finished job is seen after s, worst of {len(found['seen_after_s'])}", max(found["seen_after_s"]), 2.0
@@ -151,6 +153,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("route", found["route"]),
         ("jobs submitted over the whole path, jobs/s", f"{found['jobs'] / found['submitted_s']:.0f}"),
         ("cycles in a minute", str(found["cycles"])),
+        ("questions to accounting, about ended jobs", str(found["calls"].get("account", 0))),
         ("a finished job is seen after s, median", f"{statistics.median(found['seen_after_s']):.2f}"),
         ("slurmctld's share of one core, %", f"{100 * found['controller_cpu_share']:.1f}"),
     ]

@@ -9,9 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from orchestrator.errors import GatewayUnavailable
 from orchestrator.following import LAST_WORD_PATIENCE, LATE_PATIENCE, USAGE_INTERVAL
+from orchestrator.following.files import WAITING_EVERY
+from orchestrator.following.roster import LISTED_EVERY
 from orchestrator.provenance import InputMoment
 from orchestrator.records import Evidence, JobIdentity, JobReport, Origin, RunState
 from orchestrator.slurm.memory import Meets, MemoryGateway
@@ -640,3 +643,117 @@ def test_a_job_that_the_controller_lost_is_not_believed_alive_because_accounting
     summary = trip.run().summary
     assert summary.state is (RunState.COMPLETE if ends else RunState.UNKNOWN)
     assert ends or "accounting still says RUNNING" in summary.reason
+
+
+# --------------------------------------------------------------------------------------------- many active jobs
+
+
+def statements(trip: Trip) -> int:
+    """Let a cycle pass; return how many statements it sent to the database."""
+    sent: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        sent.append(statement)
+
+    event.listen(trip.store.engine, "before_cursor_execute", note)
+    try:
+        trip.follower.cycle()
+    finally:
+        event.remove(trip.store.engine, "before_cursor_execute", note)
+    return len(sent)
+
+
+def test_a_cycle_in_which_nothing_changed_costs_the_database_the_same_whatever_is_active(trip: Trip) -> None:
+    trip.submitted("first")
+    trip.follower.cycle()
+    alone = statements(trip)
+    for number in range(20):
+        trip.gateway.set_state(trip.submitted(f"c{number}"), "RUNNING")
+        trip.kernel_says(f"c{number}", state="running", processed=1)
+    assert statements(trip) > 20
+    assert statements(trip) == alone
+
+
+def test_what_happens_while_answers_are_lost_is_seen_with_the_next_one(trip: Trip) -> None:
+    began, ended, waits = (trip.submitted(uid) for uid in ("began", "ended", "waits"))
+    trip.follower.cycle()
+    trip.gateway.controller_up = False
+    trip.gateway.set_state(began, "RUNNING")
+    trip.gateway.set_state(ended, "FAILED", exit_code=1)
+    trip.kernel_says("began", state="running", processed=2)
+    for _ in range(2):
+        with pytest.raises(GatewayUnavailable):
+            trip.follower.cycle()
+    counts = trip.run("began").summary.counts
+    assert counts is not None
+    assert counts.processed == 2  # files need no controller
+    trip.gateway.controller_up = True
+    trip.follower.cycle()
+    states = {uid: trip.run(uid).summary.state for uid in ("began", "ended", "waits")}
+    assert states == {"began": RunState.RUNNING, "ended": RunState.FAILED, "waits": RunState.PENDING}
+    assert waits in trip.gateway.poll([waits])
+
+
+def test_a_job_that_began_ended_and_was_purged_between_two_cycles_is_not_lost(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.follower.cycle()
+    trip.follower.cycle()
+    trip.job_ends(0)
+    trip.kernel_says()
+    trip.gateway.set_state(job, "COMPLETED", exit_code=0)
+    trip.gateway.purge(job)
+    assert trip.follower.cycle() == 0
+    run = trip.run()
+    assert run.summary.state is RunState.COMPLETE
+    assert len(run.outputs) == 1
+
+
+def test_one_report_that_cannot_be_recorded_costs_its_own_run_only(
+    trip: Trip, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = [trip.submitted(f"c{number}") for number in range(30)]
+    for job in jobs:
+        trip.gateway.set_state(job, "RUNNING")
+    told = trip.gateway.poll(jobs)
+    bad = replace(told[jobs[7]], restarts=10**30)  # no database takes it
+    trip.gateway.poll = lambda asked: {job: bad if job == jobs[7] else told[job] for job in asked}  # type: ignore[method-assign]
+    for _ in range(3):
+        assert trip.follower.cycle() == 30
+    states = {number: trip.run(f"c{number}").summary.state for number in range(30)}
+    assert states == dict.fromkeys(range(30), RunState.RUNNING) | {7: RunState.PENDING}
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert trip.run("c7").summary.run_id in errors[0].message
+
+
+def test_a_run_that_comes_while_another_goes_is_followed_after_a_while(trip: Trip) -> None:
+    trip.submitted("goes")
+    trip.follower.cycle()
+    trip.store.finish_run(trip.run("goes").summary.run_id, RunState.CANCELLED, "by somebody")
+    trip.gateway.set_state(trip.submitted("comes"), "RUNNING")
+    trip.clock.ahead += LISTED_EVERY
+    assert trip.follower.cycle() == 1
+    assert trip.run("comes").summary.state is RunState.RUNNING
+
+
+def test_the_progress_of_a_job_that_claimed_the_attempt_of_one_that_waits_is_seen(trip: Trip) -> None:
+    trip.submitted()
+    trip.follower.cycle()
+    trip.kernel_says(state="running", processed=2)
+    trip.clock.ahead += WAITING_EVERY
+    trip.follower.cycle()
+    counts = trip.run().summary.counts
+    assert counts is not None
+    assert counts.processed == 2
+
+
+def test_an_end_that_cannot_be_told_to_the_kernel_is_told_when_it_can(trip: Trip) -> None:
+    trip.submitted()
+    trip.follower.cycle()
+    trip.end()
+    away = trip.directory().path.with_name("away")
+    trip.directory().path.rename(away)
+    trip.follower.cycle()
+    away.rename(trip.directory().path)
+    trip.follower.cycle()
+    assert trip.directory().collection_end.exists()
