@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from orchestrator.chaining import given_up
-from orchestrator.errors import GatewayUnavailable, InvalidSettings, StoreUnavailable
+from orchestrator.errors import GatewayError, GatewayUnavailable, InvalidSettings, StoreUnavailable
 from orchestrator.evidence import with_memory_note
 from orchestrator.following.announcing import Announcements
 from orchestrator.following.files import RunFiles, own_record
@@ -105,9 +105,15 @@ class Follower:
         accounted = self._accounting.ask([one.attempt.identity for one in news if one.attempt.identity not in told])
         reports = {**told, **(accounted or {})}
         self._record(news, told)
+        obstacles: list[GatewayError] = []
         for one in news:
-            with one.at_its_own_cost():
-                self._act(one, reports.get(one.attempt.identity), everybody_asked=accounted is not None)
+            try:
+                with one.at_its_own_cost():
+                    self._act(one, reports.get(one.attempt.identity), everybody_asked=accounted is not None)
+            except GatewayError as error:  # to a question about this run: the others go on
+                obstacles.append(error)
+        for obstacle in obstacles:
+            raise obstacle
 
     def _record(self, news: Sequence[Followed], told: Mapping[JobIdentity, JobReport]) -> None:
         """Record what the controller says of many living jobs at once; what is left out `_act` records by itself."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import GatewayUnavailable
 from orchestrator.records import RunState
 from tests.unit.trip import Trip
 
@@ -40,6 +41,18 @@ def test_what_the_job_that_has_the_attempt_said_of_its_end_is_believed(
     trip.job_ends(exit_code)
     trip.follower.cycle()
     assert trip.run().summary.state is state
+
+
+def test_a_run_about_which_accounting_has_to_be_asked_holds_up_no_other(trip: Trip) -> None:
+    job = trip.submitted("c2")
+    trip.kernel_says("c2")
+    trip.gateway.set_state(job, "RUNNING")
+    trip.gateway.set_state(job, "COMPLETED", exit_code=0)
+    trip.gateway.accounting_up = False
+    with pytest.raises(GatewayUnavailable):
+        trip.follower.cycle()
+    assert trip.run("c2").summary.state is RunState.COMPLETE
+    assert not trip.run("c1").summary.state.ended
 
 
 def test_a_job_that_has_the_attempt_and_never_says_a_word_makes_the_run_unknown(trip: Trip) -> None:
