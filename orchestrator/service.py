@@ -11,6 +11,7 @@ next one takes over when it is gone. A third loop, *presence*, tells the others 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -48,6 +49,10 @@ _QUESTIONS = 8
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
+
+
+SWITCH_S = 0.0005
+"""How long a thread of this process may compute while another one waits for its turn."""
 
 
 def open_store(settings: Settings, *, create: bool = False) -> Store:
@@ -160,7 +165,7 @@ class Service:
         self.follower = self._new_follower()
         self._follows = not self.store.shared
         self._cycle_cost_s = 0.0
-        self._asked_s = deque([0.0] * _QUESTIONS, maxlen=_QUESTIONS)
+        self._rests_s = deque([0.0] * _QUESTIONS, maxlen=_QUESTIONS)
         self._presence = Loop(name="presence", step=self.store.become_service, interval_s=PRESENCE_S / 4)
         # Its steps themselves see to it that SLURM isn't asked too often.
         self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S, longest_pause_s=IDLE_S)
@@ -179,6 +184,8 @@ class Service:
         return cls(settings=settings, store=store, gateway=open_gateway(settings), doors=doors)
 
     def __enter__(self) -> Self:
+        # A thread that has heard SLURM's answer waits for its turn as long as this, at each call, while others compute.
+        sys.setswitchinterval(SWITCH_S)
         if self.store.shared:
             self._presence.start()
         self._dispatch.start()
@@ -260,10 +267,10 @@ class Service:
         started = time.monotonic()
         self.follower.cycle()
         self._cycle_cost_s = time.monotonic() - started
-        self._asked_s.append(self.follower.asked_s)
-        # The controller's time is everybody's: rest ten times as long as its answers took, not all of which are alike.
-        rest_s = max(10 * fmean(self._asked_s), self._cycle_cost_s)
-        self._follow.interval_s = min(max(settings.poll_interval_s, rest_s), settings.poll_interval_max_s)
+        # The controller's time is everybody's: rest ten times as long as its answers take, not all of which are alike.
+        self._rests_s.append(max(10 * self.follower.asked_s, self._cycle_cost_s))
+        pause_s = min(max(settings.poll_interval_s, fmean(self._rests_s)), settings.poll_interval_max_s)
+        self._follow.interval_s = pause_s
         self._may_follow()  # until the next cycle
 
     def _may_follow(self) -> bool:

@@ -106,6 +106,8 @@ class _Round:
 
     made: int = 0
     unanswered: bool = False
+    batch_most: int = 4
+    """The first batch is small: nothing is sent while it is prepared."""
     last: bool = False
     """Whether the newest batch is the last one."""
     closed: dict[Queue, GatewayUnavailable] = field(default_factory=dict)
@@ -173,8 +175,6 @@ class Submitter:
     def _closed_everywhere(self) -> GatewayUnavailable | None:
         return self.memory.pressure.obstacle(None, self.clock())
 
-    # --------------------------------------------------------------------------------------------------- batches
-
     def _go_through(self, batches: Iterator[list[PlannedRun]], this: _Round) -> None:
         """Make the calls of each batch, and prepare the next one meanwhile: SLURM's time is waited for, not used."""
         with ThreadPoolExecutor(1) as ahead:
@@ -216,7 +216,8 @@ class Submitter:
                 continue
             self.memory.held.let_go(queue, planned.tag.run_id)
             batch.append(planned)
-            if len(batch) >= self._batch_size():
+            if len(batch) >= min(this.batch_most, self._batch_size()):
+                this.batch_most *= 2
                 yield batch
                 batch = []
         this.last = True
@@ -251,8 +252,6 @@ class Submitter:
 
     def _batch_size(self) -> int:
         return max(1, min(BATCH_MOST, int(BATCH_S / max(self.memory.call_s, 1e-6))))
-
-    # ------------------------------------------------------------------------------------------------ preparation
 
     def _prepare(self, batch: Sequence[PlannedRun], this: _Round) -> _Calls:
         """Commit the intents of a batch and write its directories; return the calls that are left to be made."""
@@ -329,8 +328,6 @@ class Submitter:
                 obstacles = list(pool.map(_try_to_write, items))
         reached(CrashPoint.DIRECTORY_WRITTEN)
         return list(zip(items, obstacles, strict=True))
-
-    # --------------------------------------------------------------------------------------------------- outcomes
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """Commit outcomes, and end jobs that nobody wants any more; what the store can't take now is kept for later."""
