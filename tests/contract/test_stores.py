@@ -319,6 +319,20 @@ class StoreContract:
         assert later.rejection is not None
         assert store.collection_end("c-1") == end
 
+    def test_ends_are_found_for_many_collections_at_once_and_those_that_came_since(self, store: Store) -> None:
+        assert (store.newest_message(), store.ended_collections(0)) == (0, {})
+        ends = {
+            uid: CollectionEnd(uid=uid, outcome=CollectionOutcome.FINISHED, frames_written=7, ended_at=NOON)
+            for uid in ("c-1", "c-2", "c\x00")
+        }
+        numbers = [store.record_message(a_message(b"end"), understood=end).message_id for end in ends.values()]
+        store.record_message(a_message(b"start"), understood=a_start("c-3"))
+        assert store.newest_message() > numbers[-1]
+        assert store.collection_ends([*ends, "c-3", *(f"none-{n}" for n in range(1200))]) == ends
+        assert list(store.ended_collections(numbers[0])) == numbers[1:]
+        assert store.ended_collections(0)[numbers[1]] == "c-2"
+        assert store.ended_collections(numbers[-1]) == {}
+
     def test_uids_are_told_apart_byte_by_byte(self, store: Store) -> None:
         for number, uid in enumerate(("scan", "Scan", "scan ", "scän", "scan\udcff", "scan\x00")):
             receipt = store.record_message(a_message(bytes([number])), understood=a_start(uid))
@@ -509,6 +523,29 @@ class StoreContract:
         store.record_submitted(tag, a_job(43))
         (attempt,) = store.active_attempts()
         assert (attempt.identity, attempt.last_report) == (a_job(43).identity, None)
+
+    def test_which_jobs_are_active_is_told_in_a_glance_too(self, store: Store) -> None:
+        assert (store.count_active(), store.active_jobs()) == (0, set())
+        first, second = submitted(store), submitted(store)
+        planned(store)
+        assert (store.count_active(), len(store.active_jobs())) == (2, 2)
+        assert (second.run_id, 1, a_job().identity.job_id) in store.active_jobs()
+        assert [one.tag for one in store.active_attempts({second.run_id})] == [second]
+        assert store.active_attempts([]) == []
+        store.finish_run(first.run_id, RunState.CANCELLED, "by somebody")
+        assert (store.count_active(), len(store.active_jobs())) == (1, 1)
+
+    def test_reports_on_many_jobs_are_recorded_together_or_not_at_all(self, store: Store) -> None:
+        tags = [submitted(store) for _ in range(3)]
+        reports = {tag: a_report(tag, JobState.RUNNING) for tag in tags}
+        assert store.record_reports(reports) == set(tags)
+        assert store.record_reports(reports) == set()
+        assert {store.run(tag.run_id).summary.state for tag in tags} == {RunState.RUNNING}
+        with pytest.raises(NotFound):
+            store.record_reports(
+                {tags[0]: a_report(tags[0], JobState.SUSPENDED), RunTag(run_id="?", attempt=1): a_report(tags[0])}
+            )
+        assert store.run(tags[0].run_id).attempts[0].last_report.state is JobState.RUNNING
 
     def test_progress_is_kept_as_it_was_told(self, store: Store) -> None:
         tag = submitted(store)

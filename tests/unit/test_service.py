@@ -136,6 +136,28 @@ def test_an_obstacle_to_one_dispatch_step_holds_up_no_other(tmp_path: Path, monk
     assert calls == ["plan_waiting", "settle", "submit_planned"]
 
 
+def test_a_controller_that_is_slow_is_asked_less_often_and_one_slow_answer_is_soon_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service.of(site(tmp_path, **{"spool.folder": str(tmp_path / "spool"), "gateway.poll_interval_s": 1.5}))
+    monkeypatch.setattr(service.follower, "cycle", lambda: 0)
+
+    def pause_after(*answers_s: float) -> float:
+        for answer_s in answers_s:
+            service.follower.asked_s = answer_s
+            service._follow_step()
+        return service._follow.interval_s
+
+    try:
+        assert pause_after(0.08) == 1.5
+        assert pause_after(1.0) == pytest.approx(1.5, abs=0.3)
+        assert pause_after(*[0.08] * 8) == 1.5
+        assert pause_after(*[3.0] * 8) == pytest.approx(30)
+        assert pause_after(*[30.0] * 8) == service.settings.gateway.poll_interval_max_s
+    finally:
+        service.store.close()
+
+
 def test_the_followers_patience_does_not_depend_on_the_machines_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = steady_clock()
     before = clock()
