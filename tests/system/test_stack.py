@@ -380,7 +380,7 @@ def test_what_env_prints_can_be_evaluated_by_a_shell(stack: Stack) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     broker = f"{stack.broker.host}:{stack.broker.port}"
-    assert shell.stdout.split() == [str(stack.layout.slurm_conf), broker, "live*", "debug"]
+    assert shell.stdout.split() == [str(stack.layout.slurm_conf), broker, "live*", "debug", "urgent"]
 
 
 def test_commands_on_a_stack_that_is_not_there(tmp_path: Path) -> None:
