@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
 from orchestrator.records import JobIdentity, JobReport, Json, RunTag, Submission, SubmittedJob
@@ -31,6 +31,8 @@ from orchestrator.slurm.tokens import CommandTokens, FileTokens, NoTokens, Token
 
 _IDS_PER_CALL = 4_000
 """They stand in the address of the request, which may have 80 kB."""
+_CLOCK_S = 60.0
+"""How far slurmrestd's clock may be ahead of ours when a token expires."""
 _PLAIN_NAME = re.compile(r"[a-z0-9._-]+")
 
 
@@ -99,19 +101,7 @@ class RestGateway(Gateway):
         return f"RestGateway({self._connection.address!r}, user={self._user!r})"
 
     def check(self) -> GatewayInfo:
-        document = self._ask("/openapi/v3").document
-        paths = document.get("paths") if isinstance(document, dict) else None
-        spoken = negotiated(paths if isinstance(paths, dict) else (), self._connection.address)
-        # Unlike ping, it is answered only to those whom the controller lets in.
-        diag = self._ask(f"/slurm/v{spoken.version}/diag").document
-        info = GatewayInfo(
-            gateway=self.name,
-            cluster=self._cluster_name(spoken.version, spoken.accounting, diag),
-            release=rest_documents.release(diag),
-            accounting=spoken.accounting,
-        )
-        self._server = _Server(version=spoken.version, info=info)
-        return info
+        return self._negotiate().info
 
     def submit(self, submission: Submission) -> SubmittedJob:
         server = self._known()
@@ -177,9 +167,22 @@ class RestGateway(Gateway):
     # ------------------------------------------------------------------------------------------- what is asked
 
     def _known(self) -> _Server:
-        if self._server is None:
-            self.check()
-        return cast("_Server", self._server)
+        return self._server or self._negotiate()
+
+    def _negotiate(self) -> _Server:
+        document = self._ask("/openapi/v3").document
+        paths = document.get("paths") if isinstance(document, dict) else None
+        spoken = negotiated(paths if isinstance(paths, dict) else (), self._connection.address)
+        # Unlike ping, it is answered only to those whom the controller lets in.
+        diag = self._ask(f"/slurm/v{spoken.version}/diag").document
+        info = GatewayInfo(
+            gateway=self.name,
+            cluster=self._cluster_name(spoken.version, spoken.accounting, diag),
+            release=rest_documents.release(diag),
+            accounting=spoken.accounting,
+        )
+        self._server = server = _Server(version=spoken.version, info=info)
+        return server
 
     def _cluster_name(self, version: ApiVersion, accounting: bool, diag: Json) -> str:
         """Return the cluster's name, which slurmrestd tells by itself from 0.0.40 on."""
@@ -269,11 +272,18 @@ class RestGateway(Gateway):
             return reply
         if any(error.number in absent for error in reply.errors):
             return reply
+        self._forget_lost_version(reply)
         if self._token_is_rejected(reply, asker):
             raise self._rejected(asker)
         raise rest_failures.query_failure(reply.status, reply.errors, plain=reply.plain, what=path)
 
+    def _forget_lost_version(self, reply: Reply) -> None:
+        """Have the next call ask what slurmrestd speaks, when it doesn't know an address: another release runs now."""
+        if reply.status in rest_failures.NO_SUCH_ADDRESS:
+            self._server = None
+
     def _submission_failure(self, reply: Reply, submission: Submission, user: str) -> GatewayError:
+        self._forget_lost_version(reply)
         if self._token_is_rejected(reply, user):
             return self._rejected(user)
         options = read_options(submission.script.text)
@@ -296,16 +306,20 @@ class RestGateway(Gateway):
         return rest_policy.meaning(said, limits, user=user, known_jobs=known_jobs, options=options)
 
     def _token_is_rejected(self, reply: Reply, user: str) -> bool:
-        """Whether that is why; where the answer leaves it open (SLURM 22.05), accounting knows the same tokens."""
-        said = rest_failures.token_verdict(reply.status, reply.errors)
-        if said is not None or self._server is None or not self._server.info.accounting:
+        """Whether that is why; where the answer leaves it open (SLURM 22.05), accounting knows the same tokens.
+
+        What it says of a token that came or expired meanwhile is nothing about the one that went with the request.
+        """
+        said, server = rest_failures.token_verdict(reply.status, reply.errors), self._server
+        if said is not None or server is None or not server.info.accounting:
             return said is True
-        path = f"/slurmdb/v{self._server.version}/clusters"
+        path = f"/slurmdb/v{server.version}/clusters"
         try:
             probe = self._connection.call("GET", path, user=user, timeout_s=self._query_timeout_s)
         except GatewayError:
             return False
-        return rest_failures.token_verdict(probe.status, probe.errors) is True
+        rejected = rest_failures.token_verdict(probe.status, probe.errors) is True
+        return rejected and probe.token == reply.token and not (probe.token and probe.token.expires_within(_CLOCK_S))
 
     def _rejected(self, user: str) -> GatewayUnavailable:
         token = self._tokens.token(user)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import quote, urlencode
@@ -20,7 +20,7 @@ import httpx
 from orchestrator.errors import GatewayUnavailable, InvalidSettings, OutcomeUnknown
 from orchestrator.records import Json
 from orchestrator.slurm.rest_documents import RestError, errors
-from orchestrator.slurm.tokens import TokenSource
+from orchestrator.slurm.tokens import Token, TokenSource
 
 Query: TypeAlias = Sequence[tuple[str, str]]
 """Names and values; a name may come several times."""
@@ -41,6 +41,8 @@ class Reply:
     plain: str = ""
     """The answer's text where it is no JSON."""
     errors: tuple[RestError, ...] = field(default=())
+    token: Token | None = None
+    """What went with the request."""
 
     @property
     def ok(self) -> bool:
@@ -104,11 +106,12 @@ class Connection:
         OutcomeUnknown
             When something was sent and no whole answer came back.
         """
+        token = self._tokens.token(user)
         request = self._client.build_request(
             method,
             # Commas too: slurmrestd can't read them bare in a query.
             path if not query else f"{path}?{urlencode(query, quote_via=quote, safe='')}",
-            headers=self._headers(user),
+            headers=_headers(user, token),
             content=None if body is None else json.dumps(body, ensure_ascii=False).encode(),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
         )
@@ -121,17 +124,16 @@ class Connection:
             raise OutcomeUnknown(
                 f"{self.address}: {_said(error, timeout_s)}", remedy="look for the job by its tag"
             ) from error
-        return _read(reply)
+        return replace(_read(reply), token=token)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _headers(self, user: str) -> dict[str, str]:
-        headers = {"Content-Type": "application/json"}
-        if (token := self._tokens.token(user)) is not None:
-            headers |= {"X-SLURM-USER-NAME": user, "X-SLURM-USER-TOKEN": token.text}
-        return headers
+
+def _headers(user: str, token: Token | None) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    return headers if token is None else headers | {"X-SLURM-USER-NAME": user, "X-SLURM-USER-TOKEN": token.text}
 
 
 def _trusted(ca_file: Path | None) -> ssl.SSLContext:

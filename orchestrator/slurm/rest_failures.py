@@ -51,11 +51,11 @@ _MAY_BE_SENT = frozenset({
     5000, 5001, 5002, 5003, 5004, 5005,  # SLURM_PROTOCOL_SOCKET_*: incomplete, timed out, nothing received
 })  # fmt: skip
 
+NO_SUCH_ADDRESS = frozenset({404, 405})
 _TURNED_AWAY: dict[int, str] = {
     401: "slurmrestd doesn't let this token in",
     403: "slurmrestd doesn't let this token in",
-    404: "slurmrestd has lost this version of its API; it will be asked again",
-    405: "slurmrestd has lost this version of its API; it will be asked again",
+    **dict.fromkeys(NO_SUCH_ADDRESS, "slurmrestd has lost this version of its API; it will be asked again"),
 }
 """HTTP status with which slurmrestd answers before it looks at the request."""
 
@@ -136,7 +136,8 @@ def query_failure(status: int, errors: Sequence[RestError], *, plain: str, what:
     """Return the error for a question that wasn't answered; questions have no effect."""
     numbers = [error.number for error in errors if error.number > 0]
     accounting = _ACCOUNTING if "slurmdb" in what else _CONTROLLER
-    remedy = _looked_up(_NEVER_SENT, numbers) or (_VERSION if 1005 in numbers else accounting)
+    otherwise = _TURNED_AWAY.get(status, accounting)
+    remedy = _looked_up(_NEVER_SENT, numbers) or (_VERSION if 1005 in numbers else otherwise)
     return GatewayUnavailable(f"{what}: {sentence(status, errors, plain)}", remedy=remedy)
 
 

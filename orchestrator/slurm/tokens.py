@@ -50,6 +50,10 @@ class Token:
         life_s = self.expires_at - (self.issued_at or self.expires_at)
         return self.expires_at - min(_RENEW_BEFORE_S, _RENEW_SHARE * life_s)
 
+    def expires_within(self, seconds: float) -> bool:
+        """Whether it has expired, or will so soon."""
+        return self.expires_at is not None and self.expires_at <= time.time() + seconds
+
 
 def read_token(text: str) -> Token:
     """Read a token as ``scontrol token`` prints it (``SLURM_JWT=…``) or bare.
