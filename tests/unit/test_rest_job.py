@@ -99,7 +99,7 @@ def test_job_that_comes_after_others_waits_for_them_and_is_killed_when_they_fail
     assert described(version=OLDEST, after=(earlier,))["job"]["kill_on_invalid_dependency"] is True
 
 
-def environment_of(export: str, own: bool = True, **variables: str) -> dict[str, str]:
+def environment_of(export: str, variables: dict[str, str], *, own: bool = True) -> dict[str, str]:
     text = f"#!/bin/bash\n#SBATCH --export={export}\n"
     script = BatchScript(text=text, template_name="t", template_text="")
     submission = Submission(tag=TAG, script=script, working_directory=Path("/run"))
@@ -110,14 +110,14 @@ def environment_of(export: str, own: bool = True, **variables: str) -> dict[str,
 def test_environment_is_what_sbatch_would_send() -> None:
     here = {"A": "1", "B": "2", "SLURM_JWT": "secret", "SLURM_CONF": "/c", "SBATCH_QOS": "q", "PATH": "/bin"}
     login = {"SLURM_SUBMIT_DIR": "/run", "SLURM_GET_USER_ENV": "1"}
-    assert environment_of("NONE", **here) == login | {"SLURM_EXPORT_ENV": "NONE"}
-    assert environment_of("NIL", **here) == {"SLURM_SUBMIT_DIR": "/run", "SLURM_EXPORT_ENV": "NIL"}
-    assert environment_of("ALL", **here) == {"A": "1", "B": "2", "PATH": "/bin", "SLURM_SUBMIT_DIR": "/run"}
-    assert environment_of("A,C=3", **here) == login | {"A": "1", "C": "3", "SLURM_EXPORT_ENV": "A,C=3"}
+    assert environment_of("NONE", here) == login | {"SLURM_EXPORT_ENV": "NONE"}
+    assert environment_of("NIL", here) == {"SLURM_SUBMIT_DIR": "/run", "SLURM_EXPORT_ENV": "NIL"}
+    assert environment_of("ALL", here) == {"A": "1", "B": "2", "PATH": "/bin", "SLURM_SUBMIT_DIR": "/run"}
+    assert environment_of("A,C=3", here) == login | {"A": "1", "C": "3", "SLURM_EXPORT_ENV": "A,C=3"}
 
 
 def test_somebody_elses_job_starts_from_that_users_login_environment() -> None:
-    assert environment_of("ALL", own=False, A="1") == {"SLURM_SUBMIT_DIR": "/run", "SLURM_GET_USER_ENV": "1"}
+    assert environment_of("ALL", {"A": "1"}, own=False) == {"SLURM_SUBMIT_DIR": "/run", "SLURM_GET_USER_ENV": "1"}
 
 
 def with_signal(*lines: str, body: str = f"echo ${TERM_AFTER}") -> dict[str, Any]:
