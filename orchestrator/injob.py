@@ -1,12 +1,14 @@
 """What runs inside a job besides the kernel: the fence before it, the record after it.
 
     python -m orchestrator.injob begin --run-directory D --run-id U --attempt N [--after D0]…
-    python -m orchestrator.injob end   --run-directory D --attempt N --exit-code C
+    python -m orchestrator.injob end   --run-directory D --attempt N --exit-code C [--interrupted]
 
 ``begin`` claims the attempt: exactly one job gets it, however many were submitted for it. A job that SLURM requeued is
-the same job and gets it again. Exit codes: 0 the attempt is ours; 75 another job has it, leave without doing anything;
-74 the run's directory can't be written; 76 a run that this one comes after hasn't ended with 0, by its own record.
-SLURM looks at that too, but takes a job that it has forgotten for one that succeeded.
+the same job and gets it again, unless an earlier start of it has done the work; a start that was made before is no new
+one. SLURM makes both when its controller has lost what it knew last. Exit codes: 0 the attempt is ours; 75 another job
+has it, or the work is done, leave without doing anything; that of the earlier start where this one is no other; 74 the
+run's directory can't be written; 76 a run that this one comes after hasn't ended with 0, by its own record. SLURM looks
+at that too, but takes a job that it has forgotten for one that succeeded.
 
 Both append to the attempt's ``events.jsonl``, which the service reads: ``begin`` or ``duplicate``; ``end``, and then
 ``outputs``, because the digest of a large result takes time. A claimed attempt goes on even where the event can't be
@@ -32,6 +34,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -90,16 +93,21 @@ class JobHere:
         return (other.get("cluster"), other.get("job_id")) == (self.cluster, self.job_id)
 
 
-def claim(attempt: AttemptDirectory, job: JobHere) -> bool:
+class Claim(Enum):
+    """What came of a claim."""
+
+    NEW = "new"
+    AGAIN = "again"
+    """The job has the attempt already: SLURM has requeued it, or has forgotten that it had started it."""
+    TAKEN = "taken"
+    """Another job has the attempt."""
+
+
+def claim(attempt: AttemptDirectory, job: JobHere) -> Claim:
     """Claim an attempt for a job, atomically also over NFS.
 
     A complete file is hard-linked into place: unlike exclusive creation, nobody can see a claim without its owner,
     and the link count tells whether a link whose answer was lost did happen (open(2), O_EXCL).
-
-    Returns
-    -------
-    bool
-        False when another job has it.
     """
     draft = attempt.path / f".claim.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
     try:
@@ -111,11 +119,11 @@ def claim(attempt: AttemptDirectory, job: JobHere) -> bool:
             os.link(draft, attempt.claim)
         except OSError:
             if draft.stat().st_nlink == 2:
-                return True
+                return Claim.NEW
             if not attempt.claim.exists():
                 raise  # nobody has it: the file system refuses links
-            return job.same_job_as(claimed(attempt))
-        return True
+            return Claim.AGAIN if job.same_job_as(claimed(attempt)) else Claim.TAKEN
+        return Claim.NEW
     finally:
         draft.unlink(missing_ok=True)
 
@@ -188,12 +196,37 @@ def begin(
         return EXIT_PREDECESSOR
     # An array claims the attempt as a whole before its tasks claim their parts: two arrays could share the tasks, and
     # the one that is ended as the second would take its share with it.
-    if not (task is None or claim(run.attempt(number), job)) or not claim(attempt, job):
-        note(attempt, "duplicate", job, lambda: {"owner": claimed(run.attempt(number))})
-        sys.stderr.write(f"attempt {number} of run {run_id} belongs to another job; leaving without doing anything\n")
-        return EXIT_TAKEN
+    whole = Claim.NEW if task is None else claim(run.attempt(number), job)
+    ours = Claim.TAKEN if whole is Claim.TAKEN else claim(attempt, job)
+    code, because = (EXIT_TAKEN, "belongs to another job") if ours is Claim.TAKEN else (None, "")
+    if ours is Claim.AGAIN:
+        code, because = _left_to_do(attempt, job)
+    if code is not None:
+        note(attempt, "duplicate", job, lambda: {"owner": claimed(run.attempt(number)), "because": because})
+        sys.stderr.write(f"attempt {number} of run {run_id} {because}; leaving without doing anything\n")
+        return code or EXIT_TAKEN
     note(attempt, "begin", job, lambda: {"run_id": run_id, **where_and_with_what(run)})
     return 0
+
+
+def _left_to_do(attempt: AttemptDirectory, job: JobHere) -> tuple[int | None, str]:
+    """Return with which exit code a start leaves whose job has claimed the attempt before, and why; None to go on.
+
+    A requeue counts the restarts up. A start that has the number of an earlier one was made by a controller that lost
+    its state, or is another job, to which such a controller gave a lost job's id.
+    """
+    own = [event for event in _events(attempt) if job.same_job_as(event["job"])]
+    begun = max((event["job"]["restarts"] for event in own if event["kind"] == "begin"), default=0)
+    ends = [event for event in own if event["kind"] == "end"]
+    end = max(ends, key=lambda event: int(event["job"]["restarts"]), default=None)
+    detail = {} if end is None else end["detail"]
+    if detail.get("exit_code") == 0 and not detail.get("interrupted"):
+        return 0, "has been done by an earlier start of this job"
+    if job.restarts > max(begun, int(str(claimed(attempt)["restarts"]))):
+        return None, ""
+    if end is not None and end["job"]["restarts"] >= job.restarts:
+        return detail.get("exit_code"), "has been tried by this very start"
+    return 0, "is being done by this very start"
 
 
 def _unfinished(runs: Sequence[RunDirectory], patience_s: float) -> list[RunDirectory]:
@@ -212,20 +245,20 @@ def succeeded(run: RunDirectory) -> bool:
 
 
 def _ended_well(attempt: AttemptDirectory) -> bool:
-    events = attempt.events
-    if not events.exists():
-        return False
-    ends = [(event["job"]["restarts"], event["detail"]["exit_code"]) for event in _ends(events.read_text())]
+    ends = [
+        (event["job"]["restarts"], event["detail"]["exit_code"]) for event in _events(attempt) if event["kind"] == "end"
+    ]
     newest = max((restarts for restarts, _ in ends), default=0)
     return [code for restarts, code in ends if restarts == newest][-1:] == [0]
 
 
-def _ends(text: str) -> Iterator[dict[str, Any]]:
+def _events(attempt: AttemptDirectory) -> Iterator[dict[str, Any]]:
+    text = attempt.events.read_text() if attempt.events.exists() else ""
     for line in text.splitlines():
         # A line may be cut off, by a full disk.
         with suppress(ValueError):
             event = json.loads(line)
-            if isinstance(event, dict) and event.get("kind") == "end":
+            if isinstance(event, dict) and event.get("kind") in {"begin", "end"}:
                 yield event
 
 
@@ -242,11 +275,17 @@ def where_and_with_what(run: RunDirectory) -> dict[str, object]:
     }
 
 
-def end(directory: Path, number: int, exit_code: int, task: int | None = None) -> int:
-    """Record how the kernel ended, then what it left: a job that has to go may not get to the second."""
+def end(directory: Path, number: int, exit_code: int, task: int | None = None, *, interrupted: bool = False) -> int:
+    """Record how the kernel ended, then what it left: a job that has to go may not get to the second.
+
+    Parameters
+    ----------
+    interrupted
+        Whether the job had been told to end before.
+    """
     run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
     attempt = run.attempt(number).task(task)
-    append_event(attempt, "end", job, {"exit_code": exit_code})
+    append_event(attempt, "end", job, {"exit_code": exit_code} | ({"interrupted": True} if interrupted else {}))
     made = {"result": run.result_of(task), "report": run.report, "picture": run.picture}
     there = {kind: path for kind, path in made.items() if path.is_file()}
     if there:
@@ -346,12 +385,14 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--after", type=Path, action="append", default=[])
         else:
             command.add_argument("--exit-code", type=int, required=True)
+            command.add_argument("--interrupted", action="store_true")
     options = parser.parse_args(arguments)
     try:
         if options.command == "begin":
             run_directory, run_id, attempt = options.run_directory, options.run_id, options.attempt
             return begin(run_directory, run_id, attempt, task=options.task, after=options.after)
-        return end(options.run_directory, options.attempt, options.exit_code, options.task)
+        number, code, interrupted = options.attempt, options.exit_code, options.interrupted
+        return end(options.run_directory, number, code, options.task, interrupted=interrupted)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: the run's directory can't be used: {error}\n")
         return EXIT_CANNOT_WRITE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.evidence import read_events
-from orchestrator.injob import EXIT_CANNOT_WRITE, EXIT_TAKEN, JobHere, claim, file_sha256, recorded_environment
+from orchestrator.injob import EXIT_CANNOT_WRITE, EXIT_TAKEN, Claim, JobHere, claim, file_sha256, recorded_environment
 from orchestrator.runs import RunDirectory
 
 RUN_ID = "5f0c2f3e-0000-5000-8000-000000000000"
@@ -56,8 +56,8 @@ def test_of_many_jobs_at_once_exactly_one_gets_the_attempt(run: RunDirectory) ->
     jobs = [JobHere(cluster="c", job_id=str(number), restarts=0) for number in range(64)]
     with ThreadPoolExecutor(32) as pool:
         claimed = list(pool.map(lambda job: claim(attempt, job), jobs))
-    assert claimed.count(True) == 1
-    assert json.loads(attempt.claim.read_text())["job_id"] == str(claimed.index(True))
+    assert (claimed.count(Claim.NEW), claimed.count(Claim.TAKEN)) == (1, 63)
+    assert json.loads(attempt.claim.read_text())["job_id"] == str(claimed.index(Claim.NEW))
     assert [path.name for path in attempt.path.iterdir()] == ["claim.json"]
 
 
@@ -78,6 +78,48 @@ def test_a_requeued_job_gets_its_attempt_again(run: RunDirectory) -> None:
     assert [event["job"]["restarts"] for event in events(run)] == [0, 1]  # type: ignore[index]
 
 
+def began(run: RunDirectory, *, restarts: int = 0) -> int:
+    """Start job 7, and return the exit code of its fence."""
+    count = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
+    return run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="c", **count).returncode
+
+
+def ended(run: RunDirectory, code: int, *extra: str) -> None:
+    run_injob(run, "end", "--exit-code", str(code), *extra, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="c")
+
+
+def test_a_lost_jobs_id_is_no_key_to_its_attempt(run: RunDirectory) -> None:
+    assert [began(run), began(run)] == [0, EXIT_TAKEN]
+    assert [event["kind"] for event in events(run)] == ["begin", "duplicate"]
+    assert [began(run, restarts=1), began(run, restarts=1)] == [0, EXIT_TAKEN]
+
+
+def test_a_start_that_a_controller_makes_twice_ends_as_it_did_before(run: RunDirectory) -> None:
+    assert began(run) == 0
+    ended(run, 7)
+    assert began(run) == 7
+    assert [event["kind"] for event in events(run)] == ["begin", "end", "duplicate"]
+
+
+@pytest.mark.parametrize(
+    ("code", "extra", "again"),
+    [(0, [], EXIT_TAKEN), (0, ["--interrupted"], 0), (4, ["--interrupted"], 0), (1, [], 0)],
+)
+def test_a_requeue_does_again_what_was_not_done(run: RunDirectory, code: int, extra: list[str], again: int) -> None:
+    began(run)
+    ended(run, code, *extra)
+    assert began(run, restarts=1) == again
+
+
+def test_tasks_of_an_array_share_the_claim_of_the_whole_and_each_starts_once(run: RunDirectory) -> None:
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_CLUSTER_NAME": "c"}
+    codes = [
+        run_injob(run, "begin", "--run-id", RUN_ID, "--task", task, SLURM_JOB_ID=job, **array).returncode
+        for task, job in (("0", "8"), ("1", "7"), ("0", "9"))
+    ]
+    assert codes == [0, 0, EXIT_TAKEN]
+
+
 def test_the_same_id_on_another_cluster_is_another_job(run: RunDirectory) -> None:
     run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="c")
     other = run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7", SLURM_CLUSTER_NAME="d")
@@ -90,6 +132,8 @@ def test_the_end_record_carries_exit_code_and_the_results_digest(run: RunDirecto
     assert run_injob(run, "end", "--exit-code", "4", SLURM_JOB_ID="7").returncode == 0
     end, outputs = events(run)[-2:]
     assert end["detail"] == {"exit_code": 4}
+    run_injob(run, "end", "--exit-code", "4", "--interrupted", SLURM_JOB_ID="7")
+    assert {"exit_code": 4, "interrupted": True} in [event["detail"] for event in events(run)]
     assert outputs["detail"] == {
         "outputs": [{"kind": "result", "path": str(run.result), "size": 6, "sha256": file_sha256(run.result)}],
     }
