@@ -180,7 +180,14 @@ def _retry_event(event: JobEvent) -> tuple[Json, ...]:
 _TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
     "state": _state_event,
     "begin": lambda event: ("the job claimed the attempt", _on(member(event, "host"))),
-    "duplicate": lambda _: ("a second job for this attempt left without doing anything",),
+    "duplicate": lambda event: (
+        "another start for this attempt left without doing anything: it",
+        member(event, "because") or "belongs to another job",
+    ),
+    "overruled": lambda event: (
+        "SLURM called the job",
+        f"{member(event, 'words')}, though it had ended; its own record counts",
+    ),
     "end": lambda event: ("the kernel ended with exit code", member(event, "exit_code")),
     "outputs": lambda _: ("the job recorded the digest of what it made",),
     "cancel": lambda event: ("cancelled by", member(event, "by")),

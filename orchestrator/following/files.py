@@ -105,17 +105,26 @@ class RunFiles:
             self.store.record_event(tag, event.kind, detail, event.at, sequence=sequence)
             if event.kind == "begin" and isinstance(software := detail.get("software"), dict):
                 self.store.record_software(tag, software)
+            if event.kind == "end" and task is None:
+                one.said_end = True
+                one.settle(None)
             if event is of_newest_start(events, "outputs"):
                 for output in _outputs(detail):
                     self.store.record_output(tag.run_id, output, attempt=tag.attempt)
             read[task] = event.sequence + 1
 
 
-def own_record(one: Followed) -> JobReport | None:
-    """Return what the job itself said about its end, as a report."""
+def own_record(one: Followed, *, by_itself: bool = False) -> JobReport | None:
+    """Return what the job itself said about its end, as a report.
+
+    Parameters
+    ----------
+    by_itself
+        Only where it ended without having been told to.
+    """
     tasks = one.directory.tasks().values()
     ends = [end for task in tasks if (end := of_newest_start(read_events(task.events), "end")) is not None]
-    if len(ends) < len(tasks):
+    if len(ends) < len(tasks) or (by_itself and any(end.detail.get("interrupted") for end in ends)):
         return None
     end = next((end for end in ends if end.detail.get("exit_code") != 0), ends[-1])
     exit_code, before = end.detail.get("exit_code"), one.attempt.last_report

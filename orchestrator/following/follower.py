@@ -18,12 +18,13 @@ from orchestrator.evidence import with_memory_note
 from orchestrator.following.announcing import Announcements
 from orchestrator.following.files import RunFiles, own_record
 from orchestrator.following.late import Accounting, LateNews
+from orchestrator.following.overtaken import BY_SLURM, counts_more
 from orchestrator.following.roster import Followed, Roster
 from orchestrator.following.verdicts import Verdicts
 from orchestrator.provenance import Store
 from orchestrator.provenance.attempts import heard
 from orchestrator.provenance.database import batched
-from orchestrator.records import Evidence, JobIdentity, JobReport, RunTag, utc_now
+from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, Json, RunTag, utc_now
 from orchestrator.slurm.gateway import Gateway
 from orchestrator.slurm.waiting import hindrance
 
@@ -139,6 +140,8 @@ class Follower:
             if report is None:
                 self._act_on_absence(one, given) if everybody_asked else self._hinder(one, _NOT_ASKED)
                 return
+        elif one.said_end or report.state in BY_SLURM:
+            report = self._own_word(one, report)
         one.missing_since = None
         report = with_memory_note(report, one.directory.log)
         self._hinder(one, hindrance(report))
@@ -151,7 +154,25 @@ class Follower:
             self._verdicts.finish(one, report)
         else:
             one.ended_since = None
-            one.settle(given)
+            if not one.said_end:
+                one.settle(given)
+
+    def _own_word(self, one: Followed, report: JobReport) -> JobReport:
+        """Return what a job that has ended said of its end where that counts more than what SLURM says, else that."""
+        own = own_record(one, by_itself=True)
+        if own is None or own.ended_at is None:
+            return report
+        if not counts_more(own, report, patience=self.vanish_after, age=self.now() - own.ended_at):
+            return report
+        log.warning(
+            "run %s: SLURM calls its job %s %s; the job %s at %s, says its own record",
+            one.attempt.tag.run_id, one.attempt.identity, report.words, own.words, own.ended_at.isoformat(),
+        )  # fmt: skip
+        told: Json = {"words": report.words, "reason": report.reason, "restarts": report.restarts}
+        self.store.record_event(one.attempt.tag, "overruled", told, self.now(), sequence=report.restarts)
+        if report.state is JobState.PENDING:  # nothing is left to be done by it
+            self._verdicts.make_sure_of_the_end(one)
+        return own
 
     def _hinder(self, one: Followed, text: str) -> None:
         """Say in the run's reason what keeps it from ending, nothing where nothing does."""

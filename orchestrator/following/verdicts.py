@@ -111,7 +111,7 @@ class Verdicts:
     def go_with_the_chain(self, one: Followed, report: JobReport, earlier: Sequence[Earlier]) -> None:
         """Deal with a job that was given up because of one that it comes after: its run does what that one's does."""
         if not report.state.ended:
-            self._make_sure_of_the_end(one)  # it would wait for ever
+            self.make_sure_of_the_end(one)  # it would wait for ever
             return
         verdict = decide_again(earlier, one.attempt.intent_at, report=report)
         if isinstance(verdict, Wait):
@@ -154,7 +154,7 @@ class Verdicts:
         if isinstance(decision, NoRetry) and decision.reason:
             reason += f"; not tried again: {decision.reason}"
         if retry is not None:
-            self._make_sure_of_the_end(one)
+            self.make_sure_of_the_end(one)
         end = AttemptEnd(state=conclusion.state, reason=reason, cause=cause, ended_at=ended_at or self.now())
         self._end_attempt(one, end, retry)
 
@@ -170,8 +170,8 @@ class Verdicts:
         made[-1] = replace(made[-1], cause=cause, report=report)
         return cause, decide(run.plan, made, conclusion.state, self.now())
 
-    def _make_sure_of_the_end(self, one: Followed) -> None:
-        """End a job before its run is tried again: SLURM may be about to requeue it, or it may be out of sight."""
+    def make_sure_of_the_end(self, one: Followed) -> None:
+        """End a job whose run is over or tried again: SLURM may be about to requeue it, or it may be out of sight."""
         try:
             self.gateway.cancel(one.attempt.identity)
         except UnknownJob as error:

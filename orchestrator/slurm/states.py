@@ -173,6 +173,15 @@ _END_REASONS: dict[str, str] = {
 """Of jobs that have ended."""
 
 
+LAUNCH_FAILED = "launch_failed_requeued_held"
+"""SLURM's word for a job that a node refused to start, the node's daemon knowing one of that id, say."""
+
+
+def is_held_after_launch(word: str) -> bool:
+    """Whether a job waits for hands because a node couldn't start it."""
+    return word.strip().strip("()").replace(" ", "_") == LAUNCH_FAILED
+
+
 def pending_reason(word: str) -> Reason:
     """Return a pending reason in plain words; one that isn't in the table keeps its own."""
     bare = word.strip().strip("()")

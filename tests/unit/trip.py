@@ -121,9 +121,11 @@ class Trip:
         """Write the job's own begin record."""
         self._note(uid, "begin", restarts, {"software": {"python": "3"}})
 
-    def job_ends(self, exit_code: int, uid: str = "c1", *, restarts: int = 0, sha256: str = "ab") -> None:
+    def job_ends(
+        self, exit_code: int, uid: str = "c1", *, restarts: int = 0, sha256: str = "ab", interrupted: bool = False
+    ) -> None:
         """Write the job's own end record, and what it left."""
-        self._note(uid, "end", restarts, {"exit_code": exit_code})
+        self._note(uid, "end", restarts, {"exit_code": exit_code} | ({"interrupted": True} if interrupted else {}))
         output = {"kind": "result", "path": "/r", "size": 5, "sha256": sha256}
         self._note(uid, "outputs", restarts, {"outputs": [output]})
 
