@@ -33,6 +33,7 @@ def main() -> int:
         campaign = Campaign(ground, seed=seed, batch=options.batch, say=say)
         try:
             campaign.run(options.kinds, dispatches=options.trials)
+            campaign.judge_all_again()
         except KeyboardInterrupt:
             say("interrupted: this is what was done so far")
     total = campaign.total()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from tests.faults.ground import Ground, Impossible, wait_until
 from tests.faults.kinds import LATE_S, Kind, Round, all_kinds
 from tests.faults.verdict import Sent, Verdict, judge
 
 SETTLE_S = 300.0
+QUEUE_S = 120.0
+"""How long the queue may take to be empty: a controller that was killed may hold jobs for running until their time is
+up, and starts requeued ones after a while."""
 EXIT_CODES = (0, 0, 0, 0, 4, 7)
 """What the jobs are to end with: in order, partly, with a fault."""
 REPEATED_SHARE = 0.2
@@ -34,13 +37,14 @@ class Line:
     fenced: int = 0
     adopted: int = 0
     forgotten: int = 0
+    overruled: int = 0
     seconds: float = 0.0
     impossible: str = ""
     violations: list[str] = field(default_factory=list)
 
-    def add(self, verdict: Verdict, *, happened: int, messages: int, seconds: float) -> None:
+    def add(self, verdict: Verdict, *, happened: int, messages: int, seconds: float, rounds: int = 1) -> None:
         """Count a round."""
-        self.rounds += 1
+        self.rounds += rounds
         self.happened += happened
         self.messages += messages
         self.dispatches += verdict.dispatches
@@ -50,6 +54,7 @@ class Line:
         self.fenced += verdict.fenced
         self.adopted += verdict.adopted
         self.forgotten += verdict.forgotten
+        self.overruled += verdict.overruled
         self.seconds += seconds
         self.violations += verdict.violations
 
@@ -65,6 +70,7 @@ class Campaign:
         self._batch = batch
         self._say = say
         self._number = first
+        self._rounds: list[tuple[str, Sequence[Sent], str]] = []
         self.lines: dict[str, Line] = {}
 
     def run(self, kinds: Sequence[str], *, dispatches: int) -> None:
@@ -95,6 +101,7 @@ class Campaign:
             self._say(f"{self._number:4d}  {name}: NOT POSSIBLE HERE: {error}")
             return None
         verdict = self._settle_and_judge(sent, f"{prefix}%")
+        self._rounds.append((name, sent, f"{prefix}%"))
         seconds = time.monotonic() - began
         line.add(verdict, happened=happened, messages=len(sent), seconds=seconds)
         self._say(
@@ -125,12 +132,12 @@ class Campaign:
         while not ground.all_ended(like, len(sent)) and time.monotonic() < deadline:
             if wait_until(lambda: ground.all_ended(like, len(sent)), timeout_s=5):
                 break
-            ground.resume_drained_nodes()
-        wait_until(lambda: ground.queued() == 0, timeout_s=60)
+            ground.tidy_up()
+        self._empty_the_queue()
         late = ground.slurm_door.delays_until - time.monotonic()
         if late > 0:  # a request on its way may still make a job
             time.sleep(min(late, LATE_S) + 1)
-            wait_until(lambda: ground.queued() == 0, timeout_s=60)
+            self._empty_the_queue()
         # Accounting lags by a few seconds; what is still wrong after that is wrong.
         verdict = self._judge(sent, like)
         deadline = time.monotonic() + 20
@@ -139,13 +146,48 @@ class Campaign:
             verdict = self._judge(sent, like)
         return verdict
 
+    def _empty_the_queue(self) -> None:
+        deadline = time.monotonic() + QUEUE_S
+        while time.monotonic() < deadline and not wait_until(lambda: self._ground.queued() == 0, timeout_s=5):
+            self._ground.tidy_up()
+
     def _judge(self, sent: Sequence[Sent], like: str) -> Verdict:
         ground = self._ground
         return judge(sent, ground.messages(like), ground.records(like), ground.effects(), ground.accounted())
 
+    def judge_all_again(self) -> None:
+        """Judge every round once more at the end: a job that SLURM starts again may come rounds later."""
+        self._empty_the_queue()
+        for name, sent, like in self._rounds:
+            verdict, line = self._judge(sent, like), self.lines[name]
+            if new := [text for text in verdict.violations if text not in line.violations]:
+                line.add(
+                    replace(
+                        verdict,
+                        dispatches=0,
+                        fenced=0,
+                        adopted=0,
+                        forgotten=0,
+                        overruled=0,
+                        lost=_of(verdict.lost, new),
+                        doubled=_of(verdict.doubled, new),
+                        disagreements=_of(verdict.disagreements, new),
+                    ),
+                    happened=0,
+                    messages=0,
+                    seconds=0,
+                    rounds=0,
+                )
+                for text in new:
+                    self._say(f"      VIOLATION, seen at the end: {text}")
+
     def total(self) -> Line:
         """Return the sum of all lines."""
         return summed(self.lines.values())
+
+
+def _of(texts: Sequence[str], some: Sequence[str]) -> tuple[str, ...]:
+    return tuple(text for text in texts if text in some)
 
 
 def summed(lines: Iterable[Line]) -> Line:
@@ -156,6 +198,7 @@ def summed(lines: Iterable[Line]) -> Line:
             setattr(total, name, getattr(total, name) + getattr(line, name))
         total.adopted += line.adopted
         total.forgotten += line.forgotten
+        total.overruled += line.overruled
         total.seconds += line.seconds
         total.violations += line.violations
     return total
@@ -171,6 +214,7 @@ def table(lines: Sequence[Line]) -> Iterator[str]:
         "adopted",
         "fenced",
         "forgotten",
+        "overruled",
         "lost",
         "doubled",
         "disagreements",

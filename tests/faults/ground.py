@@ -30,6 +30,7 @@ from orchestrator.listening.stomp import publish
 from orchestrator.messages import start_document
 from orchestrator.records import CollectionStart
 from orchestrator.settings import StompSettings
+from orchestrator.slurm.states import is_held_after_launch
 from orchestrator.stack import Stack, databases, ports, processes
 from orchestrator.stack.programs import find_program
 from tests.faults.proxy import Proxy
@@ -38,6 +39,7 @@ from tests.faults.verdict import Accounted, Effect, Record, Sent
 SUBMIT_DEADLINE_S = 4.0
 ABSENCE_GRACE_S = 2.0
 HEARTBEAT_S = 2.0
+RELEASED_AFTER_S = 10.0
 QUEUE = "faults"
 
 TEMPLATE = """\
@@ -158,6 +160,7 @@ class Ground:
         self.effects_file = directory / "effects"
         self._publisher: StompSettings | None = None
         self.clock_file = directory / "clock"
+        self._held: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -240,7 +243,7 @@ class Ground:
             "python": sys.executable,
             "gateway": self._gateway(),
             "stomp": dict(broker),
-            "defaults": {"launcher": "none", "resources": {"ntasks": 1, "time_limit_min": 2, "requeue": True}},
+            "defaults": {"launcher": "none", "resources": {"ntasks": 1, "time_limit_min": 1, "requeue": True}},
             "recipes": {
                 "count": {
                     "kernel": "azimuthal",
@@ -389,14 +392,20 @@ class Ground:
         """Run one of SLURM's commands past the proxy."""
         return processes.run([find_program(program), *arguments], environment=os.environ | self.stack.environment())
 
-    def resume_drained_nodes(self) -> None:
+    def tidy_up(self) -> None:
         """Do what an administrator does after slurmctld forgot its last jobs.
 
-        It gives their ids to others. A node that still has the first job of an id is drained (_Duplicate jobid_).
+        It gives their ids to others, or starts them again. A node that still has the first job of an id is drained
+        (_Duplicate jobid_), and the second one is held; the service is given some seconds to see to it.
         """
         drained = self.slurm_command("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split()
         if drained:
             self.slurm_command("scontrol", "update", f"NodeName={','.join(set(drained))}", "State=RESUME")
+        told = self.slurm_command("squeue", "--noheader", "--states=PENDING", "--format=%i %r").splitlines()
+        held = {line.split()[0] for line in told if is_held_after_launch(line.partition(" ")[2])}
+        self._held = {job: self._held.get(job, time.monotonic()) for job in held}
+        if ripe := [job for job, since_s in self._held.items() if time.monotonic() - since_s > RELEASED_AFTER_S]:
+            self.slurm_command("scontrol", "release", ",".join(ripe))
 
     def queued(self) -> int:
         """Return how many jobs haven't ended."""

@@ -79,6 +79,9 @@ class Verdict:
     adopted: int = 0
     forgotten: int = 0
     """Jobs of which accounting never heard, because the controller that knew them was killed; their own word counts."""
+    overruled: int = 0
+    """Jobs of which accounting believes that SLURM ended them, by their time limit, say, because the controller forgot
+    their end when it was killed. They ended by themselves as they were to, and their records say so."""
 
     @property
     def violations(self) -> tuple[str, ...]:
@@ -95,6 +98,7 @@ class _Findings:
 
 # What SLURM says of a job that ended by itself, and the program's word for it.
 _WORDS = {"COMPLETED": "completed", "FAILED": "failed"}
+_BY_SLURM = frozenset({"TIMEOUT", "NODE_FAIL", "CANCELLED"})
 _RUN_STATES = {0: "complete", 4: "partial"}
 """How the run ends for an exit code of its job whose kernel said that it has finished; any other code fails it."""
 
@@ -135,6 +139,7 @@ def judge(
         fenced=sum(job.tag in tags and (job.tag.rpartition(".")[0], job.job_id) not in known for job in accounted),
         adopted=sum(record.adopted for record in chosen),
         forgotten=sum(_is_forgotten(record, accounted) for record in chosen),
+        overruled=sum(_is_overruled(record, accounted) for record in chosen),
     )
 
 
@@ -166,6 +171,8 @@ def _judge_record(
     wanted = _RUN_STATES.get(item.exit_code, "failed")
     if record.state != wanted:
         disagree(f"the run is {record.state}, not {wanted}: {record.reason}")
+    if record.exit_code != item.exit_code:
+        disagree(f"exit code {record.exit_code} in the record; the job was to end with {item.exit_code}")
     if record.attempts != record.attempt:
         disagree(f"the run counts {record.attempts} attempts, the newest is {record.attempt}")
     for effect in effects[:1]:
@@ -179,6 +186,8 @@ def _differences(record: Record, accounted: Sequence[Accounted]) -> list[str]:
     jobs = [job for job in accounted if job.tag == record.tag and job.job_id == record.job_id]
     if not jobs and _is_forgotten(record, accounted):
         return []
+    if _is_overruled(record, accounted):
+        return []
     if not jobs:
         return [f"accounting has no job {record.job_id} of this name"]
     return [
@@ -187,6 +196,12 @@ def _differences(record: Record, accounted: Sequence[Accounted]) -> list[str]:
         for job in jobs[-1:]  # the others are earlier starts of a requeued job
         if (job.exit_code, _WORDS.get(job.state)) != (record.exit_code, record.job_state)
     ]
+
+
+def _is_overruled(record: Record, accounted: Sequence[Accounted]) -> bool:
+    """Whether accounting says that SLURM ended a job that ended by itself; with what, `_judge_record` looks at."""
+    jobs = [job for job in accounted if job.tag == record.tag and job.job_id == record.job_id]
+    return bool(jobs) and jobs[-1].state in _BY_SLURM and record.job_state in _WORDS.values()
 
 
 def _is_forgotten(record: Record, accounted: Sequence[Accounted]) -> bool:

@@ -78,6 +78,14 @@ def test_a_job_that_accounting_never_heard_of_is_right_only_by_its_own_word() ->
     assert judge([SENT], Counter("c"), [told_by_itself], [EFFECT], [other_id]).disagreements
 
 
+def test_an_end_that_slurm_made_up_afterwards_is_counted_and_no_disagreement() -> None:
+    false = replace(JOB, state="TIMEOUT", exit_code=0)
+    verdict = judge([SENT], Counter("c"), [RECORD], [EFFECT], [false])
+    assert (verdict.violations, verdict.overruled) == ((), 1)
+    wrong = replace(RECORD, exit_code=0, job_state="completed")
+    assert judge([SENT], Counter("c"), [wrong], [EFFECT], [false]).disagreements
+
+
 def test_of_a_requeued_job_the_last_start_counts() -> None:
     before = replace(JOB, state="REQUEUED", exit_code=0)
     assert judge([SENT], Counter("c"), [RECORD], [EFFECT], [before, JOB]).violations == ()
