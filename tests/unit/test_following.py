@@ -18,6 +18,7 @@ from orchestrator.following.roster import LISTED_EVERY
 from orchestrator.provenance import InputMoment
 from orchestrator.records import Evidence, JobIdentity, JobReport, Origin, RunState
 from orchestrator.slurm.memory import Meets, MemoryGateway
+from orchestrator.slurm.parsing import is_same_job
 from tests.unit.trip import Clock, Trip
 
 
@@ -361,6 +362,24 @@ def test_the_job_that_has_claimed_the_attempt_is_followed(trip: Trip) -> None:
     assert trip.run().summary.state is RunState.COMPLETE
 
 
+def test_the_job_that_has_claimed_the_attempt_is_looked_for_before_the_run_is_given_up(trip: Trip) -> None:
+    trip.gateway.upcoming.append(Meets.LATE_ACCEPTANCE)
+    trip.start()
+    trip.dispatcher.plan_waiting()
+    trip.dispatcher.submit_planned()
+    trip.clock.ahead = timedelta(seconds=91)
+    trip.dispatcher.settle()
+    trip.dispatcher.submit_planned()
+    trip.gateway.accept_late()
+    forgotten, owner = (job.identity for job in trip.gateway.jobs)
+    trip.attempt().claim.write_text(json.dumps({"cluster": "memory", "job_id": str(owner.job_id)}))
+    trip.gateway.set_state(owner, "RUNNING")
+    vanish(trip, forgotten)
+    assert (trip.run().summary.state.ended, trip.run().summary.job) == (False, owner)
+    trip.follower.cycle()
+    assert trip.run().summary.state is RunState.RUNNING
+
+
 @pytest.mark.parametrize(
     "told",
     [
@@ -609,6 +628,56 @@ def test_an_id_that_was_given_out_again_is_not_taken_for_ours(tmp_path: Path) ->
     trip.clock.ahead = timedelta(minutes=11)
     trip.follower.cycle()
     assert trip.run().summary.state is RunState.UNKNOWN
+
+
+class GivesIdsOutAgain(MemoryGateway):
+    """Tells of whatever has an id now, where SLURM's routes can't tell two jobs apart by the submit time."""
+
+    def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        now = {report.identity.job_id: report for report in self.jobs}
+        found = ((job, now[job.job_id]) for job in jobs if job.job_id in now)
+        return {job: replace(report, identity=job) for job, report in found if is_same_job(job, report)}
+
+
+def test_another_runs_job_that_was_requeued_under_an_id_given_out_again_is_not_taken_for_ours(tmp_path: Path) -> None:
+    clock = Clock()
+    trip = Trip(tmp_path, GivesIdsOutAgain(clock=clock), clock)
+    job = trip.submitted()
+    trip.gateway.set_state(job, "RUNNING")
+    trip.job_begins()
+    trip.follower.cycle()
+    trip.gateway.purge(job, accounting=True)
+    trip.clock.ahead = timedelta(seconds=30)
+    trip.gateway.next_id = job.job_id
+    strangers = trip.submitted("other")
+    trip.gateway.set_state(strangers, "RUNNING")
+    trip.gateway.requeue(strangers)
+    trip.gateway.set_state(strangers, "RUNNING")
+    trip.follower.cycle()
+    last = trip.run().attempts[0].last_report
+    assert last is not None
+    assert last.restarts == 0
+    trip.kernel_says("other", restarts=1)
+    trip.gateway.set_state(strangers, "COMPLETED", exit_code=0)
+    trip.follower.cycle()
+    assert trip.run("other").summary.state is RunState.COMPLETE
+    assert not trip.run().summary.state.ended
+    trip.clock.ahead = timedelta(minutes=11)
+    trip.follower.cycle()
+    assert trip.run().summary.state is RunState.UNKNOWN
+
+
+def test_a_job_that_somebody_gave_another_name_is_still_ours(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.gateway.set_state(job, "RUNNING")
+    told = trip.gateway.poll
+
+    def renamed(jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        return {one: replace(report, name="run-to-look-at") for one, report in told(jobs).items()}
+
+    trip.gateway.poll = renamed  # type: ignore[method-assign]
+    trip.follower.cycle()
+    assert trip.run().summary.state is RunState.RUNNING
 
 
 def test_a_job_of_another_cluster_is_neither_lost_nor_made_again(tmp_path: Path) -> None:
