@@ -10,7 +10,6 @@ Times are timezone-aware UTC. Nothing here does input or output.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -282,12 +281,6 @@ class RunTag:
         """SLURM job name; unique to the attempt."""
         return f"run-{self.run_id}.{self.attempt}"
 
-    @classmethod
-    def of_job_name(cls, name: str) -> RunTag | None:
-        """Return the tag that a job of this name carries; None when it is no name of ours."""
-        found = re.fullmatch(r"run-(.+)\.(\d+)", name)
-        return cls(run_id=found[1], attempt=int(found[2])) if found else None
-
     @property
     def comment(self) -> str:
         """SLURM job comment."""
@@ -315,6 +308,8 @@ class JobIdentity:
     job_id: int
     submitted_at: datetime
     """Whole seconds, as SLURM keeps it."""
+    name: str = field(default="", compare=False, repr=False)
+    """The job's name where the one who asks knows it: a requeue changes the submit time, and then the name tells."""
 
     def __str__(self) -> str:
         return f"{self.cluster}:{self.job_id}"

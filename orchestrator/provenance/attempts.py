@@ -167,7 +167,8 @@ def identity_of(row: AttemptRow | None) -> JobIdentity | None:
     """Return the identity of an attempt's job, or None where there is none."""
     if row is None or row.cluster is None or row.job_id is None or row.submitted_at is None:
         return None
-    return JobIdentity(cluster=row.cluster, job_id=row.job_id, submitted_at=row.submitted_at)
+    name = tag_of(row).job_name
+    return JobIdentity(cluster=row.cluster, job_id=row.job_id, submitted_at=row.submitted_at, name=name)
 
 
 def last_report(row: AttemptRow) -> JobReport | None:

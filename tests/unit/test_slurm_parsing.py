@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -148,6 +149,14 @@ def test_requeued_job_is_the_same_although_slurm_moved_its_submit_time(queue: di
     assert not parsing.is_same_job(replace(submitted, submitted_at=at(1795399999)), queue[29])
     completed = replace(queue[26].identity, submitted_at=at(1795392000))
     assert not parsing.is_same_job(completed, queue[26])
+
+
+def test_a_requeued_job_of_another_attempt_is_not_the_one_whose_id_was_lost(queue: dict[int, JobReport]) -> None:
+    ours, other = (RunTag(run_id=str(uuid.UUID(int=number)), attempt=1).job_name for number in (1, 2))
+    submitted = JobIdentity(cluster="c", job_id=29, submitted_at=at(1795392588), name=ours)
+    assert parsing.is_same_job(submitted, replace(queue[29], name=ours))
+    assert parsing.is_same_job(submitted, replace(queue[29], name="renamed by its user"))
+    assert not parsing.is_same_job(submitted, replace(queue[29], name=other))
 
 
 def test_configuration_is_read() -> None:
