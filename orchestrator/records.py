@@ -10,6 +10,7 @@ Times are timezone-aware UTC. Nothing here does input or output.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -280,6 +281,12 @@ class RunTag:
     def job_name(self) -> str:
         """SLURM job name; unique to the attempt."""
         return f"run-{self.run_id}.{self.attempt}"
+
+    @classmethod
+    def of_job_name(cls, name: str) -> RunTag | None:
+        """Return the tag that a job of this name carries; None when it is no name of ours."""
+        found = re.fullmatch(r"run-(.+)\.(\d+)", name)
+        return cls(run_id=found[1], attempt=int(found[2])) if found else None
 
     @property
     def comment(self) -> str:

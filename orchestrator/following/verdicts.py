@@ -48,11 +48,17 @@ class Verdicts:
 
     def finish(self, one: Followed, report: JobReport) -> None:
         """Conclude the run of a job that has ended, unless more is to come."""
+        if not self._left_to_owner(one):
+            self._finish(one, report)
+
+    def _left_to_owner(self, one: Followed) -> bool:
+        """Go by the job that has claimed the attempt where it is another one; return whether it is."""
         owner = claim_owner(one.directory)
         if owner in {None, str(one.attempt.identity.job_id)}:
-            self._finish(one, report)
-        elif not self._follow_owner(one, owner):
+            return False
+        if not self._follow_owner(one, owner):
             self._finish_for_owner(one, owner)
+        return True
 
     def _finish_for_owner(self, one: Followed, owner: str | None) -> None:
         """Conclude an attempt of a job that nobody can tell of (yet); the one we know of left at its fence.
@@ -91,6 +97,8 @@ class Verdicts:
             What is known about the job.
         """
         self.files.take_in(one)
+        if self._left_to_owner(one):
+            return
         attempt = one.attempt
         seen = attempt.last_report.words if attempt.last_report else "submitted"
         reason = f"job {attempt.identity} {known}; it left no end record, and was last seen as {seen}"

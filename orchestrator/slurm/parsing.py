@@ -37,7 +37,6 @@ _JOB_ID = re.compile(r"(?P<job>\d+)(\+(?P<offset>\d+))?(_(?P<tasks>\d+|\[[^\]]*\
 """``7``, the tasks of an array ``7_4`` or ``7_[5-9%2]``, the second component of a heterogeneous job ``7+1``."""
 _RECORD_START = re.compile(rf"{_JOB_ID.pattern}(\.\w+)?{SEPARATOR}")
 _BETWEEN_RECORDS = re.compile(rf"\n(?={_RECORD_START.pattern})")
-_ATTEMPTS_NAME = re.compile(r"run-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.\d+")
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "Unknown", "None assigned", "n/a"})
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
@@ -267,6 +266,6 @@ def is_same_job(identity: JobIdentity, report: JobReport) -> bool:
         return True
     same_id = (report.identity.cluster, report.identity.job_id) == (identity.cluster, identity.job_id)
     requeued = report.restarts > 0 or report.state is JobState.COMPLETING
-    if identity.name and report.name != identity.name and _ATTEMPTS_NAME.fullmatch(report.name):
+    if identity.name and report.name != identity.name and RunTag.of_job_name(report.name) is not None:
         return False
     return same_id and requeued and report.identity.submitted_at > identity.submitted_at
