@@ -56,7 +56,7 @@ BATCH_S = 0.25
 BATCH_MOST = 32
 """How long the calls of one batch may take, and how many they are at most."""
 
-OUTCOMES_HELD_S = 0.05
+OUTCOMES_HELD_S = 0.25
 """How long an outcome may wait for others to be committed with."""
 
 _NEXT = "waiting: another submission's outcome has to be known first"
