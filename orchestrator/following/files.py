@@ -106,7 +106,7 @@ class RunFiles:
             if event.kind == "begin" and isinstance(software := detail.get("software"), dict):
                 self.store.record_software(tag, software)
             if event.kind == "end" and task is None:
-                one.said_end = True
+                one.ended_start = event.restarts
                 one.settle(None)
             if event is of_newest_start(events, "outputs"):
                 for output in _outputs(detail):

@@ -141,7 +141,7 @@ class Follower:
             if report is None:
                 self._act_on_absence(one, given) if everybody_asked else self._hinder(one, _NOT_ASKED)
                 return
-        elif one.said_end or report.state in BY_SLURM:
+        elif one.ended_start is not None or report.state in BY_SLURM:
             report = self._own_word(one, report)
         one.missing_since = None
         report = with_memory_note(report, one.directory.log)
@@ -155,7 +155,7 @@ class Follower:
             self._verdicts.finish(one, report)
         else:
             one.ended_since = None
-            if not one.said_end:
+            if one.ended_start is None or one.ended_start < report.restarts:
                 one.settle(given)
 
     def _own_word(self, one: Followed, report: JobReport) -> JobReport:
@@ -165,12 +165,12 @@ class Follower:
             return report
         if not counts_more(own, report, patience=self.vanish_after, age=self.now() - own.ended_at):
             return report
-        log.warning(
-            "run %s: SLURM calls its job %s %s; the job %s at %s, says its own record",
-            one.attempt.tag.run_id, one.attempt.identity, report.words, own.words, own.ended_at.isoformat(),
-        )  # fmt: skip
         told: Json = {"words": report.words, "reason": report.reason, "restarts": report.restarts}
-        self.store.record_event(one.attempt.tag, "overruled", told, self.now(), sequence=report.restarts)
+        if self.store.record_event(one.attempt.tag, "overruled", told, self.now(), sequence=report.restarts):
+            log.warning(
+                "run %s: SLURM calls its job %s %s; the job %s at %s, says its own record",
+                one.attempt.tag.run_id, one.attempt.identity, report.words, own.words, own.ended_at.isoformat(),
+            )  # fmt: skip
         if report.state is JobState.PENDING:  # nothing is left to be done by it
             self._verdicts.make_sure_of_the_end(one)
         return own

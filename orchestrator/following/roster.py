@@ -49,8 +49,8 @@ class Followed:
     looked_at: datetime | None = None
     read_at: datetime | None = None
     missing_since: datetime | None = None
-    said_end: bool = False
-    """Whether its job has recorded an end of its own; SLURM should tell of one soon."""
+    ended_start: int | None = None
+    """Of which start its job has recorded an end, counted as SLURM counts restarts: SLURM should soon tell of it."""
     ended_since: datetime | None = None
     hindrance: str = field(init=False)
     """What its run's reason says of it."""

@@ -97,3 +97,13 @@ def test_a_job_that_slurm_goes_on_to_call_running_is_over_when_it_said_so_long_a
     trip.clock.ahead += timedelta(minutes=2)
     assert followed(trip) is RunState.COMPLETE
     assert trip.gateway.jobs[0].words == "RUNNING"  # it may still be reading what it made
+
+
+def test_a_job_that_is_held_a_while_after_it_was_requeued_is_over_too(trip: Trip) -> None:
+    job = trip.submitted()
+    ended(trip, 7)
+    trip.gateway.requeue(job)
+    trip.follower.cycle()
+    assert followed(trip) is RunState.PENDING
+    trip.gateway.set_state(job, "PENDING", reason=HELD)
+    assert followed(trip) is RunState.FAILED
