@@ -188,9 +188,12 @@ class Verdicts:
     def _end_attempt(self, one: Followed, end: AttemptEnd, retry: Retry | None) -> None:
         tag = one.attempt.tag
         reached(CrashPoint.BEFORE_CONCLUSION)
-        state = self.store.end_attempt(tag, end, retry=retry)
+        state = self.store.end_attempt(tag, one.attempt.identity, end, retry=retry)
         reached(CrashPoint.CONCLUDED)
         self.roster.drop(one)
+        if state is None:
+            log.info("run %s: attempt %d isn't ours to end any more", tag.run_id, tag.attempt)
+            return
         self.late.add(one)
         level = logging.INFO if end.state is RunState.COMPLETE else logging.WARNING
         again = "; it is tried again" if state is RunState.PLANNED else ""

@@ -90,7 +90,8 @@ class AttemptStore(Database):
         """Keep what a source said about a job, if it is news.
 
         The attempt's columns take the newest words; nodes, times, exit code and usage that an earlier report of the
-        same start gave stay when this one is silent about them. Each change is an event of kind ``state``.
+        same start gave stay when this one is silent about them. Each change is an event of kind ``state``. What is said
+        of a job that the attempt hasn't got (any more) isn't kept.
 
         Returns
         -------
@@ -275,6 +276,8 @@ def _in_order(tag: RunTag) -> tuple[str, int]:
 
 def _keep_report(session: Session, tag: RunTag, report: JobReport) -> bool:
     run, row = locked(session, tag)
+    if identity_of(row) != report.identity:
+        return False
     before = _told(row)
     _take_report(row, heard(last_report(row), report))
     if _told(row) == before:

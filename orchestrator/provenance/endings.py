@@ -25,21 +25,25 @@ job isn't asked for ever."""
 class EndingStore(Database):
     """The store's part that ends attempts."""
 
-    def end_attempt(self, tag: RunTag, end: AttemptEnd, *, retry: Retry | None = None) -> RunState | None:
+    def end_attempt(
+        self, tag: RunTag, job: JobIdentity, end: AttemptEnd, *, retry: Retry | None = None
+    ) -> RunState | None:
         """End an attempt, once; its run ends as it did, or is PLANNED again for the next one.
 
         Nothing but an event of kind ``late-verdict`` comes of it when the run has ended or gone on meanwhile: of two
-        services that follow one job, one decides. A run that somebody asked to cancel isn't tried again. What the run
-        says of frames, inputs and outputs is forgotten when another attempt is to follow: it was this attempt's, whose
-        own directory keeps it.
+        services that follow one job, one decides. Nothing at all comes of it when the attempt has another job by now. A
+        run that somebody asked to cancel isn't tried again. What the run says of frames, inputs and outputs is
+        forgotten when another attempt is to follow: it was this attempt's, whose own directory keeps it.
 
         Returns
         -------
         RunState or None
-            The run's state afterwards; None when the attempt wasn't its present one.
+            The run's state afterwards; None when the attempt wasn't its present one, or `job` not the attempt's.
         """
         with self.writing() as session:
             run, row = locked(session, tag)
+            if identity_of(row) != job:
+                return None
             if run.attempts != tag.attempt or run.state not in FOLLOWED:
                 _keep_late_verdict(session, run, tag, end)
                 return None

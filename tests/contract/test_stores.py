@@ -609,7 +609,7 @@ class StoreContract:
         counts = FrameCounts(expected=200, written=10, processed=9, failed=1, finished=True)
         store.record_progress(tag.run_id, counts, attempt=1)
         store.record_output(tag.run_id, OutputIdentity(path=Path("/r"), kind="result", size=1, sha256="0"), attempt=1)
-        assert store.end_attempt(tag, AN_END, retry=A_RETRY) is RunState.PLANNED
+        assert store.end_attempt(tag, a_job().identity, AN_END, retry=A_RETRY) is RunState.PLANNED
         assert store.active_attempts() == []
         (waiting,) = store.planned_runs()
         assert (waiting.tag, waiting.retry) == (replace(tag, attempt=2), A_RETRY)
@@ -631,16 +631,16 @@ class StoreContract:
 
     def test_an_attempt_ends_once(self, store: Store) -> None:
         tag = submitted(store)
-        assert store.end_attempt(tag, AN_END, retry=A_RETRY) is RunState.PLANNED
-        assert store.end_attempt(tag, AN_END, retry=A_RETRY) is None
-        assert store.end_attempt(tag, AN_END) is None
+        assert store.end_attempt(tag, a_job().identity, AN_END, retry=A_RETRY) is RunState.PLANNED
+        assert store.end_attempt(tag, a_job().identity, AN_END, retry=A_RETRY) is None
+        assert store.end_attempt(tag, a_job().identity, AN_END) is None
         second = replace(tag, attempt=2)
         store.record_intent(second, SCRIPT, gateway="cli")
         store.record_submitted(second, a_job(job_id=99))
-        assert store.end_attempt(tag, AN_END) is None
+        assert store.end_attempt(tag, a_job().identity, AN_END) is None
         assert store.run(tag.run_id).summary.state is RunState.PENDING
-        assert store.end_attempt(second, AN_END) is RunState.FAILED
-        assert store.end_attempt(second, replace(AN_END, state=RunState.COMPLETE)) is None
+        assert store.end_attempt(second, a_job(99).identity, AN_END) is RunState.FAILED
+        assert store.end_attempt(second, a_job(99).identity, replace(AN_END, state=RunState.COMPLETE)) is None
         detail = store.run(tag.run_id)
         assert (detail.summary.state, detail.summary.reason, detail.summary.ended_at) == (RunState.FAILED, "lost", NOON)
         assert [event.kind for event in detail.events] == ["retry", "late-verdict"]
@@ -649,24 +649,39 @@ class StoreContract:
         stores = [Store.open(url, busy_timeout_s=20) for _ in range(6)]
         try:
             for _ in range(5):
-                tag = submitted(stores[0])
+                tag, job = submitted(stores[0]), a_job().identity
                 with ThreadPoolExecutor(len(stores)) as pool:
-                    states = list(pool.map(lambda one: one.end_attempt(tag, AN_END, retry=A_RETRY), stores))  # noqa: B023
+                    states = list(pool.map(lambda one: one.end_attempt(tag, job, AN_END, retry=A_RETRY), stores))  # noqa: B023
                 assert sorted(map(str, states)) == ["None"] * 5 + ["planned"]
                 assert [event.kind for event in stores[0].run(tag.run_id).events] == ["retry"]
         finally:
             for one in stores:
                 one.close()
 
+    def test_what_is_said_of_a_job_that_the_attempt_has_no_more_changes_nothing(self, store: Store) -> None:
+        tag, another = submitted(store), submitted(store)
+        store.record_submitted(tag, a_job(43))
+        before = store.run(tag.run_id)
+        assert not store.record_report(tag, a_report(tag))
+        assert store.record_reports({each: a_report(each) for each in (tag, another)}) == {another}
+        assert store.end_attempt(tag, a_job().identity, AN_END, retry=A_RETRY) is None
+        assert store.run(tag.run_id) == before
+        assert store.plan_again_unbegun(tag, a_job(43).identity, "gone") is RunState.PLANNED
+        before = store.run(tag.run_id)
+        assert not store.record_report(tag, a_report(tag, identity=a_job(43).identity))
+        assert store.end_attempt(tag, a_job(43).identity, AN_END) is None
+        assert store.run(tag.run_id) == before
+
     def test_a_wish_to_cancel_wins_over_a_retry(self, store: Store) -> None:
         tag = submitted(store)
         store.record_event(tag, "cancel", {"by": "ann"}, NOON)
-        assert store.end_attempt(tag, AN_END, retry=A_RETRY) is RunState.FAILED
+        assert store.end_attempt(tag, a_job().identity, AN_END, retry=A_RETRY) is RunState.FAILED
         assert store.run(tag.run_id).summary.reason == "lost; not tried again, because it was cancelled"
 
     def test_a_retry_waits_for_its_time(self, store: Store) -> None:
         tag = submitted(store)
-        store.end_attempt(tag, AN_END, retry=replace(A_RETRY, not_before=utc_now() + timedelta(seconds=1.5)))
+        later = replace(A_RETRY, not_before=utc_now() + timedelta(seconds=1.5))
+        store.end_attempt(tag, a_job().identity, AN_END, retry=later)
         assert store.planned_runs() == []
         time.sleep(1.6)
         (waiting,) = store.planned_runs()
@@ -674,7 +689,7 @@ class StoreContract:
 
     def test_a_refused_retry_has_its_former_nodes_back_and_then_ends_as_the_attempt_before(self, store: Store) -> None:
         tag = submitted(store)
-        store.end_attempt(tag, AN_END, retry=A_RETRY)
+        store.end_attempt(tag, a_job().identity, AN_END, retry=A_RETRY)
         second = replace(tag, attempt=2)
         store.record_intent(second, SCRIPT, gateway="cli")
         store.record_submit_failed(second, "no such nodes", refused=True)
@@ -690,7 +705,7 @@ class StoreContract:
 
     def test_an_answer_to_a_former_attempt_changes_nothing_of_the_next(self, store: Store) -> None:
         tag = submitted(store)
-        store.end_attempt(tag, AN_END, retry=A_RETRY)
+        store.end_attempt(tag, a_job().identity, AN_END, retry=A_RETRY)
         second = replace(tag, attempt=2)
         store.record_intent(second, SCRIPT, gateway="cli")
         assert not store.record_submitted(tag, a_job())
@@ -768,7 +783,7 @@ class StoreContract:
     ) -> None:
         tag = submitted(store)
         store.record_report(tag, a_report(tag, JobState.NODE_FAIL, exit_code=0))
-        store.end_attempt(tag, AN_END, retry=retry)
+        store.end_attempt(tag, a_job().identity, AN_END, retry=retry)
         before = store.run(tag.run_id).attempts
         assert not store.record_submitted(tag, a_job(43))
         assert store.run(tag.run_id).attempts == before

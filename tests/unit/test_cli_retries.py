@@ -21,7 +21,9 @@ MORE = Retry(
 def out_of_memory(site: SiteWithRuns, tag: RunTag, reason: str, retry: Retry | None = None) -> None:
     site.report(tag, JobState.OUT_OF_MEMORY)
     end = AttemptEnd(state=RunState.FAILED, reason=reason, cause=JobState.OUT_OF_MEMORY, ended_at=NOON)
-    assert site.store.end_attempt(tag, end, retry=retry) is not None
+    job = site.store.run(tag.run_id).attempts[-1].identity
+    assert job is not None
+    assert site.store.end_attempt(tag, job, end, retry=retry) is not None
 
 
 @pytest.fixture
