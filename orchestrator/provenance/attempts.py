@@ -37,6 +37,9 @@ ActiveJob: TypeAlias = tuple[str, int, int | None]
 _NEWEST = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
 _HAS_A_LIVING_JOB = (RunRow.state.in_(FOLLOWED), AttemptRow.stage == AttemptStage.SUBMITTED)
 
+_REPORTS_AT_ONCE = 100
+"""Most reports of one transaction; a database of many services locks that many runs at a time."""
+
 _RUN_STATES = {
     JobState.PENDING: RunState.PENDING,
     JobState.RUNNING: RunState.RUNNING,
@@ -101,16 +104,22 @@ class AttemptStore(Database):
         return tag in self.record_reports({tag: report})
 
     def record_reports(self, reports: Mapping[RunTag, JobReport]) -> Set[RunTag]:
-        """Keep what a source said about several jobs, in one transaction, as `record_report` does about one.
+        """Keep what a source said about several jobs, as `record_report` does about one.
+
+        There are a few transactions of many reports each: the way to the database is free for others in between.
 
         Returns
         -------
         Set[RunTag]
             Those about which it was news.
         """
-        with self.writing() as session:
-            # In the order of their ids: who shares the database never waits for us in a circle.
-            return {tag for tag in sorted(reports, key=_in_order) if _keep_report(session, tag, reports[tag])}
+        news: set[RunTag] = set()
+        for lot in batched(sorted(reports, key=_in_order), _REPORTS_AT_ONCE):
+            with self.writing() as session:
+                rows = _locked_attempts(session, lot)
+                numbers = _next_numbers(session, lot)
+                news |= {tag for tag in lot if _keep_report(session, *rows[tag], reports[tag], numbers.get(tag, 0))}
+        return news
 
     def record_hindrance(self, tag: RunTag, reason: str) -> None:
         """Say in the reason of a run that hasn't ended what keeps its job from going on; nothing takes it back.
@@ -274,16 +283,39 @@ def _in_order(tag: RunTag) -> tuple[str, int]:
     return tag.run_id, tag.attempt
 
 
-def _keep_report(session: Session, tag: RunTag, report: JobReport) -> bool:
-    run, row = locked(session, tag)
+def _locked_attempts(session: Session, tags: Sequence[RunTag]) -> Mapping[RunTag, tuple[RunRow, AttemptRow]]:
+    """Return the rows of attempts and of their runs, which are locked, as `locked` does for one."""
+    ids = [tag.run_id for tag in tags]
+    # In the order of their ids: who shares the database never waits for us in a circle.
+    wanted = select(RunRow).where(RunRow.run_id.in_(ids)).order_by(RunRow.run_id).with_for_update()
+    runs = {run.run_id: run for run in session.scalars(wanted)}
+    attempts = {tag_of(row): row for row in session.scalars(select(AttemptRow).where(AttemptRow.run_id.in_(ids)))}
+    return {
+        tag: (runs[tag.run_id], attempts[tag]) if tag.run_id in runs and tag in attempts else locked(session, tag)
+        for tag in tags
+    }
+
+
+def _next_numbers(session: Session, tags: Sequence[RunTag]) -> Mapping[RunTag, int]:
+    """Return the next free number of the attempts' events of kind ``state``; those that have none are left out."""
+    event = JobEventRow
+    last = (
+        select(event.run_id, event.attempt, func.max(event.sequence))
+        .where(event.run_id.in_([tag.run_id for tag in tags]), event.kind == "state")
+        .group_by(event.run_id, event.attempt)
+    )
+    return {RunTag(run_id=run_id, attempt=attempt): number + 1 for run_id, attempt, number in session.execute(last)}
+
+
+def _keep_report(session: Session, run: RunRow, row: AttemptRow, report: JobReport, number: int) -> bool:
     if identity_of(row) != report.identity:
         return False
     before = _told(row)
     _take_report(row, heard(last_report(row), report))
     if _told(row) == before:
         return False
-    add_event(session, tag, "state", _detail(report), utc_now())
-    if run.attempts == tag.attempt and run.state in FOLLOWED and report.state in _RUN_STATES:
+    session.add(event_row(tag_of(row), "state", number, _detail(report), utc_now()))
+    if run.attempts == row.number and run.state in FOLLOWED and report.state in _RUN_STATES:
         run.state = _RUN_STATES[report.state]
     return True
 

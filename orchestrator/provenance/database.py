@@ -236,10 +236,10 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-def batched(values: Collection[T]) -> Iterator[Sequence[T]]:
-    """Return values in lots that every database takes as a list in one question."""
+def batched(values: Collection[T], most: int = _LIST_LIMIT) -> Iterator[Sequence[T]]:
+    """Return values in lots of at most so many; without a number, as many as every database takes in one question."""
     ordered = list(values)
-    return (ordered[begin : begin + _LIST_LIMIT] for begin in range(0, len(ordered), _LIST_LIMIT))
+    return (ordered[begin : begin + most] for begin in range(0, len(ordered), most))
 
 
 def sqlite_file(url: URL) -> Path | None:
