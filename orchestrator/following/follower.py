@@ -103,9 +103,8 @@ class Follower:
         told = self.gateway.poll(self._roster.identities)
         self.asked_s = time.monotonic() - began_s
         news = [one for one in self._roster if not _is_settled(one, told)]
-        told = _without_others(news, told)
         accounted = self._accounting.ask([one.attempt.identity for one in news if one.attempt.identity not in told])
-        reports = {**told, **_without_others(news, accounted or {})}
+        reports = {**told, **(accounted or {})}
         self._record(news, told)
         obstacles: list[GatewayError] = []
         for one in news:
@@ -210,19 +209,6 @@ def _is_settled(one: Followed, told: Mapping[JobIdentity, JobReport]) -> bool:
     """Whether a job was told of as before, and nothing is left to be done about that."""
     report = told.get(one.attempt.identity)
     return report is not None and (report is one.settled or report == one.settled)
-
-
-def _without_others(news: Sequence[Followed], told: Mapping[JobIdentity, JobReport]) -> dict[JobIdentity, JobReport]:
-    """Return what was told of jobs that don't carry another attempt's tag.
-
-    A controller that lost its state gives ids out again, and a requeued job's submit time doesn't tell it from another.
-    """
-    found = ((one.attempt, told.get(one.attempt.identity)) for one in news)
-    return {
-        attempt.identity: report
-        for attempt, report in found
-        if report is not None and RunTag.of_job_name(report.name) in {None, attempt.tag}
-    }
 
 
 def _is_news_of_a_living_job(one: Followed, told: Mapping[JobIdentity, JobReport]) -> bool:

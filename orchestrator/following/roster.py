@@ -143,7 +143,8 @@ class Roster:
     def change_job(self, one: Followed, job: JobIdentity) -> None:
         """Follow another job of the same attempt from now on."""
         del self._followed[_key(one.attempt)]
-        one.attempt = replace(one.attempt, identity=job, last_report=None)
+        named = replace(job, name=one.attempt.tag.job_name)
+        one.attempt = replace(one.attempt, identity=named, last_report=None)
         self._followed[_key(one.attempt)] = one
         self._identities = None
 

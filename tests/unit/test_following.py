@@ -337,7 +337,8 @@ def test_the_end_of_a_start_before_the_newest_is_not_the_jobs_end(trip: Trip) ->
     assert not trip.run().summary.state.ended
 
 
-def test_the_job_that_has_claimed_the_attempt_is_followed(trip: Trip) -> None:
+def twice_submitted(trip: Trip) -> None:
+    """Let a submission make its job after it was taken for lost and repeated."""
     trip.gateway.upcoming.append(Meets.LATE_ACCEPTANCE)
     trip.start()
     trip.dispatcher.plan_waiting()
@@ -346,6 +347,10 @@ def test_the_job_that_has_claimed_the_attempt_is_followed(trip: Trip) -> None:
     trip.dispatcher.settle()
     trip.dispatcher.submit_planned()
     trip.gateway.accept_late()
+
+
+def test_the_job_that_has_claimed_the_attempt_is_followed(trip: Trip) -> None:
+    twice_submitted(trip)
     loser, owner = (job.identity for job in trip.gateway.jobs)
     assert trip.run().summary.job == loser
     trip.attempt().claim.write_text(json.dumps({"cluster": "memory", "job_id": str(owner.job_id)}))
@@ -363,14 +368,7 @@ def test_the_job_that_has_claimed_the_attempt_is_followed(trip: Trip) -> None:
 
 
 def test_the_job_that_has_claimed_the_attempt_is_looked_for_before_the_run_is_given_up(trip: Trip) -> None:
-    trip.gateway.upcoming.append(Meets.LATE_ACCEPTANCE)
-    trip.start()
-    trip.dispatcher.plan_waiting()
-    trip.dispatcher.submit_planned()
-    trip.clock.ahead = timedelta(seconds=91)
-    trip.dispatcher.settle()
-    trip.dispatcher.submit_planned()
-    trip.gateway.accept_late()
+    twice_submitted(trip)
     forgotten, owner = (job.identity for job in trip.gateway.jobs)
     trip.attempt().claim.write_text(json.dumps({"cluster": "memory", "job_id": str(owner.job_id)}))
     trip.gateway.set_state(owner, "RUNNING")
@@ -639,6 +637,18 @@ class GivesIdsOutAgain(MemoryGateway):
         return {job: replace(report, identity=job) for job, report in found if is_same_job(job, report)}
 
 
+def give_id_to_a_requeued_job(trip: Trip, job: JobIdentity) -> JobIdentity:
+    """Let SLURM lose its state and give a job's id to one of the run of collection ``other``."""
+    trip.gateway.purge(job, accounting=True)
+    trip.clock.ahead += timedelta(seconds=30)
+    trip.gateway.next_id = job.job_id
+    strangers = trip.submitted("other")
+    trip.gateway.set_state(strangers, "RUNNING")
+    trip.gateway.requeue(strangers)
+    trip.gateway.set_state(strangers, "RUNNING")
+    return strangers
+
+
 def test_another_runs_job_that_was_requeued_under_an_id_given_out_again_is_not_taken_for_ours(tmp_path: Path) -> None:
     clock = Clock()
     trip = Trip(tmp_path, GivesIdsOutAgain(clock=clock), clock)
@@ -646,13 +656,7 @@ def test_another_runs_job_that_was_requeued_under_an_id_given_out_again_is_not_t
     trip.gateway.set_state(job, "RUNNING")
     trip.job_begins()
     trip.follower.cycle()
-    trip.gateway.purge(job, accounting=True)
-    trip.clock.ahead = timedelta(seconds=30)
-    trip.gateway.next_id = job.job_id
-    strangers = trip.submitted("other")
-    trip.gateway.set_state(strangers, "RUNNING")
-    trip.gateway.requeue(strangers)
-    trip.gateway.set_state(strangers, "RUNNING")
+    strangers = give_id_to_a_requeued_job(trip, job)
     trip.follower.cycle()
     last = trip.run().attempts[0].last_report
     assert last is not None
@@ -665,6 +669,21 @@ def test_another_runs_job_that_was_requeued_under_an_id_given_out_again_is_not_t
     trip.clock.ahead = timedelta(minutes=11)
     trip.follower.cycle()
     assert trip.run().summary.state is RunState.UNKNOWN
+
+
+def test_nor_is_it_where_ours_was_the_job_that_claimed_the_attempt(tmp_path: Path) -> None:
+    clock = Clock()
+    trip = Trip(tmp_path, GivesIdsOutAgain(clock=clock), clock)
+    twice_submitted(trip)
+    loser, owner = (job.identity for job in trip.gateway.jobs)
+    trip.attempt().claim.write_text(json.dumps({"cluster": "memory", "job_id": str(owner.job_id)}))
+    trip.gateway.set_state(owner, "RUNNING")
+    trip.gateway.set_state(loser, "COMPLETED", exit_code=0)
+    trip.follower.cycle()
+    assert trip.run().summary.job == owner
+    give_id_to_a_requeued_job(trip, owner)
+    trip.follower.cycle()
+    assert trip.run().attempts[0].last_report is None
 
 
 def test_a_job_that_somebody_gave_another_name_is_still_ours(trip: Trip) -> None:
