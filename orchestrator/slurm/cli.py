@@ -36,7 +36,8 @@ _PRINTED_SO = {"TZ": "UTC", "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8", "SLU
 _ACCOUNTING_ABSENT = re.compile(r"accounting storage is disabled", re.IGNORECASE)
 _ABSENT_STORAGE = frozenset({"accounting_storage/none", "none", "(null)", "", "N/A"})
 _BY_SIGNAL = 128
-"""A shell, which an sbatch of the site may be, adds a signal's number to this."""
+_SIGNALS = range(1, 65)
+"""A shell, which an sbatch of the site may be, adds a signal's number to 128; sbatch's own 255 isn't one."""
 _INVALID_ID = "Invalid job id specified"
 
 
@@ -116,8 +117,8 @@ class CliGateway(Gateway):
             environment=self._environment,
             folder=submission.working_directory,
         )
-        if answer.code < 0 or answer.code > _BY_SIGNAL:
-            signal = -answer.code if answer.code < 0 else answer.code - _BY_SIGNAL
+        signal = -answer.code if answer.code < 0 else answer.code - _BY_SIGNAL
+        if signal in _SIGNALS:
             raise OutcomeUnknown(f"sbatch was ended by signal {signal}", remedy="look for the job by its tag")
         if answer.code > 0:
             raise submit_failure(answer.err)

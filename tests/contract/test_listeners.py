@@ -303,8 +303,8 @@ class DoorContract:
             eventually(lambda: not door.status().connected)
             place.bring_back()
             place.put(b"b")
-            eventually(lambda: door.status().counts.accepted == 2)
-        assert store.bodies == [b"a", b"b"]
+            # The first may come once more: its acknowledgement can be lost with the other side.
+            eventually(lambda: store.bodies == [b"a", b"b"])
 
 
 def test_waiting_times_double_up_to_the_longest() -> None:

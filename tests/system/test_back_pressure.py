@@ -27,9 +27,7 @@ UIDS = [f"burst-{number:02}" for number in range(20)]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     private = Stack(tmp_path_factory.mktemp("cluster"))
     try:
-        private.up(
-            {"slurm", "accounting"}, nodes=1, slurm_settings={"AccountingStorageEnforce": "associations,limits"}
-        )
+        private.up({"slurm", "accounting"}, nodes=1, slurm_settings={"AccountingStorageEnforce": "associations,limits"})
         user = getpass.getuser()
         slurm(private, "sacctmgr", "-i", "modify", "user", "where", f"name={user}", "set", f"MaxSubmitJobs={LIMIT}")
         yield private

@@ -20,9 +20,7 @@ def number(value: int | None) -> Json:
     return {"set": value is not None, "infinite": False, "number": value or 0}
 
 
-def qos(
-    *flags: str, per_user: Json = None, wall: Json = None, cpus: Json = None, **counts: Json
-) -> dict[str, Json]:
+def qos(*flags: str, per_user: Json = None, wall: Json = None, cpus: Json = None, **counts: Json) -> dict[str, Json]:
     per_job: list[Json] = [] if cpus is None else [{"type": "cpu", "name": "", "id": 1, "count": cpus}]
     return {
         "flags": list(flags),
