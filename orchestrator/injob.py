@@ -285,12 +285,24 @@ def end(directory: Path, number: int, exit_code: int, task: int | None = None, *
     """
     run, job = RunDirectory(directory), JobHere.from_environment(os.environ)
     attempt = run.attempt(number).task(task)
+    interrupted = interrupted or (exit_code == 0 and _cut_off(attempt.progress_of(job.restarts)))
     append_event(attempt, "end", job, {"exit_code": exit_code} | ({"interrupted": True} if interrupted else {}))
     made = {"result": run.result_of(task), "report": run.report, "picture": run.picture}
     there = {kind: path for kind, path in made.items() if path.is_file()}
     if there:
         note(attempt, "outputs", job, lambda: {"outputs": [output(kind, path) for kind, path in there.items()]})
     return 0
+
+
+def _cut_off(progress: Path) -> bool:
+    """Whether a kernel hadn't come to its own end: mpirun that SLURM has ended with its node leaves with 0."""
+    try:
+        said = json.loads(progress.read_bytes())
+    except FileNotFoundError:
+        return False  # a step without a kernel
+    except ValueError:
+        return True
+    return not isinstance(said, dict) or said.get("state") != "finished" or said.get("ended_because") == "terminated"
 
 
 def output(kind: str, path: Path) -> dict[str, object]:

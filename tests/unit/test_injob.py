@@ -111,6 +111,23 @@ def test_a_requeue_does_again_what_was_not_done(run: RunDirectory, code: int, ex
     assert began(run, restarts=1) == again
 
 
+@pytest.mark.parametrize(
+    ("progress", "again"),
+    [
+        ({"state": "finished", "ended_because": "collection ended"}, EXIT_TAKEN),
+        ({"state": "finished", "ended_because": "terminated"}, 0),
+        ({"state": "running", "ended_because": ""}, 0),
+    ],
+)
+def test_an_exit_code_0_without_the_kernels_own_end_is_not_done(
+    run: RunDirectory, progress: dict[str, str], again: int
+) -> None:
+    began(run)
+    run.attempt(1).progress.write_text(json.dumps(progress))
+    ended(run, 0)
+    assert began(run, restarts=1) == again
+
+
 def test_tasks_of_an_array_share_the_claim_of_the_whole_and_each_starts_once(run: RunDirectory) -> None:
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_CLUSTER_NAME": "c"}
     codes = [
