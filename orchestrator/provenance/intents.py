@@ -105,20 +105,11 @@ class IntentStore(Database):
         """
         return tag not in self.record_outcomes([Submitted(tag=tag, job=job)])
 
-    def record_submit_failed(self, tag: RunTag, reason: str, *, refused: bool) -> None:
-        """Say that no job was made: the run is REFUSED, or PLANNED again under the same number.
-
-        A run that had earlier attempts ends as the last of them did. Where this one was to avoid their nodes, it is
-        tried with them before: maybe there are no others. Nothing happens when the attempt's outcome is known already.
-        """
-        self.record_outcomes([NotSubmitted(tag=tag, reason=reason, refused=refused)])
-
-    def record_unanswered(self, tag: RunTag, reason: str) -> None:
-        """Keep what was heard instead of an answer to a submission; its outcome stays unknown."""
-        self.record_outcomes([Unanswered(tag=tag, reason=reason)])
-
     def record_outcomes(self, outcomes: Sequence[Outcome]) -> Set[RunTag]:
         """Record what became of intents.
+
+        A refused run that had earlier attempts ends as the last of them did. Where this one was to avoid their nodes,
+        it is tried with them before: maybe there are no others. Nothing happens to one whose outcome is known already.
 
         Returns
         -------

@@ -75,17 +75,6 @@ class MessageStore(Database):
                 for row in session.scalars(wanted)
             ]
 
-    def message_handled(self, message_id: int, note: str) -> None:
-        """Say what was decided about a message.
-
-        Raises
-        ------
-        NotFound
-            When there is no such message.
-        """
-        with self.writing() as session:
-            mark_handled(session, {message_id: note})
-
     def collection_end(self, uid: str) -> CollectionEnd | None:
         """Return the accepted collection-end with this uid, or None while there is none."""
         return self.collection_ends([uid]).get(uid)

@@ -18,12 +18,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 
-from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
+from orchestrator.errors import GatewayUnavailable, OutcomeUnknown
 from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
-from orchestrator.slurm import parsing
+from orchestrator.slurm import lookup, parsing
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
-from orchestrator.slurm.gateway import WAITING_AGE_S, Gateway, GatewayInfo, dependency, refuse_other_users
+from orchestrator.slurm.gateway import (
+    WAITING_AGE_S,
+    Gateway,
+    GatewayInfo,
+    dependency,
+    refuse_missing_folder,
+    refuse_other_users,
+)
 from orchestrator.slurm.queue_view import BEGUN, QueueView
 
 LONG_QUEUE = 1_000
@@ -100,9 +107,8 @@ class CliGateway(Gateway):
 
     def submit(self, submission: Submission) -> SubmittedJob:
         refuse_other_users(submission, self.name)
-        cluster = self._known().cluster
-        if not submission.working_directory.is_dir():
-            raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")
+        self._known()  # that SLURM answers is found out before anything is sent
+        refuse_missing_folder(submission)
         # The script carries name and comment too; here they hold whatever a template leaves out.
         options = ["--parsable", f"--job-name={submission.tag.job_name}", f"--comment={submission.tag.comment}"]
         if submission.after:
@@ -125,7 +131,7 @@ class CliGateway(Gateway):
         job_id = parsing.parse_sbatch(answer.out)
         if job_id is None:
             raise OutcomeUnknown(f"sbatch printed no job id but {answer.out!r}", remedy="look for the job by its tag")
-        return SubmittedJob(identity=self._identity_of(job_id, cluster), gateway=self.name)
+        return SubmittedJob(identity=lookup.read_back(job_id, lambda: self._one(job_id)), gateway=self.name)
 
     def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
         earliest = since.replace(microsecond=0)
@@ -133,17 +139,7 @@ class CliGateway(Gateway):
 
     def with_accounted(self, queued: Sequence[JobReport], tag: RunTag, earliest: datetime) -> tuple[JobReport, ...]:
         """Add to the controller's jobs with a tag those that only accounting knows any more."""
-        try:
-            records = parsing.tagged(self._accounting(earliest), tag, earliest)
-        except GatewayUnavailable:
-            # One in hand can be adopted without accounting; absence can't be proven without it.
-            if queued:
-                return tuple(queued)
-            raise
-        known = {report.identity.job_id for report in queued}
-        first = {record.identity.job_id: record.identity for record in reversed(records)}
-        purged = [identity for job_id, identity in first.items() if job_id not in known]
-        return (*queued, *parsing.latest_of(purged, records).values())
+        return lookup.with_accounted(queued, tag, earliest, lambda: self._accounting(earliest))
 
     def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         if not jobs:
@@ -164,43 +160,19 @@ class CliGateway(Gateway):
         return QueueView.of_whole(self._squeue(), jobs, cluster=cluster, at_s=now_s, before=before)
 
     def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
-        cluster = self._known().cluster if jobs else ""
-        here = [job for job in jobs if job.cluster == cluster]
-        reports: dict[JobIdentity, JobReport] = {}
-        for begin in range(0, len(here), _IDS_PER_CALL):
-            some = here[begin : begin + _IDS_PER_CALL]
-            ids = ",".join(str(job_id) for job_id in sorted({job.job_id for job in some}))
-            records = self._accounting(min(job.submitted_at for job in some), f"--jobs={ids}")
-            reports |= parsing.latest_of(some, records)
-        return reports
+        def ask(since: datetime, ids: Sequence[int]) -> list[JobReport]:
+            return self._accounting(since, f"--jobs={','.join(map(str, ids))}")
+
+        return lookup.accounted(jobs, self._known().cluster, ask, at_once=_IDS_PER_CALL) if jobs else {}
 
     def cancel(self, job: JobIdentity) -> None:
-        report = self._one(job.job_id)
-        if report is None or not parsing.is_same_job(job, report):
-            if not self.account([job]):
-                raise UnknownJob(
-                    f"job {job} isn't known to SLURM", remedy="its id may have been used again; see `sacct`"
-                )
-            return
-        if not report.state.ended:
+        if lookup.may_be_ended(job, self._one(job.job_id), self.account):
             self._ask("scancel", str(job.job_id))
 
     # ------------------------------------------------------------------------------------------- what is asked
 
     def _known(self) -> GatewayInfo:
         return self._info or self.check()
-
-    def _identity_of(self, job_id: int, cluster: str) -> JobIdentity:
-        """Read back the submit time, without which the id is no identity."""
-        try:
-            report = self._one(job_id)
-        except GatewayUnavailable as error:
-            raise OutcomeUnknown(
-                f"SLURM accepted job {job_id}, then couldn't be asked when: {error}", remedy="look for it by its tag"
-            ) from error
-        if report is None:
-            raise OutcomeUnknown(f"{cluster} forgot job {job_id} at once", remedy="look for it by its tag")
-        return report.identity
 
     def _queue(self) -> list[JobReport]:
         cluster = self._known().cluster

@@ -44,6 +44,12 @@ def refuse_other_users(submission: Submission, route: str) -> None:
         )
 
 
+def refuse_missing_folder(submission: Submission) -> None:
+    """Raise `SubmitRefused` for a submission whose working directory isn't there."""
+    if not submission.working_directory.is_dir():
+        raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatewayInfo:
     """What stands behind a gateway."""

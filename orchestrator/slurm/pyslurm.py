@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
+from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown, SubmitRefused
 from orchestrator.records import Evidence, JobIdentity, JobReport, RunTag, Submission, SubmittedJob
-from orchestrator.slurm import arrays, parsing
+from orchestrator.slurm import arrays, lookup, parsing
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
-from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_other_users
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_missing_folder, refuse_other_users
 from orchestrator.slurm.pyslurm_job import describe
 from orchestrator.slurm.pyslurm_process import CallFailed, HelperProcess, NoAnswer, NotStarted
 from orchestrator.slurm.states import job_state
@@ -88,8 +88,7 @@ class PyslurmGateway(Gateway):
 
     def submit(self, submission: Submission) -> SubmittedJob:
         refuse_other_users(submission, self.name)
-        if not submission.working_directory.is_dir():
-            raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")
+        refuse_missing_folder(submission)
         cluster = self._known().cluster
         asked = describe(submission, self._environment)
         try:
@@ -124,12 +123,7 @@ class PyslurmGateway(Gateway):
 
     def cancel(self, job: JobIdentity) -> None:
         report = next(iter(self._jobs(ids=[job.job_id])), None)
-        if report is None or not parsing.is_same_job(job, report):
-            if not self.account([job]):
-                raise UnknownJob(
-                    f"job {job} isn't known to SLURM", remedy="its id may have been used again; see `sacct`"
-                )
-        elif not report.state.ended:
+        if lookup.may_be_ended(job, report, self.account):
             self._ask("cancel", job_id=job.job_id)
 
     def close(self) -> None:

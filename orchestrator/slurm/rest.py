@@ -18,10 +18,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 
-from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
+from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown
 from orchestrator.records import JobIdentity, JobReport, Json, RunTag, Submission, SubmittedJob
-from orchestrator.slurm import parsing, rest_documents, rest_failures, rest_policy
-from orchestrator.slurm.gateway import Gateway, GatewayInfo
+from orchestrator.slurm import lookup, parsing, rest_documents, rest_failures, rest_policy
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_missing_folder
 from orchestrator.slurm.rest_connection import Connection, Query, Reply
 from orchestrator.slurm.rest_documents import Queued
 from orchestrator.slurm.rest_job import job_request
@@ -106,8 +106,7 @@ class RestGateway(Gateway):
     def submit(self, submission: Submission) -> SubmittedJob:
         server = self._known()
         user = submission.user or self._user
-        if not submission.working_directory.is_dir():
-            raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")
+        refuse_missing_folder(submission)
         body = job_request(submission, server.version, self._environment, own=user == self._user)
         reply = self._connection.call(
             "POST", f"/slurm/v{server.version}/job/submit", user=user, timeout_s=self._submit_timeout_s, body=body
@@ -115,22 +114,13 @@ class RestGateway(Gateway):
         job_id = rest_documents.submitted_id(reply.document)
         if job_id is None:
             raise self._submission_failure(reply, submission, user)
-        return SubmittedJob(identity=self._identity_of(job_id, user), gateway=self.name)
+        identity = lookup.read_back(job_id, lambda: _report(self._one(job_id, user)))
+        return SubmittedJob(identity=identity, gateway=self.name)
 
     def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
         earliest = since.replace(microsecond=0)
         queued = parsing.tagged((job.report for job in self._queue()), tag, earliest)
-        try:
-            records = parsing.tagged(self._accounting(earliest, _named(tag)), tag, earliest)
-        except GatewayUnavailable:
-            # One in hand can be adopted without accounting; absence can't be proven without it.
-            if queued:
-                return tuple(queued)
-            raise
-        known = {report.identity.job_id for report in queued}
-        first = {record.identity.job_id: record.identity for record in reversed(records)}
-        purged = [identity for job_id, identity in first.items() if job_id not in known]
-        return (*queued, *parsing.latest_of(purged, records).values())
+        return lookup.with_accounted(queued, tag, earliest, lambda: self._accounting(earliest, _named(tag)))
 
     def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         if not jobs:
@@ -140,26 +130,15 @@ class RestGateway(Gateway):
         return {job: replace(report, identity=job) for job, report in found if parsing.is_same_job(job, report)}
 
     def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
-        cluster = self._known().info.cluster if jobs else ""
-        here = [job for job in jobs if job.cluster == cluster]
-        reports: dict[JobIdentity, JobReport] = {}
-        for begin in range(0, len(here), _IDS_PER_CALL):
-            some = here[begin : begin + _IDS_PER_CALL]
-            since = min(job.submitted_at for job in some)
-            records = self._accounting(since, self._chosen(some))
-            reports |= parsing.latest_of(some, records)
-        return reports
+        def ask(since: datetime, ids: Sequence[int]) -> list[JobReport]:
+            return self._accounting(since, self._chosen(ids))
+
+        return lookup.accounted(jobs, self._known().info.cluster, ask, at_once=_IDS_PER_CALL) if jobs else {}
 
     def cancel(self, job: JobIdentity) -> None:
         found = self._one(job.job_id, self._user)
-        if found is None or not parsing.is_same_job(job, found.report):
-            if not self.account([job]):
-                raise UnknownJob(
-                    f"job {job} isn't known to SLURM", remedy="its id may have been used again; see `sacct`"
-                )
-            return
-        if not found.report.state.ended:
-            self._end(job, found.user or self._user)
+        if lookup.may_be_ended(job, _report(found), self.account):
+            self._end(job, (found and found.user) or self._user)
 
     def close(self) -> None:
         self._connection.close()
@@ -206,18 +185,6 @@ class RestGateway(Gateway):
                     return name
         return rest_documents.cluster_of_jobs(self._ask(f"/slurm/v{version}/jobs").document)
 
-    def _identity_of(self, job_id: int, user: str) -> JobIdentity:
-        """Read back the submit time, without which the id is no identity."""
-        try:
-            found = self._one(job_id, user)
-        except GatewayUnavailable as error:
-            raise OutcomeUnknown(
-                f"SLURM accepted job {job_id}, then couldn't be asked when: {error}", remedy="look for it by its tag"
-            ) from error
-        if found is None:
-            raise OutcomeUnknown(f"SLURM forgot job {job_id} at once", remedy="look for it by its tag")
-        return found.report.identity
-
     def _queue(self) -> list[Queued]:
         server = self._known()
         document = self._ask(f"/slurm/v{server.version}/jobs").document
@@ -240,9 +207,9 @@ class RestGateway(Gateway):
         reply = self._ask(f"/slurmdb/v{server.version}/jobs", query=query, absent=rest_failures.NOTHING_FOUND)
         return rest_documents.accounted(reply.document, cluster=server.info.cluster)
 
-    def _chosen(self, jobs: Iterable[JobIdentity]) -> Query:
+    def _chosen(self, job_ids: Iterable[int]) -> Query:
         """Return the question's part that names jobs: a list with commas at first, later the name for each."""
-        ids = [str(job_id) for job_id in sorted({job.job_id for job in jobs})]
+        ids = [str(job_id) for job_id in job_ids]
         repeated = self._known().version >= NEW_QUERIES
         return [("step", job_id) for job_id in ids] if repeated else [("step", ",".join(ids))]
 
@@ -268,9 +235,7 @@ class RestGateway(Gateway):
         except OutcomeUnknown as error:
             raise GatewayUnavailable(str(error), remedy="see that slurmrestd and slurmctld run") from error
         # Accounting that is down is told with status 200.
-        if reply.ok and all(error.number in absent for error in reply.errors):
-            return reply
-        if any(error.number in absent for error in reply.errors):
+        if (reply.ok and not reply.errors) or any(error.number in absent for error in reply.errors):
             return reply
         self._forget_lost_version(reply)
         if self._token_is_rejected(reply, asker):
@@ -340,6 +305,10 @@ class RestGateway(Gateway):
             f"{user} is no user of the cluster",
             remedy=f"make a new one on the cluster: scontrol token username={user} lifespan=…",
         )
+
+
+def _report(found: Queued | None) -> JobReport | None:
+    return None if found is None else found.report
 
 
 def _token_source(user: str, file: Path | None, command: Sequence[str]) -> TokenSource:

@@ -29,13 +29,16 @@ from orchestrator.provenance import (
     Arrival,
     AttemptEnd,
     AttemptStage,
+    Decision,
     InputIdentity,
     InputMoment,
     Intent,
     MessageKind,
     MessageState,
+    NotSubmitted,
     OutputIdentity,
     Store,
+    Unanswered,
     plan_to_json,
 )
 from orchestrator.provenance.leases import database_now
@@ -277,7 +280,7 @@ class StoreContract:
             a_start("c-1"),
             a_start("c-2", ignored=("x.y",)),
         ]
-        store.message_handled(first.message_id, "no recipe")
+        store.record_decisions([Decision(message_id=first.message_id, plans=(), note="no recipe")])
         assert [waiting.message_id for waiting in store.waiting_starts()] == [second.message_id]
         assert store.message(first.message_id).note == "no recipe"
 
@@ -507,14 +510,14 @@ class StoreContract:
     def test_what_was_heard_instead_of_an_answer_is_kept_until_the_next_intent(self, store: Store) -> None:
         tag = planned(store)
         store.record_intent(tag, SCRIPT, gateway="cli")
-        store.record_unanswered(tag, "timed out")
+        store.record_outcomes([Unanswered(tag=tag, reason="timed out")])
         (unsettled,) = store.unsettled_attempts()
         assert (unsettled.reason, store.run(tag.run_id).summary.reason) == ("timed out", "timed out")
-        store.record_submit_failed(tag, "timed out; no job", refused=False)
+        store.record_outcomes([NotSubmitted(tag=tag, reason="timed out; no job")])
         store.record_intent(tag, SCRIPT, gateway="cli")
         assert store.unsettled_attempts()[0].reason == ""
         store.record_submitted(tag, a_job())
-        store.record_unanswered(tag, "too late")
+        store.record_outcomes([Unanswered(tag=tag, reason="too late")])
         assert store.run(tag.run_id).summary.reason == ""
 
     def test_what_was_said_of_one_job_is_not_said_of_another_that_takes_its_place(self, store: Store) -> None:
@@ -692,13 +695,13 @@ class StoreContract:
         store.end_attempt(tag, a_job().identity, AN_END, retry=A_RETRY)
         second = replace(tag, attempt=2)
         store.record_intent(second, SCRIPT, gateway="cli")
-        store.record_submit_failed(second, "no such nodes", refused=True)
+        store.record_outcomes([NotSubmitted(tag=second, reason="no such nodes", refused=True)])
         (waiting,) = store.planned_runs()
         assert waiting.tag == second
         assert waiting.retry is not None
         assert (waiting.retry.resources.exclude, waiting.retry.changes) == (None, ("memory 1 → 2 MB",))
         store.record_intent(second, SCRIPT, gateway="cli")
-        store.record_submit_failed(second, "too much memory", refused=True)
+        store.record_outcomes([NotSubmitted(tag=second, reason="too much memory", refused=True)])
         summary = store.run(tag.run_id).summary
         assert (summary.state, summary.reason) == (RunState.FAILED, "lost; attempt 2 was refused: too much memory")
         assert store.planned_runs() == []
@@ -709,7 +712,7 @@ class StoreContract:
         second = replace(tag, attempt=2)
         store.record_intent(second, SCRIPT, gateway="cli")
         assert not store.record_submitted(tag, a_job())
-        store.record_submit_failed(tag, "late", refused=True)
+        store.record_outcomes([NotSubmitted(tag=tag, reason="late", refused=True)])
         summary = store.run(tag.run_id).summary
         assert (summary.state, summary.attempts) == (RunState.SUBMITTING, 2)
         assert [unsettled.tag for unsettled in store.unsettled_attempts()] == [second]
@@ -791,7 +794,7 @@ class StoreContract:
     def test_a_failed_submission_is_kept_and_tried_again_under_its_own_number(self, store: Store) -> None:
         tag = planned(store)
         store.record_intent(tag, SCRIPT, gateway="cli")
-        store.record_submit_failed(tag, "slurmctld is down", refused=False)
+        store.record_outcomes([NotSubmitted(tag=tag, reason="slurmctld is down")])
         (again,) = store.planned_runs()
         assert (again.tag, again.reason) == (tag, "slurmctld is down")
         assert store.run(tag.run_id).attempts[0].stage is AttemptStage.FAILED
@@ -851,14 +854,14 @@ class StoreContract:
     def test_a_refused_submission_ends_the_run(self, store: Store) -> None:
         tag = planned(store)
         store.record_intent(tag, SCRIPT, gateway="cli")
-        store.record_submit_failed(tag, "no partition 'live'", refused=True)
+        store.record_outcomes([NotSubmitted(tag=tag, reason="no partition 'live'", refused=True)])
         summary = store.run(tag.run_id).summary
         assert (summary.state, summary.reason) == (RunState.REFUSED, "no partition 'live'")
         assert summary.ended_at is not None
 
     def test_a_submission_that_succeeded_can_not_fail_afterwards(self, store: Store) -> None:
         tag = submitted(store)
-        store.record_submit_failed(tag, "late", refused=True)
+        store.record_outcomes([NotSubmitted(tag=tag, reason="late", refused=True)])
         assert store.run(tag.run_id).summary.state is RunState.PENDING
 
     def test_a_report_is_recorded_when_it_is_news(self, store: Store) -> None:

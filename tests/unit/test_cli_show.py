@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.cli.common import ExitCode
+from orchestrator.provenance import NotSubmitted
 from orchestrator.records import JobState, RunState
 from tests.unit.site_with_runs import NOON, SCRIPT, SiteWithRuns
 
@@ -144,7 +145,7 @@ def test_a_run_that_waits_for_its_first_attempt_claims_nothing(site: SiteWithRun
 def test_every_attempt_is_told(site: SiteWithRuns) -> None:
     tag = site.planned()
     assert site.store.record_intent(tag, SCRIPT, gateway="cli")
-    site.store.record_submit_failed(tag, "the controller doesn't answer", refused=False)
+    site.store.record_outcomes([NotSubmitted(tag=tag, reason="the controller doesn't answer")])
     site.attempt_submitted(tag)
     told = sections(site.call("show", tag.run_id))
     assert "no job was made: the controller doesn't answer" in told["History"].values()

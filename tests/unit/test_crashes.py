@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
-from orchestrator.provenance import Store
 from orchestrator.records import JobState, RunState
 from tests.unit.trip import Trip
 
@@ -87,24 +84,6 @@ def whole_trip(trip: Trip, uids: Sequence[str]) -> None:
         service_steps(trip)
         cluster_steps(trip)
     service_steps(trip)
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "store.sqlite"
-    Store.open(f"sqlite:///{path}").close()
-    return path
-
-
-@pytest.fixture
-def new_trip(tmp_path: Path, empty_store: Path) -> Callable[[int], Trip]:
-    def make(number: int) -> Trip:
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        shutil.copy(empty_store, folder / "store.sqlite")
-        return Trip(folder)
-
-    return make
 
 
 Going: TypeAlias = Callable[[Trip, Sequence[str]], None]

@@ -4,11 +4,9 @@ somebody's wish."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -286,24 +284,6 @@ def test_a_job_that_somebody_cancelled_isnt_tried_again(trip: Trip) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- crashes
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "store.sqlite"
-    Store.open(f"sqlite:///{path}").close()
-    return path
-
-
-@pytest.fixture
-def new_trip(tmp_path: Path, empty_store: Path) -> Callable[[int], Trip]:
-    def make(number: int) -> Trip:
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        shutil.copy(empty_store, folder / "store.sqlite")
-        return Trip(folder)
-
-    return make
 
 
 def cluster_steps(trip: Trip) -> None:
