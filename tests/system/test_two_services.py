@@ -69,10 +69,13 @@ class Facility(Beamline):
             "templates": str(templates),
             "stomp.queue": f"/queue/shared-{directory.name}",
             "stomp.prefetch": 5,
+            "gateway.submit_deadline_s": 15,
+            "gateway.absence_grace_s": 15,
             "defaults.resources.ntasks": 1,
             "defaults.resources.memory_mb": 100,
         }
         super().__init__(directory, stack, changes)
+        self.name = directory.name
         self.running: list[Running] = []
 
     def start(self, name: str) -> Running:
@@ -125,7 +128,7 @@ def facility(request: pytest.FixtureRequest, tmp_path: Path, stack: Stack) -> It
             url = cleanup.enter_context(request.param(tmp_path / "server"))
         except StackError as missing:
             pytest.skip(f"NOT TESTED: {missing.full_text}")
-        facility = Facility(tmp_path / "site", stack, url)
+        facility = Facility(tmp_path / request.node.callspec.id, stack, url)
         cleanup.callback(facility.close)
         yield facility
 
@@ -133,7 +136,8 @@ def facility(request: pytest.FixtureRequest, tmp_path: Path, stack: Stack) -> It
 def test_two_services_share_the_work_and_one_killed_in_the_middle_is_replaced_by_the_other(
     facility: Facility, stack: Stack
 ) -> None:
-    uids = [f"c{number}" for number in range(COLLECTIONS)]
+    # Run ids come of uids: those of another database on the same SLURM would be taken for this one's jobs, and adopted.
+    uids = [f"{facility.name}-{number}" for number in range(COLLECTIONS)]
     first, last = uids[: COLLECTIONS // 2], uids[COLLECTIONS // 2 :]
     one, other = facility.start("one"), facility.start("other")
     facility.eventually(lambda: one.said(FOLLOWS) + other.said(FOLLOWS) == 1, within_s=30)
