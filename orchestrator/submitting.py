@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,7 +27,6 @@ from orchestrator.errors import (
     GatewayUnavailable,
     InvalidInput,
     InvalidSettings,
-    OutcomeUnknown,
     RunDirectoryUnavailable,
     StoreUnavailable,
     SubmitRefused,
@@ -42,7 +42,7 @@ from orchestrator.provenance import (
     Unanswered,
     write_directory,
 )
-from orchestrator.records import JobIdentity, RunState, RunTag, Submission, utc_now
+from orchestrator.records import JobIdentity, RunState, RunTag, Submission, SubmittedJob, utc_now
 from orchestrator.rendering import render
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import Gateway
@@ -368,12 +368,16 @@ class _Calls:
         since_s: float,
     ) -> None:
         self._submitter, self._round = submitter, this
-        self._left = list(items)
+        self._left = deque(items)
         self._memory, self._clock = submitter.memory, submitter.clock
         self._at, self._since_s = at, since_s
+        self._sent = deque[_Ready]()
+        """What the gateway has, and no answer yet."""
+        self._unsent: list[_Ready] = []
+        """What the gateway took and gave back."""
         self._outcomes: list[Outcome] = []
-        self._oldest_s = 0.0
-        self._called = False
+        self._oldest_s = self._begun_s = 0.0
+        self._called = self._stopped = False
 
     @property
     def on_trial(self) -> bool:
@@ -384,16 +388,46 @@ class _Calls:
         """Submit what may be submitted, in order, and give the rest back."""
         try:
             while self._left:
-                item, obstacle = self._left.pop(0)
-                self._take(item, self._outcome(item, obstacle))
+                self._make_some()
         except StoreUnavailable:
             # What was sent stands in the memory or is found by its tag; of the rest the store hears when it is back.
-            self._memory.unrecorded += self._given_back_all()
+            self._memory.unrecorded += [*self._outcomes, *self._given_back_all()]
             raise
         except Exception:
             self.give_back()
             raise
         self._commit()
+
+    def _make_some(self) -> None:
+        """Make calls until one isn't accepted: then it has to be thought about anew what may be sent."""
+        answers = self._submitter.gateway.submit_each(self._to_send())
+        self._begun_s = self._clock()
+        try:
+            for answer in answers:
+                self._take(answer)
+                if self._outcomes and self._clock() - self._oldest_s >= OUTCOMES_HELD_S:
+                    self._commit()
+        except StoreUnavailable:
+            self._stopped = True
+            for answer in answers:  # to what is under way
+                self._take(answer)
+            raise
+        finally:
+            self._left.extendleft((item, None) for item in reversed(self._unsent))
+            self._unsent.clear()
+
+    def _to_send(self) -> Iterator[Submission]:
+        """Give what may be sent, each when the gateway takes it; what may not has its outcome."""
+        while self._left and not self._stopped:
+            item, obstacle = self._left.popleft()
+            if obstacle is not None:
+                self._keep(item.tag, self._without_directory(item, obstacle))
+            elif reason := self._reason_to_wait(item):
+                self._keep(item.tag, self._given_back(item.tag, reason))
+            else:
+                self._called = True
+                self._sent.append(item)
+                yield item.submission
 
     def give_back(self) -> None:
         """Make none of the calls that are left."""
@@ -401,19 +435,13 @@ class _Calls:
         self._commit()
 
     def _given_back_all(self) -> list[NotSubmitted]:
-        left, self._left = self._left, []
+        left, self._left = self._left, deque()
         return [self._given_back(item.tag, _NEXT) for item, _ in left]
 
-    def _outcome(self, item: _Ready, obstacle: OSError | None) -> Outcome:
-        if obstacle is not None:
-            text = f"{obstacle.filename or item.submission.working_directory}: {obstacle.strerror}"
-            self._round.directories.append(text)
-            return NotSubmitted(
-                tag=item.tag, reason=f"waiting: its directory can't be written: {text}", intent_at=self._at
-            )
-        if reason := self._reason_to_wait(item):
-            return self._given_back(item.tag, reason)
-        return self._call(item)
+    def _without_directory(self, item: _Ready, obstacle: OSError) -> Outcome:
+        text = f"{obstacle.filename or item.submission.working_directory}: {obstacle.strerror}"
+        self._round.directories.append(text)
+        return NotSubmitted(tag=item.tag, reason=f"waiting: its directory can't be written: {text}", intent_at=self._at)
 
     def _reason_to_wait(self, item: _Ready) -> str:
         if self._round.unanswered:
@@ -428,45 +456,55 @@ class _Calls:
             return _LATE
         return ""
 
-    def _call(self, item: _Ready) -> Outcome:
-        self._called = True
-        tag, queue, begun_s = item.tag, _queue_of(item.planned), self._clock()
-        try:
-            job = self._submitter.gateway.submit(item.submission)
-        except SubmitRefused as error:
-            log.error("run %s refused by %s: %s", tag.run_id, self._submitter.gateway.name, error.full_text)
+    def _take(self, answer: SubmittedJob | GatewayError | None) -> None:
+        """Learn from an answer, to the oldest call without one."""
+        item = self._sent.popleft()
+        if answer is None:
+            self._unsent.append(item)
+        elif isinstance(answer, SubmittedJob):
+            self._keep(item.tag, self._accepted(item, answer))
+        else:
+            self._keep(item.tag, self._not_accepted(item, answer))
+        self._begun_s = self._clock()
+
+    def _accepted(self, item: _Ready, job: SubmittedJob) -> Outcome:
+        reached(CrashPoint.JOB_ACCEPTED)
+        self._memory.pressure.accepted(_queue_of(item.planned), run_id=item.tag.run_id)
+        self._memory.call_s += (self._clock() - self._begun_s - self._memory.call_s) / 4
+        self._round.made += 1
+        self._memory.made += 1
+        log.info("run %s is job %s", item.tag.run_id, job.identity)
+        return Submitted(tag=item.tag, job=job)
+
+    def _not_accepted(self, item: _Ready, error: GatewayError) -> Outcome:
+        tag, said = item.tag, error.full_text
+        if isinstance(error, SubmitRefused):
+            log.error("run %s refused by %s: %s", tag.run_id, self._submitter.gateway.name, said)
             self._memory.pressure.forget(tag.run_id)
-            return NotSubmitted(tag=tag, reason=error.full_text, refused=True, intent_at=self._at)
-        except OutcomeUnknown as error:
-            log.warning("run %s: %s; looking for its job before anything else", tag.run_id, error.full_text)
-            self._round.unanswered = True
-            return Unanswered(tag=tag, reason=error.full_text, intent_at=self._at)
-        except GatewayUnavailable as error:
+            return NotSubmitted(tag=tag, reason=said, refused=True, intent_at=self._at)
+        if isinstance(error, GatewayUnavailable):
+            queue = _queue_of(item.planned)
             # A job array may have more tasks than the limit of an account, and then it never fits.
             array = item.planned.plan.array is not None and not error.everywhere
             alone = tag.run_id if error.doubtful or array else None
             self._memory.pressure.refused(queue, error, self._clock(), alone=alone)
             self._round.closed[queue] = error
-            return NotSubmitted(tag=tag, reason=error.full_text, intent_at=self._at)
-        reached(CrashPoint.JOB_ACCEPTED)
-        self._memory.pressure.accepted(queue, run_id=tag.run_id)
-        self._memory.call_s += (self._clock() - begun_s - self._memory.call_s) / 4
-        self._round.made += 1
-        self._memory.made += 1
-        log.info("run %s is job %s", tag.run_id, job.identity)
-        return Submitted(tag=tag, job=job)
+            return NotSubmitted(tag=tag, reason=said, intent_at=self._at)
+        # `OutcomeUnknown`, or what no route is to say: either way nobody knows whether there is a job.
+        log.warning("run %s: %s; looking for its job before anything else", tag.run_id, said)
+        self._round.unanswered = True
+        return Unanswered(tag=tag, reason=said, intent_at=self._at)
 
     def _given_back(self, tag: RunTag, reason: str) -> NotSubmitted:
         return NotSubmitted(tag=tag, reason=reason, given_back=True, intent_at=self._at)
 
-    def _take(self, item: _Ready, outcome: Outcome) -> None:
+    def _keep(self, tag: RunTag, outcome: Outcome) -> None:
+        """Have an outcome wait for others to be committed with."""
         if not isinstance(outcome, Unanswered):
-            self._memory.first_seen_s.pop((item.tag, self._at), None)
+            self._memory.first_seen_s.pop((tag, self._at), None)
         if not self._outcomes:
             self._oldest_s = self._clock()
         self._outcomes.append(outcome)
-        if self._clock() - self._oldest_s >= OUTCOMES_HELD_S:
-            self._commit()
 
     def _commit(self) -> None:
         outcomes, self._outcomes = self._outcomes, []

@@ -8,12 +8,12 @@ itself and never guesses: what it doesn't know it says (`OutcomeUnknown`), and w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar
 
-from orchestrator.errors import SubmitRefused
+from orchestrator.errors import GatewayError, SubmitRefused
 from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
 
 CLOCK_DIFFERENCE = timedelta(minutes=5)
@@ -22,6 +22,9 @@ CLOCK_DIFFERENCE = timedelta(minutes=5)
 CLOCK_JUMP = timedelta(days=1)
 """How far a clock may have been set, by hand or by a machine that woke up with a wrong one. A look that far back costs
 accounting more, so it is taken once, before absence is believed."""
+
+LOOK_AHEAD_S = 1.0
+"""How old a submission may be that was taken ahead, when it is sent."""
 
 WAITING_AGE_S = 10.0
 """How old what `Gateway.poll` tells of a job that waits may be."""
@@ -96,6 +99,21 @@ class Gateway(ABC):
         OutcomeUnknown
             No answer came; the job may exist. Look with `find` before trying again.
         """
+
+    def submit_each(self, submissions: Iterator[Submission]) -> Iterator[SubmittedJob | GatewayError | None]:
+        """Hand scripts over one after another, each as `submit` does, until one isn't accepted; give what each met.
+
+        What `submit` raises is given, and is the end. A route may take one submission more before it gives what became
+        of the last, so that SLURM needn't wait for its caller: of one that was taken after the one that wasn't
+        accepted None is given; it surely wasn't sent. One is sent within `LOOK_AHEAD_S` after it was taken, or not.
+        """
+        for submission in submissions:
+            try:
+                job = self.submit(submission)
+            except GatewayError as error:
+                yield error
+                return
+            yield job
 
     @abstractmethod
     def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,11 +29,13 @@ from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
 from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_missing_folder, refuse_other_users
 from orchestrator.slurm.pyslurm_job import describe
-from orchestrator.slurm.pyslurm_process import CallFailed, HelperProcess, NoAnswer, NotStarted
+from orchestrator.slurm.pyslurm_process import CallFailed, Conversation, HelperProcess, NoAnswer, NotStarted
 from orchestrator.slurm.states import job_state
 
 _BUILD = "script/build-pyslurm builds the one for this host's SLURM; name its Python in gateway.pyslurm_python"
 _LOOK = "look for the job by its tag before submitting it again"
+_AT_ONCE = 2
+"""Submissions handed to the helper: the one that it makes, and the next one."""
 _SLURMS_OWN_ERRORS = range(2000, 3000)
 """Numbers of ``slurm_errno.h`` that only the controller's own judgement of a request has."""
 
@@ -87,28 +91,52 @@ class PyslurmGateway(Gateway):
         return self._info
 
     def submit(self, submission: Submission) -> SubmittedJob:
-        refuse_other_users(submission, self.name)
-        refuse_missing_folder(submission)
-        cluster = self._known().cluster
-        asked = describe(submission, self._environment)
+        [answer] = self.submit_each(iter([submission]))
+        if not isinstance(answer, SubmittedJob):
+            raise answer or AssertionError("the only one was left out")
+        return answer
+
+    def submit_each(self, submissions: Iterator[Submission]) -> Iterator[SubmittedJob | GatewayError | None]:
+        first = next(submissions, None)
+        if first is None:
+            return
         try:
-            job = self._submitter.call(
-                "submit",
-                timeout_s=self._submit_timeout_s,
-                script=asked.script,
-                attributes=asked.attributes,
-                environment=asked.environment,
-            )
+            cluster = self._known().cluster
+            with self._submitter.conversation(timeout_s=self._submit_timeout_s) as conversation:
+                yield from self._submit_each(chain([first], submissions), conversation, cluster)
         except NotStarted as error:
-            raise _not_started(error) from error
-        except NoAnswer as error:
-            raise OutcomeUnknown(str(error), remedy=_LOOK) from error
-        except CallFailed as error:
-            raise _refusal(error) from error
-        if job["submit"] is None:
-            said = f"SLURM accepted job {job['id']}, then couldn't be asked when: {job['why']}"
-            raise OutcomeUnknown(said, remedy=_LOOK)
-        return SubmittedJob(identity=_identity(job, cluster), gateway=self.name)
+            yield _not_started(error)
+        except GatewayUnavailable as error:
+            yield error
+
+    def _submit_each(
+        self, submissions: Iterator[Submission], conversation: Conversation, cluster: str
+    ) -> Iterator[SubmittedJob | GatewayError | None]:
+        """Have the next submission lie ready while the helper is busy with one."""
+        under_way = deque[GatewayError | None]()
+        """What was taken: None for what was sent, the error for what can't be."""
+        takes_more = True
+        while True:
+            while takes_more and len(under_way) < _AT_ONCE:
+                submission = next(submissions, None)
+                if submission is not None:
+                    under_way.append(self._obstacle_or_sent(submission, conversation))
+                takes_more = submission is not None and under_way[-1] is None
+            if not under_way:
+                return
+            answer = under_way.popleft() or _received(conversation, cluster)
+            takes_more = takes_more and isinstance(answer, SubmittedJob)
+            yield answer
+
+    def _obstacle_or_sent(self, submission: Submission, conversation: Conversation) -> GatewayError | None:
+        try:
+            refuse_other_users(submission, self.name)
+            refuse_missing_folder(submission)
+            asked = describe(submission, self._environment)
+        except GatewayError as error:
+            return error
+        conversation.send("submit", script=asked.script, attributes=asked.attributes, environment=asked.environment)
+        return None
 
     def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
         earliest = since.replace(microsecond=0)
@@ -164,8 +192,21 @@ def _not_started(error: NotStarted) -> GatewayUnavailable:
     return GatewayUnavailable(f"pyslurm can't be used: {known}", remedy=known.remedy)
 
 
+def _received(conversation: Conversation, cluster: str) -> SubmittedJob | GatewayError | None:
+    try:
+        job = conversation.receive()
+    except NoAnswer as error:
+        return OutcomeUnknown(str(error), remedy=_LOOK)
+    except CallFailed as error:
+        return _refusal(error)
+    return None if job is None else SubmittedJob(identity=_identity(job, cluster), gateway=PyslurmGateway.name)
+
+
 def _refusal(error: CallFailed) -> GatewayError:
     """Tell a refusal for good from one for now and from an unknown outcome."""
+    if error.accepted is not None:
+        said = f"SLURM accepted job {error.accepted}, then couldn't be asked when: {error}"
+        return OutcomeUnknown(said, remedy=_LOOK)
     if not error.built:
         return SubmitRefused(f"pyslurm can't put the job together: {error}", remedy="correct the #SBATCH lines")
     known = submit_failure(f"{error.remarks}\nBatch job submission failed: {error}")

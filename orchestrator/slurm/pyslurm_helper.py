@@ -1,9 +1,12 @@
 """The process in which libslurm is called: pyslurm, spoken to in lines of JSON.
 
 Run as a file by the interpreter that has pyslurm (3.8 or newer), which needn't have the orchestrator: nothing of it is
-imported here. In: a request per line on standard input, ``[call, {argument: value}]``. Out: an answer per line on what
-was standard output, ``{"answer": …}`` or ``{"error": {…}}``; the first line says which releases meet here, or that
-pyslurm can't be imported. Whatever libslurm prints goes to standard error.
+imported here. In: a request per line on standard input, ``[conversation, begin by, [call, {argument: value}]]``. Out:
+an answer per line on what was standard output, ``{"answer": …}`` or ``{"error": {…}}``, with what libslurm printed
+meanwhile; the first line says which releases meet here, or that pyslurm can't be imported.
+
+After a call that failed no other one of its conversation is made, nor one that waited beyond the time by which it was
+to begin (of the monotonic clock, or null), nor any after that: the answer to those is null.
 
 A call can hang, and holds the interpreter's lock all the time; the gateway then kills this process. It ends with the
 service, even in the middle of a call: the first argument is the descriptor of a pipe whose other end the service holds.
@@ -19,7 +22,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,7 @@ _ANY_NUMBER = "4294967294"
 """NO_VAL as text: of the number, or of nothing at all, pyslurm would make a 1."""
 _BEFORE_SENDING = (ValueError, TypeError, OverflowError)
 """What pyslurm raises while it puts a job together; SLURM's own answers come as its RPCError."""
+_STANDARD_ERROR = 2
 _WITHOUT_EXIT_CODE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETED"})
 
 
@@ -48,6 +53,14 @@ def load() -> tuple[Any, Mapping[str, Any]]:
     return pyslurm, {"answer": {"pyslurm": pyslurm.__version__, "api": f"{year:02d}.{month:02d}"}}
 
 
+class NotReadBack(Exception):
+    """The job is there, its submit time isn't known."""
+
+    def __init__(self, job_id: int, why: str) -> None:
+        super().__init__(why)
+        self.accepted = job_id
+
+
 class Calls:
     """What may be asked for; every public method is a call."""
 
@@ -61,14 +74,14 @@ class Calls:
         return {name: config.get(name) or "" for name in ("cluster_name", "version", "accounting_storage_type")}
 
     def submit(self, script: str, attributes: Mapping[str, Any], environment: Mapping[str, str]) -> Mapping[str, Any]:
-        """Hand a script over; return the job's id and submit time (seconds since 1970), or why that isn't known."""
+        """Hand a script over; return the job's id and submit time (seconds since 1970)."""
         description = self._description(**attributes)
         with _as_file(script) as description.script, _environment(environment):
             job_id = description.submit()
         try:
             return {"id": job_id, "submit": self._pyslurm.Job.load(job_id).submit_time}
-        except Exception as error:  # noqa: BLE001 - whatever it is, the job is there
-            return {"id": job_id, "submit": None, "why": str(error)}
+        except Exception as error:  # whatever it is, the job is there
+            raise NotReadBack(job_id, str(error)) from error
 
     def jobs(
         self, uid: int, ids: list[int] | None = None, name: str | None = None, comment: str | None = None
@@ -149,17 +162,25 @@ def _as_file(text: str) -> Iterator[str]:
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Make the process's environment the job's, byte for byte, during the submission: libslurm takes it from there."""
-    own = dict(os.environ)
     mask = os.umask(0)
     os.umask(mask)
+    jobs = {**variables, "SLURM_SUBMIT_HOST": socket.gethostname(), "SLURM_UMASK": f"{mask:04o}"}
+    jobs.update(SLURM_PRIO_PROCESS=str(os.getpriority(os.PRIO_PROCESS, 0)), **_limits())
+    own = dict(os.environ)
     try:
-        os.environ.clear()
-        os.environ.update(variables, SLURM_SUBMIT_HOST=socket.gethostname(), SLURM_UMASK=f"{mask:04o}")
-        os.environ.update(SLURM_PRIO_PROCESS=str(os.getpriority(os.PRIO_PROCESS, 0)), **_limits())
+        _become(jobs)
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(own)
+        _become(own)
+
+
+def _become(wanted: Mapping[str, str]) -> None:
+    """Change what differs: most variables of a job are the process's own."""
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def _limits() -> dict[str, str]:
@@ -177,31 +198,54 @@ def _end_with(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def answer(calls: Calls, line: str) -> Mapping[str, Any]:
+def answer(calls: Calls, call: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the answer to one request."""
-    call, arguments = json.loads(line)
     try:
         return {"answer": getattr(calls, call)(**arguments)}
     except Exception as error:  # noqa: BLE001 - every failure is told to the gateway, which knows what it means
         text, number = str(error), getattr(error, "errno", None)
         if isinstance(error, ValueError) and len(error.args) == 2:  # the older interface
             text, number = error.args
-        return {"error": {"text": text, "number": number, "built": not isinstance(error, _BEFORE_SENDING)}}
+        built, accepted = not isinstance(error, _BEFORE_SENDING), getattr(error, "accepted", None)
+        return {"error": {"said": text, "number": number, "built": built, "accepted": accepted}}
+
+
+def answers(calls: Calls, requests: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    """Give the answer to each request."""
+    over = None
+    for line in requests:
+        conversation, begin_by, (call, arguments) = json.loads(line)
+        if begin_by is not None and time.monotonic() > begin_by:
+            over = conversation
+        said = {"answer": None} if conversation == over else answer(calls, call, arguments)
+        if "error" in said:
+            over = conversation
+        yield {**said, "remarks": _remarks()}
+
+
+def _remarks() -> str:
+    """Return what libslurm printed since the last time."""
+    size = os.fstat(_STANDARD_ERROR).st_size
+    if size == 0:
+        return ""
+    text = os.pread(_STANDARD_ERROR, size, 0).decode(errors="replace")
+    os.lseek(_STANDARD_ERROR, 0, os.SEEK_SET)
+    os.ftruncate(_STANDARD_ERROR, 0)
+    return text
 
 
 def main() -> None:
     """Answer requests until there are no more."""
     channel = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)
+    os.dup2(_STANDARD_ERROR, 1)
     _end_with(int(sys.argv[1]))
     pyslurm, said = load()
     channel.write(f"{json.dumps(said)}\n")
     channel.flush()
     if pyslurm is None:
         return
-    calls = Calls(pyslurm)
-    for line in sys.stdin:
-        channel.write(f"{json.dumps(answer(calls, line))}\n")
+    for said in answers(Calls(pyslurm), sys.stdin):
+        channel.write(f"{json.dumps(said)}\n")
         channel.flush()
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.listening.credentials import read_credentials
 from orchestrator.messages import start_document
 from orchestrator.planning import plan, run_id_of
-from orchestrator.records import CollectionStart, RunTag, Submission
+from orchestrator.records import CollectionStart, RunTag, Submission, SubmittedJob
 from orchestrator.rendering import render
 from orchestrator.service import Service, open_doors, open_gateway, open_store
 from orchestrator.settings import Settings
@@ -56,18 +57,26 @@ class Submissions:
 
     def watch(self, gateway: Gateway) -> Gateway:
         """Have a gateway note its submissions here."""
-        submit = gateway.submit
+        submit_each = gateway.submit_each
 
-        def timed(submission: Submission) -> Any:
-            began_s = time.perf_counter()
-            job = submit(submission)
-            with self.news:
-                self.began_s[submission.tag.run_id] = began_s
-                self.ended_s[submission.tag.run_id] = time.perf_counter()
-                self.news.notify_all()
-            return job
+        def timed(submissions: Iterator[Submission]) -> Iterator[Any]:
+            taken: deque[str] = deque()
 
-        vars(gateway)["submit"] = timed
+            def noted() -> Iterator[Submission]:
+                for submission in submissions:
+                    taken.append(submission.tag.run_id)
+                    self.began_s[taken[-1]] = time.perf_counter()
+                    yield submission
+
+            for answer in submit_each(noted()):
+                run_id = taken.popleft()
+                if isinstance(answer, SubmittedJob):
+                    with self.news:
+                        self.ended_s[run_id] = time.perf_counter()
+                        self.news.notify_all()
+                yield answer
+
+        vars(gateway)["submit_each"] = timed
         return gateway
 
     def wait_for(self, run_ids: Sequence[str]) -> None:
@@ -155,8 +164,9 @@ def gateway_loop(settings: Settings) -> Loop:
     def loop(number: int) -> float:
         submissions = list(_ready(settings, number))
         began_s = time.perf_counter()
-        for submission in submissions:
-            gateway.submit(submission)
+        for answer in gateway.submit_each(iter(submissions)):
+            if not isinstance(answer, SubmittedJob):
+                raise answer or OrchestratorError("a submission was given back")
         return time.perf_counter() - began_s
 
     return loop

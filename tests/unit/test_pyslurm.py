@@ -15,7 +15,7 @@ from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefuse
 from orchestrator.records import BatchScript, JobIdentity, RunTag, Submission, utc_now
 from orchestrator.slurm.pyslurm import PyslurmGateway
 from orchestrator.slurm.pyslurm_job import describe, hosts
-from orchestrator.slurm.pyslurm_process import HelperProcess, NoAnswer
+from orchestrator.slurm.pyslurm_process import Conversation, HelperProcess, NoAnswer
 
 TAG = RunTag(run_id="7f", attempt=2)
 
@@ -107,7 +107,7 @@ def test_answer_to_a_call_that_was_broken_off_is_not_taken_for_the_next_ones(
     helper = HelperProcess(Path(sys.executable), {**os.environ, "PYTHONPATH": str(package(tmp_path, OTHER_RELEASE))})
     helper.call("config", timeout_s=20)
     with monkeypatch.context() as patch:
-        patch.setattr(helper, "_line", interrupted)
+        patch.setattr(Conversation, "_next", interrupted)
         with pytest.raises(KeyboardInterrupt):
             helper.call("no such call", timeout_s=20)
     assert helper.call("config", timeout_s=20)["cluster_name"] == "c"
