@@ -30,6 +30,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,20 +170,23 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644, dur
     OSError
         As the file system says (no space, no permission); nothing is left behind.
     """
-    data = content.encode() if isinstance(content, str) else content
-    name = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    left = memoryview(content.encode() if isinstance(content, str) else content)
+    name = f"{path.parent}/.{path.name}.{secrets.token_hex(6)}"
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
+        try:
+            while left:
+                left = left[os.write(descriptor, left) :]
             os.fchmod(descriptor, mode)
-            stream.flush()
             # Before the file has its name: what has it is whole, after a loss of power too.
             if durable:
                 os.fsync(descriptor)
-        name.replace(path)
+        finally:
+            os.close(descriptor)
+        os.replace(name, path)  # noqa: PTH105 - many files are written this way
     except BaseException:
-        name.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(name)  # noqa: PTH108
         raise
 
 

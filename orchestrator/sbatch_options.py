@@ -69,6 +69,8 @@ def shown(value: Value, limit: int = 60) -> str:
 
 
 def _one_line(text: str) -> None:
+    if UNQUOTED.fullmatch(text) and not text.startswith("-"):
+        return  # most of all
     for character in text:
         if character in "\r\n":
             raise ValueError("contains a newline, which would end the #SBATCH line")

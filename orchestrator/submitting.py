@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from orchestrator.back_pressure import BackPressure, HeldRuns, Queue
 from orchestrator.chaining import Go, Never, Wait, decide
@@ -44,6 +45,7 @@ from orchestrator.provenance import (
 )
 from orchestrator.records import JobIdentity, RunState, RunTag, Submission, SubmittedJob, utc_now
 from orchestrator.rendering import render
+from orchestrator.runs import make_durable
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import Gateway
 
@@ -321,11 +323,12 @@ class Submitter:
 
     def _written(self, items: Sequence[_Ready]) -> list[tuple[_Ready, OSError | None]]:
         """Write the directories of runs; return with each what stood in the way."""
+        written = [_try_to_write(item) for item in items]
         if len(items) < 2:
-            obstacles = [_try_to_write(item) for item in items]
+            obstacles = [_try_to_make_durable(needed) for needed in written]
         else:  # side by side, because the file system makes many files durable in the time of one
             with ThreadPoolExecutor(4) as pool:
-                obstacles = list(pool.map(_try_to_write, items))
+                obstacles = list(pool.map(_try_to_make_durable, written))
         reached(CrashPoint.DIRECTORY_WRITTEN)
         return list(zip(items, obstacles, strict=True))
 
@@ -529,9 +532,21 @@ def _queue_of(planned: PlannedRun) -> Queue:
     return Queue(asked.partition, asked.account, asked.qos, planned.plan.submit_as)
 
 
-def _try_to_write(item: _Ready) -> OSError | None:
+def _try_to_write(item: _Ready) -> Sequence[Path] | OSError:
+    """Write a run's directory; return what is to be made durable of it, or what stood in the way."""
     try:
-        write_directory(item.planned, item.submission.script)
+        return write_directory(item.planned, item.submission.script)
+    except OSError as error:
+        return error
+
+
+def _try_to_make_durable(needed: Sequence[Path] | OSError) -> OSError | None:
+    """Make files durable, if there are any; return what stood in the way, then or before."""
+    if isinstance(needed, OSError):
+        return needed
+    try:
+        for path in needed:
+            make_durable(path)
     except OSError as error:
         return error
     return None

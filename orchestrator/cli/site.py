@@ -18,7 +18,7 @@ from orchestrator.cli.wording import program_of
 from orchestrator.errors import InvalidTemplate, OrchestratorError
 from orchestrator.planning import plan_recipe
 from orchestrator.records import CollectionStart
-from orchestrator.rendering import TemplateFolder, compile_template, render
+from orchestrator.rendering import compile_template, render, template_names
 from orchestrator.settings import Settings, load_settings
 from orchestrator.slurm.choice import choose
 
@@ -111,7 +111,7 @@ def _tried(subject: str, action: Callable[[], str]) -> Finding:
 
 
 def _templates(settings: Settings) -> Iterator[Finding]:
-    for name in TemplateFolder(settings.templates).names():
+    for name in template_names(settings.templates):
 
         def compiled(name: str = name) -> str:
             compile_template(name, settings.templates)

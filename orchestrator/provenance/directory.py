@@ -9,11 +9,17 @@ from pathlib import Path
 from orchestrator.provenance.documents import encoded, plan_to_json
 from orchestrator.provenance.rows import PlannedRun
 from orchestrator.records import BatchScript, Json
-from orchestrator.runs import RunDirectory, make_durable, write_atomically
+from orchestrator.runs import RunDirectory, write_atomically
 
 
-def write_directory(planned: PlannedRun, script: BatchScript) -> None:
-    """Write all that is known of a run before its job into its directory; what the job needs is durable afterwards.
+def write_directory(planned: PlannedRun, script: BatchScript) -> Sequence[Path]:
+    """Write all that is known of a run before its job into its directory.
+
+    Returns
+    -------
+    Sequence[Path]
+        What the job needs: SLURM keeps the script, the database all of it. It has to be made durable before there may
+        be a job; under its name, so that its folders are so too.
 
     Raises
     ------
@@ -36,16 +42,15 @@ def write_directory(planned: PlannedRun, script: BatchScript) -> None:
     for path, content in files.items():
         write_atomically(path, content, durable=False)
     write_atomically(directory.script, script.text, mode=0o755, durable=False)
-    # The only file that the job needs: SLURM keeps the script, the database all of it. Made durable under its name,
-    # its folders are so too.
-    array = planned.plan.array
-    tasks: Sequence[int | None] = [None] if array is None else range(len(array.values))
-    for task in tasks:
-        attempt.task(task).path.mkdir(parents=True, exist_ok=True)
-        parameters = _document(planned.plan.parameter_values(task))
-        write_atomically(directory.parameters_of(task), parameters, durable=False)
-    for task in tasks:
-        make_durable(directory.parameters_of(task))
+    tasks: Sequence[int | None] = [None]
+    if planned.plan.array is not None:
+        tasks = range(len(planned.plan.array.values))
+        for number in tasks:
+            attempt.task(number).path.mkdir(parents=True, exist_ok=True)
+    needed = [directory.parameters_of(task) for task in tasks]
+    for task, path in zip(tasks, needed, strict=True):
+        write_atomically(path, _document(planned.plan.parameter_values(task)), durable=False)
+    return needed
 
 
 def _document(values: Mapping[str, Json]) -> str:

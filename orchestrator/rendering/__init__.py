@@ -9,6 +9,6 @@ script a value stands and how it must be written there.
 from __future__ import annotations
 
 from orchestrator.rendering.script import MAX_SCRIPT_BYTES, compile_template, render, template_variables
-from orchestrator.rendering.template_folder import TemplateFolder
+from orchestrator.rendering.template_folder import template_names
 
-__all__ = ["MAX_SCRIPT_BYTES", "TemplateFolder", "compile_template", "render", "template_variables"]
+__all__ = ["MAX_SCRIPT_BYTES", "compile_template", "render", "template_names", "template_variables"]

@@ -16,7 +16,9 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from orchestrator.errors import InvalidTemplate
 from orchestrator.records import BatchScript, JobPlan, RunTag
 from orchestrator.rendering.shell_quoting import Misplaced, Spot, place_values, quote
-from orchestrator.rendering.template_folder import PARTIAL, TemplateFolder
+from orchestrator.rendering.template_folder import PARTIAL, Reading, TemplateFolder, template_names
 from orchestrator.runs import RunDirectory
 from orchestrator.sbatch_options import PathText, directive, shown
 
@@ -39,6 +41,8 @@ MAX_ROUNDS = 10_000
 """Rounds of all loops of a script together; a template with more has a mistake that would hold up the service."""
 
 _SHEBANG = re.compile(r"#!(/usr)?/bin/(env )?bash\n")
+_COMMAND = re.compile(r"^(?![#\x02]).*\S", re.MULTILINE)
+"""A line that is neither a comment nor a value of its own."""
 _DIRECTIVE = re.compile(r"[ \t]*#(SBATCH|PBS|BSUB)")
 """What sbatch reads as options; it takes those of PBS and LSF too."""
 
@@ -73,9 +77,9 @@ def render(plan: JobPlan, attempt: int, templates: Path) -> BatchScript:
         Naming the template's file and line: it doesn't exist, has a syntax error or an undefined variable, puts a value
         where none may stand, or hands ``sbatch()`` a value that its option doesn't take.
     """
-    rendering = _Rendering(TemplateFolder(templates))
+    rendering = _Rendering(templates)
     text = rendering.script(plan.template, template_variables(plan, attempt))
-    return BatchScript(text=text, template_name=plan.template, template_text=rendering.folder.text_of_all_loaded())
+    return BatchScript(text=text, template_name=plan.template, template_text=rendering.all_texts())
 
 
 def compile_template(name: str, templates: Path) -> None:
@@ -86,7 +90,7 @@ def compile_template(name: str, templates: Path) -> None:
     InvalidTemplate
         Naming the template's file and line.
     """
-    _Rendering(TemplateFolder(templates)).compile(name)
+    _Rendering(templates).compile(name)
 
 
 def template_variables(plan: JobPlan, attempt: int) -> dict[str, object]:
@@ -174,21 +178,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-class _Rendering:
+class _Rendering(Reading):
     """One rendering; holds the values until they are put into the script."""
 
-    def __init__(self, folder: TemplateFolder) -> None:
-        self.folder = folder
+    def __init__(self, templates: Path) -> None:
+        super().__init__()
+        self._environment, self.folder = _environment(templates)
         self._nonce = secrets.token_hex(8)
         self._values: list[_Value] = []
         self._rounds = 0
-        self._environment = _Sandbox(
-            loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-            finalize=self._only_placeholders, autoescape=False, cache_size=0,
-        )  # fmt: skip
-        self._environment.filters[folder.PLACEHOLDER_FILTER] = self._placeholder
-        self._environment.filters[folder.COUNTED_FILTER] = self._counted
-        self._environment.globals = {"sbatch": _sbatch, "range": self._environment.globals["range"]}
 
     def script(self, template: str, variables: Mapping[str, object]) -> str:
         text = self._without_unset_directives(self._rendered(template, variables))
@@ -221,7 +219,8 @@ class _Rendering:
 
     @contextmanager
     def _readable(self, template: str) -> Iterator[None]:
-        """Word what is wrong with a template as a file or as a program."""
+        """Have the templates belong to this rendering; word what is wrong with one as a file or as a program."""
+        before = _current.set(self)
         try:
             yield
         except TemplateNotFound as error:
@@ -235,7 +234,7 @@ class _Rendering:
         except UnicodeDecodeError as error:
             line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
             raise InvalidTemplate(
-                f"{self.folder.path / self.folder.latest}, line {line}: byte 0x{byte:02x} isn't UTF-8",
+                f"{self.folder.path / self.latest}, line {line}: byte 0x{byte:02x} isn't UTF-8",
                 remedy="save the template in UTF-8",
             ) from error
         except (RecursionError, MemoryError, SyntaxError) as error:
@@ -243,36 +242,31 @@ class _Rendering:
                 f"{self.folder.path / template}: nested too deeply or too large: {error}",
                 remedy="a template may not include itself, and needs few levels of blocks and parentheses",
             ) from error
+        finally:
+            _current.reset(before)
 
     def _not_found(self, error: TemplateNotFound) -> InvalidTemplate:
         return InvalidTemplate(
             f"{self.folder.path}: there is no template {error.name!r}",
-            remedy=f"its templates are: {', '.join(self.folder.names()) or 'none'}",
+            remedy=f"its templates are: {', '.join(template_names(self.folder.path)) or 'none'}",
         )
 
     # ------------------------------------------------------------------------------------------- placeholders
 
-    # Filters that take the context are never called while compiling: renderings share what is compiled.
-
-    @pass_context
-    def _placeholder(self, _context: Context, value: object, template: str, line: int) -> _Placeholder:
+    def placeholder(self, value: object, template: str, line: int) -> _Placeholder:
+        """Keep a value and return what stands for it."""
         if isinstance(value, StrictUndefined):
             str(value)  # raises, with the name that isn't defined
         self._values.append(_Value(value, template, line))
         return _Placeholder(f"\x02{self._nonce}:{len(self._values) - 1}\x03")
 
-    @pass_context
-    def _counted(self, _context: Context, values: Iterable[object]) -> Iterator[object]:
+    def counted(self, values: Iterable[object]) -> Iterator[object]:
+        """Give the values of a loop, as long as the script has few rounds."""
         for value in values:
             self._rounds += 1
             if self._rounds > MAX_ROUNDS:
                 raise SecurityError(f"the loops of this script go round more than {MAX_ROUNDS} times")
             yield value
-
-    def _only_placeholders(self, value: object) -> object:
-        if type(value) is not _Placeholder:
-            raise TypeError(f"{shown(value)} reached the script in a way that isn't {{{{ value }}}}")
-        return value
 
     def _spots(self, text: str) -> list[Spot]:
         found = (match for match in _PLACE.finditer(text) if match[1] == self._nonce)
@@ -339,6 +333,43 @@ class _Rendering:
         return InvalidTemplate(f"{place}: {error}", remedy=error.remedy)
 
 
+# ------------------------------------------------------------------------------------- what all renderings share
+
+_current: ContextVar[_Rendering] = ContextVar("rendering")
+
+
+@lru_cache(maxsize=32)
+def _environment(templates: Path) -> tuple[_Sandbox, TemplateFolder]:
+    folder = TemplateFolder(templates, _current.get)
+    environment = _Sandbox(
+        loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        finalize=_only_placeholders, autoescape=False, cache_size=0,
+    )  # fmt: skip
+    environment.filters[folder.PLACEHOLDER_FILTER] = _placeholder
+    environment.filters[folder.COUNTED_FILTER] = _counted
+    environment.globals = {"sbatch": _sbatch, "range": environment.globals["range"]}
+    return environment, folder
+
+
+# Filters that take the context are never called while compiling.
+
+
+@pass_context
+def _placeholder(_context: Context, value: object, template: str, line: int) -> _Placeholder:
+    return _current.get().placeholder(value, template, line)
+
+
+@pass_context
+def _counted(_context: Context, values: Iterable[object]) -> Iterator[object]:
+    return _current.get().counted(values)
+
+
+def _only_placeholders(value: object) -> object:
+    if type(value) is not _Placeholder:
+        raise TypeError(f"{shown(value)} reached the script in a way that isn't {{{{ value }}}}")
+    return value
+
+
 def _syntax_error(error: TemplateSyntaxError) -> InvalidTemplate:
     return InvalidTemplate(
         f"{error.filename or error.name}, line {error.lineno}: {error.message}",
@@ -377,8 +408,7 @@ def _directive_line(line: Verbatim, context: str, before: str, after: str) -> st
     """Return a directive, having checked that sbatch will see it: in the head, at the start of a line of its own."""
     if context != "plain" or not (before.endswith("\n") and after == "\n"):
         raise ValueError("must stand alone on its line")
-    head = [row for row in before.splitlines() if row.strip() and not row.startswith(("#", "\x02"))]
-    if head:
+    if _COMMAND.search(before):
         raise ValueError("stands behind the first command, where sbatch doesn't look any more")
     return str(line)
 

@@ -7,19 +7,23 @@ is quoted (macros, captured blocks, filters over blocks) are refused.
 
 from __future__ import annotations
 
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
 from typing import ClassVar
 
 from jinja2 import Environment, FileSystemLoader, Template, nodes
-from jinja2.utils import LRUCache
 
 from orchestrator.errors import InvalidTemplate
 
 PARTIAL = "_sbatch.j2"
 """The only template that writes ``#SBATCH`` lines."""
+
+_STEP_NS = 2_000_000_000
+"""The longest step of a file system's clock."""
 
 _REFUSED: tuple[type[nodes.Node], ...] = (
     nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock, nodes.Import, nodes.FromImport,
@@ -27,43 +31,59 @@ _REFUSED: tuple[type[nodes.Node], ...] = (
 )  # fmt: skip
 
 
-class TemplateFolder(FileSystemLoader):
-    """Loads templates from one folder, checks them, and remembers what it loaded.
+class Reading:
+    """What one rendering reads."""
 
-    Files are read anew each time, so that an edit counts at once; a text that was compiled before isn't compiled again.
-    All environments that use this loader must have the same options and filters.
+    def __init__(self) -> None:
+        self.latest = ""
+        """Name of the template that was asked for last."""
+        self._texts: dict[str, str] = {}
+
+    def note(self, name: str, text: str) -> None:
+        """Keep the text of a template."""
+        self._texts[name] = text
+
+    def all_texts(self) -> str:
+        """Return the text of every template read so far, each headed by its name, in the order of reading."""
+        return "".join(f"{{# ---- {name} ---- #}}\n{text}" for name, text in self._texts.items())
+
+
+@dataclass(frozen=True)
+class _Known:
+    state: tuple[int, ...] | None
+    text: str
+    template: Template
+
+
+class TemplateFolder(FileSystemLoader):
+    """Loads templates from one folder, checks them, and tells the rendering that asks for them what it loaded.
+
+    An edit of a file counts at once. For one environment, whose templates are shared by all renderings.
     """
 
     PLACEHOLDER_FILTER: ClassVar[str] = "placeholder for a value"
     """Not a name that a template could write."""
     COUNTED_FILTER: ClassVar[str] = "rounds of a loop"
-    _codes: ClassVar[LRUCache] = LRUCache(256)
-    """Compiled templates by name, file and text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Callable[[], Reading]) -> None:
         super().__init__(path)
         self.path = path
-        self.latest = ""
-        """Name of the template that was asked for last."""
-        self._loaded: dict[str, str] = {}
-
-    def names(self) -> list[str]:
-        """Return the names of the templates that plans may use: partials begin with an underscore."""
-        return sorted(name for name in self.list_templates() if not name.startswith("_") and name.endswith(".j2"))
-
-    def text_of_all_loaded(self) -> str:
-        """Return the text of every template loaded so far, each headed by its name, in the order of loading."""
-        return "".join(f"{{# ---- {name} ---- #}}\n{text}" for name, text in self._loaded.items())
+        self._reading = reading
+        self._known: dict[str, _Known] = {}
 
     def load(self, environment: Environment, name: str, globals: Mapping[str, object] | None = None) -> Template:  # noqa: A002
-        """Read, check and compile one template."""
-        self.latest = name
-        source, filename, uptodate = self.get_source(environment, name)
-        code = self._codes.get((name, filename, source))
-        if code is None:
-            code = self._codes[name, filename, source] = self._compiled(environment, source, name, filename)
-        self._loaded[name] = source
-        return environment.template_class.from_code(environment, code, dict(globals or {}), uptodate)
+        """Read, check and compile one template, unless its file is the one that was read before."""
+        reading = self._reading()
+        reading.latest = name
+        state, known = _state(self.path / name), self._known.get(name)
+        if known is None or known.state is None or known.state != state:
+            source, filename, uptodate = self.get_source(environment, name)
+            code = self._compiled(environment, source, name, filename)
+            template = environment.template_class.from_code(environment, code, dict(globals or {}), uptodate)
+            # The state is of before: what is edited in between is read again the next time.
+            known = self._known[name] = _Known(state, source, template)
+        reading.note(name, known.text)
+        return known.template
 
     def _compiled(self, environment: Environment, source: str, name: str, filename: str) -> CodeType:
         tree = environment.parse(source, name, filename)
@@ -109,4 +129,21 @@ class TemplateFolder(FileSystemLoader):
                 )
 
 
-__all__ = ["PARTIAL", "TemplateFolder"]
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what changes with a file's content; None where that can't be relied upon."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    # The clock of a file system has steps: within one, two edits look alike.
+    settled = abs(time.time_ns() - found.st_mtime_ns) > _STEP_NS
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if settled else None
+
+
+def template_names(path: Path) -> list[str]:
+    """Return the names of a folder's templates that plans may use: partials begin with an underscore."""
+    names = FileSystemLoader(path).list_templates()
+    return sorted(name for name in names if not name.startswith("_") and name.endswith(".j2"))
+
+
+__all__ = ["PARTIAL", "Reading", "TemplateFolder", "template_names"]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import getopt
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from orchestrator.errors import SubmitRefused
 from orchestrator.sbatch_options import OPTIONS, flag
@@ -30,6 +31,12 @@ _MORE_WITH_VALUE = ("array", "input", "mincpus", "prefer", "tmp")
 _MORE_FLAGS = ("hold",)
 _WITH_VALUE = tuple(f"{name}=" for name in {*OPTIONS, *_MORE_WITH_VALUE} if OPTIONS.get(name) is not flag)
 _FLAGS = tuple({*(name for name, check in OPTIONS.items() if check is flag), *_MORE_FLAGS})
+_SPELLING = "".join(f"{letter}:" for letter in _SHORT) + "".join(_SHORT_FLAGS), [*_WITH_VALUE, *_FLAGS]
+"""For getopt: short options and long ones."""
+_LONG_NAME = {**_SHORT, **_SHORT_FLAGS}
+_QUOTING = re.compile(r"[\"'\\#]")
+_WORD = re.compile(r"[^ \t\r\n]+")
+"""What shlex takes a long time to find, where nothing is quoted."""
 _UNREADABLE = "correct the #SBATCH line, or leave the option out: it isn't known to this program"
 _MAY_HAVE_VALUE = re.compile(r"--(exclusive|nice)(=.*)?")
 _WITHOUT_VALUE = {"exclusive": "exclusive", "nice": "100"}
@@ -67,7 +74,11 @@ def read_options(script: str) -> Mapping[str, ScriptOption]:
     if (size := len(script.encode())) > SCRIPT_BYTES_MAX:
         said = f"the script has {size} bytes, and SLURM takes {SCRIPT_BYTES_MAX}"
         raise SubmitRefused(said, remedy="keep what is long in a file that the script reads")
-    return {option.name: option for number, text in sbatch_lines(script) for option in _options(number, text)}
+    return {
+        name: ScriptOption(name=name, value=value, place=_place(number, text))
+        for number, text in sbatch_lines(script)
+        for name, value in _options(number, text)
+    }
 
 
 def sbatch_lines(script: str) -> Iterator[tuple[int, str]]:
@@ -79,26 +90,39 @@ def sbatch_lines(script: str) -> Iterator[tuple[int, str]]:
             return
 
 
-def _options(number: int, text: str) -> Iterator[ScriptOption]:
-    place = f"line {number}: #SBATCH{text}"
+def _place(number: int, text: str) -> str:
+    return f"line {number}: #SBATCH{text}"
+
+
+def _options(number: int, text: str) -> Sequence[tuple[str, str]]:
     try:
-        words = shlex.split(text, comments=True)
-        yield from (_without_getopt(word, place) for word in words if _MAY_HAVE_VALUE.fullmatch(word))
-        short = "".join(f"{letter}:" for letter in _SHORT) + "".join(_SHORT_FLAGS)
-        others = [word for word in words if not _MAY_HAVE_VALUE.fullmatch(word)]
-        found, rest = getopt.getopt(others, short, [*_WITH_VALUE, *_FLAGS])
+        return _names_and_values(text)
     except (getopt.GetoptError, ValueError) as error:
-        raise SubmitRefused(f"{place}: {error}", remedy=_UNREADABLE) from error
+        raise SubmitRefused(f"{_place(number, text)}: {error}", remedy=_UNREADABLE) from error
+
+
+@lru_cache(maxsize=1024)
+def _names_and_values(text: str) -> Sequence[tuple[str, str]]:
+    """Return the options of a line; most lines of a site's scripts are the same again and again.
+
+    Raises
+    ------
+    GetoptError, ValueError
+        When they can't be read.
+    """
+    words = shlex.split(text, comments=True) if _QUOTING.search(text) else _WORD.findall(text)
+    others = [word for word in words if not _MAY_HAVE_VALUE.fullmatch(word)]
+    found, rest = getopt.getopt(others, *_SPELLING)
     if rest:
-        raise SubmitRefused(f"{place}: {rest[0]} is no option", remedy=_UNREADABLE)
-    for name, value in found:
-        bare = name.lstrip("-")
-        yield ScriptOption(name={**_SHORT, **_SHORT_FLAGS}.get(bare, bare), value=value, place=place)
+        raise ValueError(f"{rest[0]} is no option")
+    without_getopt = [_without_getopt(word) for word in words if _MAY_HAVE_VALUE.fullmatch(word)]
+    bare = ((name.lstrip("-"), value) for name, value in found)
+    return (*without_getopt, *((_LONG_NAME.get(name, name), value) for name, value in bare))
 
 
-def _without_getopt(word: str, place: str) -> ScriptOption:
+def _without_getopt(word: str) -> tuple[str, str]:
     name, _, value = word.removeprefix("--").partition("=")
-    return ScriptOption(name=name, value=value or _WITHOUT_VALUE[name], place=place)
+    return name, value or _WITHOUT_VALUE[name]
 
 
 def time_limit_s(text: str) -> float | None:

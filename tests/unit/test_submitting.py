@@ -11,7 +11,7 @@ import pytest
 from orchestrator import submitting
 from orchestrator.dispatching import cancel
 from orchestrator.errors import StoreUnavailable, SubmitRefused
-from orchestrator.provenance import Outcome, Store
+from orchestrator.provenance import Outcome, PlannedRun, Store
 from orchestrator.records import BatchScript, JobIdentity, JobPlan, RunState, SubmittedJob
 from orchestrator.slurm.memory import Meets
 from tests.unit.trip import Trip
@@ -25,9 +25,9 @@ def trip(tmp_path: Path) -> Trip:
 def test_a_call_that_would_come_long_after_its_intent_is_not_made(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
     write = submitting.write_directory
 
-    def slowly(*arguments: object) -> None:
+    def slowly(planned: PlannedRun, script: BatchScript) -> Sequence[Path]:
         trip.clock.ahead += timedelta(seconds=200)  # the machine was suspended, or the file system hung
-        write(*arguments)  # type: ignore[arg-type]
+        return write(planned, script)
 
     trip.start()
     trip.dispatcher.plan_waiting()
