@@ -362,6 +362,9 @@ class GatewayContract:
         reaches(gateway, second, JobState.CANCELLED)
         assert not (tmp_path / "ran").exists()
 
+    def foretell(self, gateway: Gateway, work: Work) -> None:
+        """Tell the gateway in memory what is to become of a submission; the others find out by themselves."""
+
     def goes_on(self, gateway: Gateway, job: JobIdentity, work: Work) -> None:
         """Let the gateway in memory play a job; the others run it by themselves."""
 
@@ -374,6 +377,39 @@ class GatewayContract:
         assert str(refusal.value)
         assert refusal.value.remedy
         assert gateway.find(tag, since=before) == ()
+
+    # -------------------------------------------------------------------------------------------- one after another
+
+    def test_submissions_that_follow_each_other_become_jobs_in_their_order(
+        self, gateway: Gateway, tmp_path: Path
+    ) -> None:
+        before, tags = utc_now(), [some_tag() for _ in range(5)]
+        answers = list(gateway.submit_each(submission_of(tmp_path, SUCCEEDS, tag) for tag in tags))
+        jobs = [answer.identity for answer in answers if isinstance(answer, SubmittedJob)]
+        assert len(jobs) == len(tags)
+        assert [job.job_id for job in jobs] == sorted(job.job_id for job in jobs)
+        found = [gateway.find(tag, since=before) for tag in tags]
+        assert [tuple(report.identity for report in reports) for reports in found] == [(job,) for job in jobs]
+
+    def test_after_one_that_is_refused_none_is_sent(self, gateway: Gateway, tmp_path: Path) -> None:
+        before, tags, taken = utc_now(), [some_tag() for _ in range(4)], list[RunTag]()
+        works = [SUCCEEDS, replace(SUCCEEDS, lines=self.refused), SUCCEEDS, SUCCEEDS]
+
+        def submissions() -> Iterator[Submission]:
+            for tag, work in zip(tags, works, strict=True):
+                taken.append(tag)
+                self.foretell(gateway, work)
+                yield submission_of(tmp_path, work, tag)
+
+        job, refusal, *others = gateway.submit_each(submissions())
+        assert isinstance(job, SubmittedJob)
+        assert isinstance(refusal, SubmitRefused)
+        assert others == [None] * (len(taken) - 2)
+        assert [len(gateway.find(tag, since=before)) for tag in tags] == [1, 0, 0, 0]
+        assert self.submit(gateway, tmp_path, SUCCEEDS).identity.job_id > job.identity.job_id
+
+    def test_with_nothing_to_submit_nothing_is_done(self, gateway: Gateway) -> None:
+        assert list(gateway.submit_each(iter(()))) == []
 
 
 class ScriptsRun(GatewayContract):
@@ -423,11 +459,14 @@ class TestMemory(GatewayContract):
 
     def submit(self, gateway: Gateway, folder: Path, work: Work, tag: RunTag | None = None) -> SubmittedJob:
         assert isinstance(gateway, MemoryGateway)
-        if work.lines == self.refused:
-            gateway.upcoming.append(Meets.REFUSAL)
+        self.foretell(gateway, work)
         job = super().submit(gateway, folder, work, tag)
         work.play(gateway, job.identity)
         return job
+
+    def foretell(self, gateway: Gateway, work: Work) -> None:
+        assert isinstance(gateway, MemoryGateway)
+        gateway.upcoming.append(Meets.REFUSAL if work.lines == self.refused else Meets.ACCEPTANCE)
 
     def goes_on(self, gateway: Gateway, job: JobIdentity, work: Work) -> None:
         assert isinstance(gateway, MemoryGateway)

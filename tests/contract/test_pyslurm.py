@@ -119,7 +119,7 @@ def shown(cluster: Stack, job: JobIdentity) -> dict[str, str]:
     own |= {name for name in fields if name.endswith("Time")}
     # Its number stands in names of files.
     return {
-        name: re.sub(rf"\b{job.job_id}\b", "ID", value) if "/" in value else value
+        name: re.sub(rf"\b{job.job_id}\b(?=[^/]*$)", "ID", value) if "/" in value else value
         for name, value in fields.items()
         if name not in own
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
@@ -12,7 +13,8 @@ from threading import Timer
 import pytest
 
 from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefused
-from orchestrator.records import BatchScript, JobIdentity, RunTag, Submission, utc_now
+from orchestrator.records import BatchScript, JobIdentity, RunTag, Submission, SubmittedJob, utc_now
+from orchestrator.slurm.gateway import LOOK_AHEAD_S
 from orchestrator.slurm.pyslurm import PyslurmGateway
 from orchestrator.slurm.pyslurm_job import describe, hosts
 from orchestrator.slurm.pyslurm_process import Conversation, HelperProcess, NoAnswer
@@ -166,6 +168,90 @@ def test_job_that_was_accepted_is_never_called_refused_whatever_goes_wrong_after
     unreadable = "\nclass Job:\n    def load(job_id): raise ValueError('no text')\n"
     with pytest.raises(OutcomeUnknown, match=r"accepted job 7, .* no text"):
         gateway(package(tmp_path, SUBMITS % "return 7" + unreadable)).submit(submission(folder=tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------- one after another
+
+ONE_AFTER_ANOTHER = """
+    made = 0
+    def __init__(self, **attributes): self.name = attributes["name"]
+    def submit(self):
+        JobSubmitDescription.made += 1
+        with open(os.environ["MADE"], "a") as file: file.write(self.name + "\\n")
+        %s
+        return JobSubmitDescription.made
+class Job:
+    submit_time = 1700000000
+    def load(job_id): return Job()
+"""
+
+
+def one_after_another(
+    tmp_path: Path, number: int, happens: str = "pass", *, timeout_s: float = 20, text: str = ""
+) -> tuple[list[object], list[str]]:
+    """Submit so many; return the answers, jobs by their ids, and the numbers of those that pyslurm was asked for."""
+    here, made = tmp_path / "package", tmp_path / "made"
+    here.mkdir()
+    lines = SUBMITS[: SUBMITS.index("    def __init__(self, **")] + ONE_AFTER_ANOTHER % happens
+    environment = {**os.environ, "PYTHONPATH": str(package(here, lines)), "MADE": str(made)}
+    route = PyslurmGateway(python=Path(sys.executable), submit_timeout_s=timeout_s, environment=environment)
+    one = replace(
+        submission(folder=tmp_path),
+        script=BatchScript(text=f"#!/bin/bash\n{text}", template_name="t", template_text=""),
+    )
+    each = (replace(one, tag=RunTag(run_id=str(count), attempt=1)) for count in range(number))
+    answers = [
+        answer.identity.job_id if isinstance(answer, SubmittedJob) else answer for answer in route.submit_each(each)
+    ]
+    route.close()
+    return answers, [line.removeprefix("run-").removesuffix(".1") for line in made.read_text().split()]
+
+
+def test_each_is_made_once_and_in_order(tmp_path: Path) -> None:
+    assert one_after_another(tmp_path, 30) == (list(range(1, 31)), [str(number) for number in range(30)])
+
+
+def test_large_scripts_follow_each_other_too(tmp_path: Path) -> None:
+    answers, made = one_after_another(tmp_path, 4, text=f"# {'x' * 1_000_000}\n")
+    assert (answers, made) == ([1, 2, 3, 4], ["0", "1", "2", "3"])
+
+
+@pytest.mark.parametrize(
+    ("happens", "error"),
+    [
+        ("raise RPCError(2000, 'Invalid partition name specified')", SubmitRefused),
+        ("raise RPCError(5004, 'Socket timed out on send/recv operation')", OutcomeUnknown),
+        ("os._exit(1)", OutcomeUnknown),
+        ("time.sleep(60)", OutcomeUnknown),
+    ],
+)
+def test_what_was_sent_ahead_of_one_that_failed_is_not_made(
+    tmp_path: Path, happens: str, error: type[Exception]
+) -> None:
+    answers, made = one_after_another(tmp_path, 5, f"if self.made == 2: {happens}", timeout_s=3)
+    assert (answers[0], type(answers[1]), answers[2:]) == (1, error, [None])
+    assert made == ["0", "1"]
+
+
+def test_what_waited_for_long_is_not_made(tmp_path: Path) -> None:
+    answers, made = one_after_another(tmp_path, 5, f"if self.made == 2: time.sleep({LOOK_AHEAD_S} + 0.5)")
+    assert answers[:2] == [1, 2]
+    assert set(answers[2:]) == {None}
+    assert made == ["0", "1"]
+
+
+def test_answers_that_came_before_the_helper_was_ended_count_and_the_call_after_them_is_open(tmp_path: Path) -> None:
+    helper = HelperProcess(Path(sys.executable), {**os.environ, "PYTHONPATH": str(package(tmp_path, OTHER_RELEASE))})
+    with helper.conversation(timeout_s=20) as conversation:
+        conversation.send("config")
+        conversation.send("config")
+        time.sleep(1)  # both answers are in the pipe
+        said = [conversation._break_off("the time is over"), *(conversation._next() for _ in range(3))]
+    assert [item["answer"]["cluster_name"] for item in said[:2] if isinstance(item, dict)] == ["c", "c"]
+    assert isinstance(said[2], NoAnswer)
+    assert said[3] == {"answer": None}
+    assert helper.call("config", timeout_s=20)["cluster_name"] == "c"
+    helper.close()
 
 
 # -------------------------------------------------------------------------------------------------- what is submitted
