@@ -29,7 +29,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended in either case
     say(f"seed {seed}, at least {options.trials} dispatches, everything in {directory}")
-    with Ground(directory, seed=seed, route=options.gateway) as ground:
+    with Ground(directory, seed=seed, route=options.gateway, pyslurm_python=options.pyslurm_python) as ground:
         campaign = Campaign(ground, seed=seed, batch=options.batch, say=say)
         try:
             campaign.run(options.kinds, dispatches=options.trials)
@@ -63,7 +63,13 @@ def _options() -> argparse.Namespace:
     add("--seed", type=int, metavar="N", help="decides everything that chance decides; drawn and printed if left out")
     add("--kinds", metavar="TEXT", help="only faults whose name contains this; several, separated by commas")
     add("--list", action="store_true", help="print the names of the faults and leave")
-    add("--gateway", choices=("cli", "rest"), default="cli", help="the service's route to SLURM (default: cli)")
+    add(
+        "--gateway",
+        choices=("cli", "rest", "pyslurm"),
+        default="cli",
+        help="the service's route to SLURM (default: cli)",
+    )
+    add("--pyslurm-python", type=Path, metavar="FILE", help="an interpreter that has pyslurm")
     add("--directory", type=Path, help="where everything goes and stays; a temporary one if left out")
     add("--json", action="store_true", help="print one JSON document instead of a table")
     options = parser.parse_args()

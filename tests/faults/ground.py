@@ -151,9 +151,10 @@ class SmallDisk:
 class Ground:
     """Everything that runs; a context manager."""
 
-    def __init__(self, directory: Path, *, seed: int, route: str = "cli") -> None:
+    def __init__(self, directory: Path, *, seed: int, route: str = "cli", pyslurm_python: Path | None = None) -> None:
         self.directory = directory
         self.route = route
+        self._pyslurm_python = pyslurm_python
         self._cleanup = ExitStack()
         self._seed = seed
         self._services: list[subprocess.Popen[bytes]] = []
@@ -257,14 +258,16 @@ class Ground:
         }
 
     def _gateway(self) -> dict[str, object]:
-        rest: dict[str, object] = {}
+        more: dict[str, object] = {}
+        if self._pyslurm_python is not None:
+            more = {"pyslurm_python": str(self._pyslurm_python)}
         if self.route == "rest":
             token = self.directory / "token"
             token.touch(mode=0o600)
             token.write_text(self.stack.token(lifespan_s=24 * 3600))
             url = f"http://{ports.LOOPBACK}:{self.slurm_door.port}"
-            rest = {"rest": {"url": url, "token_file": str(token)}}
-        return rest | {
+            more = {"rest": {"url": url, "token_file": str(token)}}
+        return more | {
             "route": self.route,
             "poll_interval_s": 0.5,
             "poll_interval_max_s": 2.0,
