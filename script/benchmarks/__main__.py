@@ -23,7 +23,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     kinds = parser.add_subparsers(dest="kind", required=True)
     command = kinds.add_parser("dispatch", help="from a message to an accepted job, and following active jobs")
     command.add_argument(
-        "--jobs", type=int, default=100, metavar="N", help="jobs per contender and round (%(default)s)"
+        "--jobs", type=int, default=300, metavar="N", help="jobs per contender and round (%(default)s)"
     )
     command.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds; medians are told (%(default)s)")
     command.add_argument(

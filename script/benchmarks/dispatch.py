@@ -200,6 +200,8 @@ class WholePath:
         )
         with service, publisher(self.settings) as send:
             self._through(send, new_uids(1))  # connected, warm
+            while service.store.count_active() > 1:  # the jobs of the round before, whose ends are recorded first
+                time.sleep(0.05)
             self.send = send
             yield service
 
