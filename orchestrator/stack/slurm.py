@@ -63,8 +63,9 @@ SETTINGS = {
     "SlurmdDebug": "info",
 }
 
-CGROUP_SETTINGS = "ConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n"
-"""Without effect unless a stack's own settings have TaskPlugin=task/cgroup; cgroup.conf(5)."""
+CGROUP_SETTINGS = "CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n"
+"""Without effect unless a stack's own settings have TaskPlugin=task/cgroup; cgroup.conf(5). This plugin does nothing
+until it is asked to: SLURM's own choice ends slurmd where no cgroups are mounted, or asks systemd for a scope."""
 
 
 def prepare(layout: Layout) -> bool:
