@@ -42,9 +42,11 @@ class Accepted:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """The message stands in the database and can't be used, for good."""
+    """The message can't be used, for good."""
 
     reason: str
+    recorded: bool = True
+    """Whether it stands in the database; with a fault in the program it may not."""
 
 
 TOGETHER_BYTES = 1024 * 1024
@@ -180,7 +182,7 @@ class Door(ABC):
             if len(raws) > 1:
                 return [verdict for raw in raws for verdict in self._answers(handler, [raw])]
             log.exception("%s: fault while handling a message from %s", self.name, raws[0].source)
-            return [Rejected(reason=f"fault in the orchestrator: {type(error).__name__}: {error}")]
+            return [Rejected(reason=f"fault in the orchestrator: {type(error).__name__}: {error}", recorded=False)]
 
     def _count_verdict(self, verdict: Verdict, source: str) -> None:
         if isinstance(verdict, Rejected):

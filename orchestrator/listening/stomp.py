@@ -3,10 +3,13 @@
 In: a queue. Out: calls of the handler with what has arrived; then an acknowledgement of each. What was rejected is
 first sent to the dead-letter queue, and the broker's receipt for it awaited. A message is never NACKed: ActiveMQ would
 put it into its own dead-letter queue. Unacknowledged messages come again by themselves when the connection ends.
+
+A dead-letter queue that can't be written holds up nobody: after some tries the database alone has the message.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -18,9 +21,12 @@ from orchestrator.listening.door import TOGETHER_BYTES, Door, Handler, Rejected,
 from orchestrator.records import RawMessage, sha256_of
 from orchestrator.settings import StompSettings, TlsSettings
 
+log = logging.getLogger(__name__)
+
 _SETTLED_AFTER_S = 10.0
 _MAX_REASON = 2000
 _LOOK_FOR_STOP_S = 0.2
+_TRIES_TO_PUT_ASIDE = 3
 
 
 class StompDoor(Door):
@@ -29,6 +35,8 @@ class StompDoor(Door):
     def __init__(self, settings: StompSettings, *, name: str = "stomp") -> None:
         super().__init__(name)
         self._settings = settings
+        self._not_put_aside: dict[str, int] = {}
+        """How often the dead-letter queue didn't take a message, by its digest."""
 
     def _run(self, handler: Handler) -> None:
         while not self._stopping.is_set():
@@ -69,14 +77,28 @@ class StompDoor(Door):
         verdicts = self._settle(handler, raws, still_ours=lambda: session.alive)
         if verdicts is None:
             return
-        for delivery, verdict in zip(deliveries, verdicts, strict=True):
+        # A dead-letter queue that refuses ends the connection: the others are acknowledged before.
+        for delivery, verdict in sorted(
+            zip(deliveries, verdicts, strict=True), key=lambda pair: isinstance(pair[1], Rejected)
+        ):
             if isinstance(verdict, Rejected):
-                session.send(
-                    self._settings.dead_letter_destination, delivery.body, self._dead_letter_headers(delivery, verdict)
-                )
+                self._put_aside(session, delivery, verdict)
             reached(CrashPoint.BEFORE_ACKNOWLEDGEMENT)
             session.acknowledge(delivery)
             reached(CrashPoint.ACKNOWLEDGED)
+
+    def _put_aside(self, session: BrokerSession, delivery: Delivery, verdict: Rejected) -> None:
+        headers = self._dead_letter_headers(delivery, verdict)
+        tried = self._not_put_aside.get(headers["sha256"], 0)
+        if verdict.recorded and tried >= _TRIES_TO_PUT_ASIDE:
+            log.error(
+                "%s: %s can't be written: the message with SHA-256 %s stands in the database only, see "
+                "`orchestrator messages`", self.name, self._settings.dead_letter_destination, headers["sha256"],
+            )  # fmt: skip
+        else:
+            self._not_put_aside[headers["sha256"]] = tried + 1
+            session.send(self._settings.dead_letter_destination, delivery.body, headers)
+        del self._not_put_aside[headers["sha256"]]
 
     def _raw(self, delivery: Delivery) -> RawMessage:
         source = f"stomp:{self._settings.queue}"

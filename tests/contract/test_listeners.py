@@ -32,6 +32,7 @@ from orchestrator.records import RawMessage, sha256_of
 from orchestrator.settings import SpoolSettings, StompSettings, TlsSettings
 from orchestrator.stack import Service, Stack
 from orchestrator.stack.catalogue import require_programs
+from tests.faults.proxy import Ambush, Fault, Proxy
 
 PATIENCE_S = 30.0
 
@@ -713,6 +714,25 @@ class StompContract(DoorContract):
 
 @pytest.mark.stack
 class TestStompDoor(StompContract):
+    def test_a_dead_letter_queue_that_cannot_be_written_holds_up_no_message(
+        self, place: StompPlace, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        here = place.settings
+        bodies = [b"bad 1", b"good 1", b"bad 2", *(b"good %d" % number for number in range(2, 8))]
+        with Proxy(place.stack.broker.port, mark=f"{here.queue}.rejected".encode()) as broken:
+            broken.arm(Ambush(fault=Fault.REPLY_DROPPED))
+            store = Store()
+            with running(StompDoor(replace(here, brokers=(f"127.0.0.1:{broken.port}",), prefetch=2)), store) as door:
+                place.put_all(bodies)
+                eventually(lambda: caplog.text.count("stands in the database only") == 2)
+                eventually(lambda: set(store.bodies) == set(bodies))
+                eventually(lambda: door.status().connected)
+            assert broken.happened[Fault.REPLY_DROPPED] == 6
+        again = Store()
+        with running(place.door(), again):
+            time.sleep(1)
+        assert again.deliveries == []
+
     def test_a_dead_letter_says_where_it_came_from(self, place: StompPlace) -> None:
         store = Store()
         with running(place.door(), store) as door:
