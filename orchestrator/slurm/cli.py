@@ -27,8 +27,8 @@ from orchestrator.slurm.gateway import (
     WAITING_AGE_S,
     Gateway,
     GatewayInfo,
+    check_folder,
     dependency,
-    refuse_missing_folder,
     refuse_other_users,
 )
 from orchestrator.slurm.queue_view import BEGUN, QueueView
@@ -108,7 +108,7 @@ class CliGateway(Gateway):
     def submit(self, submission: Submission) -> SubmittedJob:
         refuse_other_users(submission, self.name)
         self._known()  # that SLURM answers is found out before anything is sent
-        refuse_missing_folder(submission)
+        check_folder(submission.working_directory)
         # The script carries name and comment too; here they hold whatever a template leaves out.
         options = ["--parsable", f"--job-name={submission.tag.job_name}", f"--comment={submission.tag.comment}"]
         if submission.after:

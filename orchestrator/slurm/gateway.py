@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import ClassVar
 
-from orchestrator.errors import GatewayError, SubmitRefused
+from orchestrator.errors import GatewayError, GatewayUnavailable, SubmitRefused
 from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
 
 CLOCK_DIFFERENCE = timedelta(minutes=5)
@@ -47,10 +48,13 @@ def refuse_other_users(submission: Submission, route: str) -> None:
         )
 
 
-def refuse_missing_folder(submission: Submission) -> None:
-    """Raise `SubmitRefused` for a submission whose working directory isn't there."""
-    if not submission.working_directory.is_dir():
-        raise SubmitRefused(f"{submission.working_directory}: no such folder", remedy="create it before submitting")
+def check_folder(folder: Path) -> None:
+    """Raise `GatewayUnavailable` for a working directory that isn't there.
+
+    A moment ago it was: who submits has written it. So a file system is out of sight, and the next try makes it anew.
+    """
+    if not folder.is_dir():
+        raise GatewayUnavailable(f"{folder}: no such folder", remedy="see that its file system is there", doubtful=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from orchestrator.records import (
 from orchestrator.slurm.arrays import fold
 from orchestrator.slurm.directives import Directives, exported, read_directives
 from orchestrator.slurm.environment import for_jobs
-from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_other_users
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, check_folder, refuse_other_users
 from orchestrator.slurm.local_queue import JobFolder, LocalJob, LocalQueue, Status
 from orchestrator.slurm.states import job_state
 
@@ -85,9 +85,10 @@ class LocalGateway(Gateway):
     def submit(self, submission: Submission) -> SubmittedJob:
         refuse_other_users(submission, self.name)
         asked = read_directives(submission.script.text)
+        check_folder(submission.working_directory)
         home = asked.chdir or submission.working_directory
         if not home.is_dir():
-            raise SubmitRefused(f"{home}: no such folder", remedy="create it before submitting")
+            raise SubmitRefused(f"{home}: no such folder", remedy="correct --chdir")
         self._ready(start=False)
         try:
             job = self._queue.add(

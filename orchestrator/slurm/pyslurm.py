@@ -27,7 +27,7 @@ from orchestrator.slurm import arrays, lookup, parsing
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
-from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_missing_folder, refuse_other_users
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, check_folder, refuse_other_users
 from orchestrator.slurm.pyslurm_job import describe
 from orchestrator.slurm.pyslurm_process import CallFailed, Conversation, HelperProcess, NoAnswer, NotStarted
 from orchestrator.slurm.states import job_state
@@ -131,7 +131,7 @@ class PyslurmGateway(Gateway):
     def _obstacle_or_sent(self, submission: Submission, conversation: Conversation) -> GatewayError | None:
         try:
             refuse_other_users(submission, self.name)
-            refuse_missing_folder(submission)
+            check_folder(submission.working_directory)
             asked = describe(submission, self._environment)
         except GatewayError as error:
             return error

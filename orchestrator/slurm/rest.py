@@ -21,7 +21,7 @@ from typing import ClassVar
 from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown
 from orchestrator.records import JobIdentity, JobReport, Json, RunTag, Submission, SubmittedJob
 from orchestrator.slurm import lookup, parsing, rest_documents, rest_failures, rest_policy
-from orchestrator.slurm.gateway import Gateway, GatewayInfo, refuse_missing_folder
+from orchestrator.slurm.gateway import Gateway, GatewayInfo, check_folder
 from orchestrator.slurm.rest_connection import Connection, Query, Reply
 from orchestrator.slurm.rest_documents import Queued
 from orchestrator.slurm.rest_job import job_request
@@ -106,7 +106,7 @@ class RestGateway(Gateway):
     def submit(self, submission: Submission) -> SubmittedJob:
         server = self._known()
         user = submission.user or self._user
-        refuse_missing_folder(submission)
+        check_folder(submission.working_directory)
         body = job_request(submission, server.version, self._environment, own=user == self._user)
         reply = self._connection.call(
             "POST", f"/slurm/v{server.version}/job/submit", user=user, timeout_s=self._submit_timeout_s, body=body

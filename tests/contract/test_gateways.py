@@ -436,10 +436,15 @@ class ScriptsRun(GatewayContract):
         assert environment.get("SLURM_JOB_NAME") != "leak"
         assert not any(name.startswith("SBATCH_") for name in environment)
 
-    def test_missing_working_directory_is_refused(self, gateway: Gateway, tmp_path: Path) -> None:
-        submission = replace(submission_of(tmp_path, SUCCEEDS, some_tag()), working_directory=tmp_path / "absent")
-        with pytest.raises(SubmitRefused, match="absent"):
+    def test_missing_working_directory_is_no_refusal_for_good(self, gateway: Gateway, tmp_path: Path) -> None:
+        before, tag, folder = utc_now(), some_tag(), tmp_path / "absent"
+        submission = replace(submission_of(tmp_path, SUCCEEDS, tag), working_directory=folder)
+        with pytest.raises(GatewayUnavailable, match="absent") as error:
             gateway.submit(submission)
+        assert error.value.doubtful  # so others are let by
+        assert gateway.find(tag, since=before) == ()
+        folder.mkdir()
+        assert gateway.submit(submission).identity.job_id
 
 
 def processes_with(word: str) -> list[int]:
