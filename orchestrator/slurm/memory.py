@@ -8,14 +8,14 @@ switches. Nothing is run, and nothing of the script is read but its ``--array``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from enum import Enum, auto
 from threading import Lock
 from typing import ClassVar
 
-from orchestrator.errors import GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
+from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
 from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, RunTag, Submission, SubmittedJob, utc_now
 from orchestrator.slurm.arrays import fold
 from orchestrator.slurm.directives import array_tasks
@@ -93,6 +93,19 @@ class MemoryGateway(Gateway):
             if meets is not Meets.ACCEPTANCE:
                 raise OutcomeUnknown("the socket timed out", remedy="look for the job by its tag")
             return SubmittedJob(identity=identity, gateway=self.name)
+
+    def submit_each(self, submissions: Iterator[Submission]) -> Iterator[SubmittedJob | GatewayError | None]:
+        ahead = next(submissions, None)
+        while ahead is not None:
+            submission, ahead = ahead, next(submissions, None)
+            try:
+                answer = self.submit(submission)
+            except GatewayError as error:
+                yield error
+                if ahead is not None:
+                    yield None
+                return
+            yield answer
 
     def find(self, tag: RunTag, *, since: datetime) -> tuple[JobReport, ...]:
         self._called("find")
