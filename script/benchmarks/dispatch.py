@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import costs
 import following
 import peers_environment
 import stomp
@@ -200,8 +201,6 @@ class WholePath:
         )
         with service, publisher(self.settings) as send:
             self._through(send, new_uids(1))  # connected, warm
-            while service.store.count_active() > 1:  # the jobs of the round before, whose ends are recorded first
-                time.sleep(0.05)
             self.send = send
             yield service
 
@@ -222,6 +221,11 @@ class WholePath:
         while service.store.unsettled_attempts():
             time.sleep(0.005)
         return time.perf_counter() - began_s
+
+    def costs(self, number: int) -> dict[str, dict[str, float]]:
+        """Return where the processors' time goes in a burst, in milliseconds per message."""
+        with self.running() as service:
+            return costs.measure(lambda: self.burst(service, new_uids(number)), number)
 
     def idle(self, number: int) -> list[tuple[float, float]]:
         """Return, for single messages, the seconds to the job's acceptance, and those of them in the gateway."""
@@ -266,32 +270,43 @@ def measure(options: argparse.Namespace, folder: Path, stack: Stack) -> dict[str
     changes: dict[str, object] = {}
     if options.database:
         changes["database"] = options.database
-    sites = {route: settings_for(route, folder, changes | more) for route, more in routes_of(options).items()}
-    loops, failures = _contenders(options, folder, sites, stack.token())
+
+    def new_site(route: str) -> Settings:
+        # With a database of its own: that the jobs of earlier rounds have ended is work for the service that had them.
+        return settings_for(route, folder / uuid.uuid4().hex, changes | routes_of(options)[route])
+
+    loops, failures = _contenders(options, folder, new_site, stack.token())
     figures: dict[str, Any] = {"seconds_per_job": _rounds(options, loops, failures), "failures": failures}
-    figures["idle"] = {}
-    for route, settings in sites.items():
+    figures["idle"], figures["costs"] = {}, {}
+    for route in routes_of(options):
         if f"path over {route}" in figures["seconds_per_job"]:
+            _say(f"where the processors' time goes, over {route}")
+            figures["costs"][route] = WholePath(new_site(route)).costs(options.jobs)
+            clear_queue()
             _say(f"latency of {options.idle} single messages over {route}")
-            figures["idle"][route] = WholePath(settings).idle(options.idle)
+            figures["idle"][route] = WholePath(new_site(route)).idle(options.idle)
             clear_queue()
     return figures
 
 
 def _contenders(
-    options: argparse.Namespace, folder: Path, sites: dict[str, Settings], token: str
+    options: argparse.Namespace, folder: Path, new_site: Callable[[str], Settings], token: str
 ) -> tuple[dict[str, Loop], dict[str, str]]:
     loops: dict[str, Loop] = {}
     failures: dict[str, str] = {}
-    for route, settings in sites.items():
+
+    def path_loop(route: str) -> Loop:
+        return lambda number: WholePath(new_site(route)).loop(number)
+
+    for route in routes_of(options):
         if route == "cli":
-            loops[SBATCH_LOOP] = sbatch_loop(settings, folder)
+            loops[SBATCH_LOOP] = sbatch_loop(new_site(route), folder)
         try:
-            loops[f"gateway {route}"] = gateway_loop(settings)
+            loops[f"gateway {route}"] = gateway_loop(new_site(route))
         except OrchestratorError as error:
             failures[f"gateway {route}"] = error.full_text
         else:
-            loops[f"path over {route}"] = WholePath(settings).loop
+            loops[f"path over {route}"] = path_loop(route)
     for name in () if options.without_peers else peers_environment.PEERS:
         own = folder / name
         own.mkdir()
@@ -363,12 +378,19 @@ def report(figures: dict[str, Any]) -> int:
         rates.add_row(name, f"{1 / median:.1f}", f"{median * 1e3:.1f}", rounds, ratio)
     for name, reason in figures["failures"].items():
         rates.add_row(name, "-", "-", f"not measured: {reason}", "-")
+    spent = Table("processor time per message, ms", *figures["costs"])
+    for kind in ("steps", "processes"):
+        for name in dict.fromkeys(name for of_route in figures["costs"].values() for name in of_route[kind]):
+            values = [of_route[kind].get(name) for of_route in figures["costs"].values()]
+            spent.add_row(name, *("-" if value is None else f"{value:.2f}" for value in values))
+        spent.add_section()
     promises = Table("target", "seen", "wanted", "met")
     found = targets(figures)
     for target in found:
         promises.add_row(target.name, f"{target.seen:.2f}", target.wanted, "yes" if target.met else "NO")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(rates)
+    console.print(spent)
     for name, value in following.rows(figures):
         console.print(f"following: {name}: {value}")
     console.print(promises)
