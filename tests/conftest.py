@@ -3,7 +3,8 @@
 ``--require-stack``, or ``CI=true`` as root (who could have installed everything), makes every skip of a test marked
 ``stack`` or ``mpi`` a failure. ``@pytest.mark.stack`` needs the programs that ``script/programs.txt`` lists for the
 stack; ``@pytest.mark.stack("initdb", "mariadbd")`` needs just these. ``@pytest.mark.pyslurm`` needs a pyslurm, which
-has to be built for the machine's SLURM and is nobody's duty to have: where there is none, those tests are skipped.
+has to be built for the machine's SLURM and is nobody's duty to have: where there is none, those tests are skipped. So
+are those marked ``cgroups`` where the machine's kernel doesn't let us make any.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from orchestrator.errors import StackError
 from orchestrator.stack.programs import find_program
 
 CHECKOUT = Path(__file__).parent.parent
+_MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
 
 # Tests run the kernels under a launcher of their own. MPI in pytest's own process would leave its marks in the
 # environment of everything that tests start, and mpirun would take itself for a part of that one.
@@ -44,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "pyslurm: needs a pyslurm, see script/build-pyslurm")
+    config.addinivalue_line("markers", "cgroups: needs memory cgroups (version 1) that may be made here")
     # An MPI that script/bootstrap has put into the environment is found there, as script/test and script/demo do.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
@@ -83,7 +86,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.fixture(scope="session")
+def memory_cgroups() -> Path:
+    """Return the folder in which memory cgroups are made."""
+    if not _memory_cgroups_can_be_made():
+        pytest.skip("NOT TESTED: memory cgroups (version 1) can't be made here")
+    return _MEMORY_CGROUPS
+
+
+def _memory_cgroups_can_be_made() -> bool:
+    allowed = os.access(_MEMORY_CGROUPS, os.W_OK) and os.geteuid() == 0
+    return allowed and (_MEMORY_CGROUPS / "cgroup.procs").exists()
+
+
 def _must_run(item: pytest.Item) -> bool:
+    if item.get_closest_marker("cgroups") and not _memory_cgroups_can_be_made():
+        return False
     if item.get_closest_marker("pyslurm") and python_with_pyslurm() is None:
         return False
     everything = item.config.getoption("--require-stack") or (os.environ.get("CI") == "true" and os.geteuid() == 0)

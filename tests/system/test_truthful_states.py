@@ -297,14 +297,10 @@ def test_a_job_that_ends_while_accounting_is_down_gets_its_usage_later(beamline:
 
 # ------------------------------------------------------------------------- memory that the kernel itself enforces
 
-MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
-
 
 @pytest.fixture(scope="module")
-def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Truthful]:
+def confined(tmp_path_factory: pytest.TempPathFactory, memory_cgroups: Path) -> Iterator[Truthful]:
     """Return a beamline on a SLURM whose nodes confine jobs to cgroups."""
-    if not (os.access(MEMORY_CGROUPS, os.W_OK) and (MEMORY_CGROUPS / "cgroup.procs").exists() and os.geteuid() == 0):
-        pytest.skip("NOT TESTED: memory cgroups (version 1) can't be made here")
     folder = tmp_path_factory.mktemp("confined")
     private = Stack(folder / "stack")
     settings = {"TaskPlugin": "task/cgroup", "JobAcctGatherParams": "NoOverMemoryKill"}
@@ -316,10 +312,11 @@ def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Truthful]:
         beamline.close()
     finally:
         private.down()
-        for group in sorted(MEMORY_CGROUPS.glob("slurm_n1/**/"), reverse=True):
+        for group in sorted(memory_cgroups.glob("slurm_n1/**/"), reverse=True):
             group.rmdir()
 
 
+@pytest.mark.cgroups
 def test_a_job_that_the_kernel_killed_for_its_memory_is_out_of_memory(confined: Truthful) -> None:
     confined.wants("memory", "memory")
     detail = confined.wait_for_end("memory")
@@ -329,6 +326,7 @@ def test_a_job_that_the_kernel_killed_for_its_memory_is_out_of_memory(confined: 
     assert "state OUT_OF_MEMORY (OutOfMemory)" in confined.shown("memory")
 
 
+@pytest.mark.cgroups
 def test_out_of_memory_with_exit_code_0_is_a_failure_all_the_same(confined: Truthful) -> None:
     template = confined.settings.templates / "hog.sbatch.j2"
     template.write_text(f"{HOG}\nexit 0\n")
