@@ -727,7 +727,7 @@ class TestStompDoor(StompContract):
                 eventually(lambda: caplog.text.count("stands in the database only") == 2)
                 eventually(lambda: set(store.bodies) == set(bodies))
                 eventually(lambda: door.status().connected)
-            assert broken.happened[Fault.REPLY_DROPPED] == 6
+            assert broken.happened[Fault.REPLY_DROPPED] >= 2
         again = Store()
         with running(place.door(), again):
             time.sleep(1)
