@@ -28,11 +28,16 @@ static void lay_out(struct batch *batch, struct block_buffer *buffers, size_t bl
     for (size_t i = 0; i < 2; i++) batch->upper[i] = part(parts, LANE_STRIDE);
     for (size_t i = 0; i < count; i++) buffers[i] = (struct block_buffer){part(parts, block_bytes + SLACK), 0, 0};
     if (!parts->base) return;
+    memset(batch->sums32, 0, sums * sizeof *batch->sums32);
+    memset(batch->sums64, 0, sums * sizeof *batch->sums64);
     for (size_t i = 0; i < batch->lanes; i++) {
         batch->lane[i].low = low + i * LANE_STRIDE;
         batch->lane[i].high = high + i * LANE_STRIDE;
         batch->lane[i].buffer = &buffers[count == 1 ? 0 : i];
     }
+    if (batch->lanes < FEW_LANES) return;
+    memset(low + batch->lanes * LANE_STRIDE, 0, (NATIVE_LANES - batch->lanes) * LANE_STRIDE); /* added all the same */
+    memset(high + batch->lanes * LANE_STRIDE, 0, (NATIVE_LANES - batch->lanes) * LANE_STRIDE);
 }
 
 static void hand_over(const struct batch *batch, const struct native_results *results)
@@ -61,7 +66,6 @@ static void bin_batch(struct batch *batch, const struct native_results *results)
         return;
     }
     lay_out(batch, buffers, decoded, &parts);
-    memset(parts.base, 0, parts.used);
     bin_blocks(batch, block_bytes / binning->element_size);
     hand_over(batch, results);
     free(parts.base);

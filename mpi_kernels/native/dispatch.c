@@ -10,7 +10,7 @@ OFFERED int32_t native_interface(void)
 
 OFFERED int32_t native_has(int32_t path)
 {
-#ifdef __x86_64__
+#ifdef NATIVE_X86
     __builtin_cpu_init();
     if (path == NATIVE_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -22,7 +22,7 @@ OFFERED int32_t native_has(int32_t path)
 
 static const struct path *path_of(int32_t path)
 {
-#ifdef __x86_64__
+#ifdef NATIVE_X86
     if (path == NATIVE_AVX512) return &native_avx512;
     if (path == NATIVE_AVX2) return &native_avx2;
 #else

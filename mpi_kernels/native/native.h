@@ -22,6 +22,10 @@
 /* Bytes that must be readable after the bit mask of valid pixels, and entries after the table of bins. */
 #define NATIVE_PADDING 64
 
+#if defined(__x86_64__) && !defined(NATIVE_ONLY_PORTABLE)
+#define NATIVE_X86 1
+#endif
+
 enum native_path { NATIVE_PORTABLE, NATIVE_AVX2, NATIVE_AVX512, NATIVE_PATHS };
 
 enum native_error {

@@ -1,7 +1,7 @@
 /* For x86-64 processors with AVX2 (since 2013). */
 #include "paths.h"
 
-#ifdef __x86_64__
+#ifdef NATIVE_X86
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,bmi2"))), apply_to = function)
 #else

@@ -11,7 +11,7 @@ struct path {
 };
 
 extern const struct path native_portable;
-#ifdef __x86_64__
+#ifdef NATIVE_X86
 extern const struct path native_avx2, native_avx512;
 #endif
 
