@@ -41,19 +41,21 @@ struct batch {
     uint64_t budget;   /* no sum in sums32 is larger */
 };
 
-/* Provided by the path: adds the values of `count` pixels (rounded up to 16) of all lanes to the sums of their bins. */
+/* Provided by the path: adds the values of `count` pixels, a multiple of 64, of all lanes to the sums of their bins. */
 static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t count, const uint32_t *bin_of, uint32_t *sums);
 
 /* Whether any valid element has a bit in these 8 planes. */
 static inline int any_set(const uint8_t *planes, size_t stride, size_t count, const uint8_t *valid)
 {
     uint64_t any = 0;
-    for (size_t plane = 0; plane < 8; plane++) {
-        const uint8_t *bits = planes + plane * stride;
-        size_t i = 0;
-        for (; i + 8 <= count; i += 8) any |= load64(bits + i) & load64(valid + i);
-        for (; i < count; i++) any |= bits[i] & valid[i];
+    size_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        uint64_t bits = 0;
+        for (size_t plane = 0; plane < 8; plane++) bits |= load64(planes + plane * stride + i);
+        any |= bits & load64(valid + i);
     }
+    for (; i < count; i++)
+        for (size_t plane = 0; plane < 8; plane++) any |= planes[plane * stride + i] & valid[i];
     return any != 0;
 }
 
@@ -191,7 +193,7 @@ static void add_tile(struct batch *batch, size_t first, size_t count)
             if (batch->lane[i].level) add_one_lane(&batch->lane[i], count, bin_of, batch->sums32 + i * each);
         return;
     }
-    const size_t padded = (count + 15) / 16 * 16;
+    const size_t padded = (count + 63) / 64 * 64;
     for (size_t i = 0; i < batch->lanes; i++) { /* of what isn't in use, and behind the end, nothing is to be added */
         struct lane *lane = &batch->lane[i];
         size_t from = lane->level >= 1 ? count : 0;

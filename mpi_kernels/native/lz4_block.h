@@ -9,8 +9,8 @@
 #include "chunk.h"
 
 /* Copies write whole vectors, up to OVERSHOOT bytes more than asked for, and reach SLACK bytes behind the block. */
-#define OVERSHOOT 32
-#define SLACK 64
+#define OVERSHOOT 64
+#define SLACK 128
 #define ZERO_RUN 64
 
 struct block_buffer {
@@ -19,8 +19,11 @@ struct block_buffer {
     size_t used;    /* from here to `size` all bytes are zero */
 };
 
-/* Provided by the path: writes `length` (at least 1) bytes to `out` that repeat the `offset` ones before it. */
+#define SHORT_MATCH 18
+
+/* Provided by the path: writes `length` bytes to `out` that repeat the `offset` ones before it; or SHORT_MATCH. */
 static inline void copy_match(uint8_t *out, size_t offset, size_t length);
+static inline void copy_short_match(uint8_t *out, size_t offset);
 
 static inline void copy16(uint8_t *out, const uint8_t *in)
 {
@@ -33,10 +36,8 @@ static inline void copy_literals(uint8_t *out, const uint8_t *in, size_t length,
         memcpy(out, in, length);
         return;
     }
-    for (size_t done = 0; done < length; done += OVERSHOOT) {
-        copy16(out + done, in + done);
-        copy16(out + done + 16, in + done + 16);
-    }
+    for (size_t done = 0; done < length; done += OVERSHOOT)
+        for (size_t i = 0; i < OVERSHOOT; i += 16) copy16(out + done + i, in + done + i);
 }
 
 static inline int all_zero(const uint8_t *bytes, size_t count)
@@ -98,8 +99,8 @@ static int lz4_block(const uint8_t *in, size_t length, const uint8_t *limit, str
         in += 2;
         if (offset == 0 || offset > (size_t)(out - start)) return NATIVE_BAD_LZ4;
         size_t match = (token & 15) + 4;
-        if (match < 19) {
-            copy_match(out, offset, match);
+        if (match <= SHORT_MATCH) {
+            copy_short_match(out, offset);
             out += match;
             if (out > stop) return NATIVE_BAD_LZ4;
             written = out;

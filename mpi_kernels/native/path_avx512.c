@@ -99,21 +99,34 @@ static inline void interleave(uint8_t *const *bytes, size_t top, size_t element_
         interleave_any(bytes, top, element_size, count, out);
 }
 
-static inline void add16(uint32_t *sums, __m512i values)
+/* The 16 bytes of one pixel side by side, for each of 64 pixels: four transpositions of 16 × 16 bytes, each of them four
+ * perfect shuffles of the lanes. Quarter q of row k gets pixel 16 q + k. */
+static inline void side_by_side(const uint8_t *lanes, uint8_t out[16 * 64])
 {
-    _mm512_store_si512(sums, _mm512_add_epi32(_mm512_load_si512(sums), values));
+    __m512i row[16], other[16];
+    for (int i = 0; i < 16; i++) row[i] = _mm512_loadu_si512(lanes + i * LANE_STRIDE);
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < 8; i++) {
+            other[2 * i] = _mm512_unpacklo_epi8(row[i], row[i + 8]);
+            other[2 * i + 1] = _mm512_unpackhi_epi8(row[i], row[i + 8]);
+        }
+        memcpy(row, other, sizeof other);
+    }
+    for (int i = 0; i < 16; i++) _mm512_store_si512(out + 64 * i, row[i]);
 }
 
 static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t count, const uint32_t *bin_of, uint32_t *sums)
 {
-    __m128i l[16], h[16];
-    for (size_t e = 0; e < count; e += 16) {
+    _Alignas(64) uint8_t l[16 * 64], h[16 * 64];
+    for (size_t e = 0; e < count; e += 64) {
         side_by_side(low + e, l);
         if (high) side_by_side(high + e, h);
-        for (int i = 0; i < 16; i++) {
-            __m512i values = _mm512_cvtepu8_epi32(l[i]);
-            if (high) values = _mm512_or_si512(values, _mm512_slli_epi32(_mm512_cvtepu8_epi32(h[i]), 8));
-            add16(sums + (size_t)bin_of[e + i] * NATIVE_LANES, values);
+        for (size_t i = 0; i < 64; i++) {
+            uint32_t *mine = sums + (size_t)bin_of[e + i] * NATIVE_LANES;
+            const size_t at = i % 16 * 64 + i / 16 * 16;
+            __m512i values = _mm512_cvtepu8_epi32(load128(l + at));
+            if (high) values = _mm512_or_si512(values, _mm512_slli_epi32(_mm512_cvtepu8_epi32(load128(h + at)), 8));
+            _mm512_store_si512(mine, _mm512_add_epi32(_mm512_load_si512(mine), values));
         }
     }
 }
