@@ -66,6 +66,7 @@ static int decode_blocks(struct reader *reader, size_t element_size, struct bloc
 static int decode_chunk(const uint8_t *chunk, size_t length, size_t element_size, uint8_t *out, size_t size)
 {
     struct reader reader;
+    if (element_size == 0 || element_size > LARGEST_ELEMENT) return NATIVE_ELEMENT_SIZE;
     int error = begin_chunk(&reader, chunk, length, element_size, size);
     if (error) return error;
     struct block_buffer buffer = {malloc(smaller(reader.block_bytes, size) + SLACK), 0, 0};

@@ -11,8 +11,6 @@ _HEADER_BYTES = 12
 _MOST_EXPANSION = 255
 """No LZ4 sequence makes more bytes of one; a chunk that promises more is damaged, and nothing is reserved for it."""
 
-ELEMENT_SIZES = range(1, 17)
-
 
 def decode(chunk: bytes, element_size: int, *, path: NativePath | None = PATH) -> NDArray[np.uint8]:
     """Return the decoded bytes of a chunk as HDF5's filter 32008 stores it, shape ``(bytes,)``.

@@ -61,6 +61,7 @@ ERRORS = {
     4: "it ends within a block",
     5: "a block of it is no LZ4 of that length",
     6: "there is no memory to decode it",
+    7: "its elements are none of 1 to 16 bytes",
 }
 """``enum native_error``, as the end of a sentence about a chunk."""
 

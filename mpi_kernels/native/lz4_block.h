@@ -37,7 +37,7 @@ static inline void copy_literals(uint8_t *out, const uint8_t *in, size_t length,
         return;
     }
     for (size_t done = 0; done < length; done += OVERSHOOT)
-        for (size_t i = 0; i < OVERSHOOT; i += 16) copy16(out + done + i, in + done + i);
+        memcpy(out + done, in + done, OVERSHOOT);
 }
 
 static inline int all_zero(const uint8_t *bytes, size_t count)

@@ -36,6 +36,7 @@ enum native_error {
     NATIVE_CUT_SHORT,
     NATIVE_BAD_LZ4,
     NATIVE_NO_MEMORY,
+    NATIVE_ELEMENT_SIZE,
 };
 
 /* Which pixel counts into which bin. Values outside low ≤ value ≤ high don't count. */

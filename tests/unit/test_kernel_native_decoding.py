@@ -131,6 +131,13 @@ def test_damaged_chunk_is_refused_with_a_sentence(path: NativePath, damage: str)
 
 
 @every_path
+@pytest.mark.parametrize("element_size", [0, 17, 2**40])
+def test_elements_of_impossible_size_are_refused(path: NativePath, element_size: int) -> None:
+    with pytest.raises(ValueError, match="elements are none of 1 to 16 bytes"):
+        decode(stored(some_frames("u4", (1, 25, 41), "hot", 1))[0], element_size, path=path)
+
+
+@every_path
 def test_match_that_reaches_before_the_block_is_refused(path: NativePath) -> None:
     block = Block(packed=bytearray(b"\x10a\x02\x00\x50bcdef"), plain=bytearray(16))
     with pytest.raises(ValueError, match="no LZ4"):
