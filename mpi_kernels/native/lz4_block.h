@@ -59,6 +59,21 @@ static inline int extend(const uint8_t **in, const uint8_t *end, size_t *length)
     return NATIVE_DONE;
 }
 
+/* Copies a token's literals, behind which `in` then is. A few more bytes may be read and written than there are. */
+static inline int take_literals(const uint8_t **in, const uint8_t *end, const uint8_t *limit, uint8_t *out,
+                                const uint8_t *stop, size_t *literals)
+{
+    if (*literals < 15 && limit - *in >= 16) {
+        copy16(out, *in);
+    } else {
+        if (*literals == 15 && extend(in, end, literals)) return NATIVE_BAD_LZ4;
+        if (*literals > (size_t)(end - *in) || *literals > (size_t)(stop - out)) return NATIVE_BAD_LZ4;
+        copy_literals(out, *in, *literals, limit);
+    }
+    *in += *literals;
+    return NATIVE_DONE;
+}
+
 /* A match of zeros that is worth not being written. */
 static inline int is_zero_run(const uint8_t *start, const uint8_t *out, size_t offset, size_t length)
 {
@@ -79,14 +94,7 @@ static int lz4_block(const uint8_t *in, size_t length, const uint8_t *limit, str
         if (in >= end) return NATIVE_BAD_LZ4;
         const unsigned token = *in++;
         size_t literals = token >> 4;
-        if (literals < 15 && limit - in >= 16) {
-            copy16(out, in);
-        } else {
-            if (literals == 15 && extend(&in, end, &literals)) return NATIVE_BAD_LZ4;
-            if (literals > (size_t)(end - in) || literals > (size_t)(stop - out)) return NATIVE_BAD_LZ4;
-            copy_literals(out, in, literals, limit);
-        }
-        in += literals;
+        if (take_literals(&in, end, limit, out, stop, &literals)) return NATIVE_BAD_LZ4;
         out += literals;
         if (in >= end) {
             if (in > end || out != stop) return NATIVE_BAD_LZ4;
@@ -107,7 +115,7 @@ static int lz4_block(const uint8_t *in, size_t length, const uint8_t *limit, str
             continue;
         }
         if (extend(&in, end, &match) || out > stop || match > (size_t)(stop - out)) return NATIVE_BAD_LZ4;
-        if (is_zero_run(start, out, offset, match)) {
+        if (is_zero_run(start, out, offset, match)) { /* behind `written` only what copies wrote too much can be else */
             const uint8_t *zeros = written + OVERSHOOT > stale ? written + OVERSHOOT : stale;
             if (zeros > out) memset(out, 0, smaller(match, (size_t)(zeros - out)));
             out += match;
