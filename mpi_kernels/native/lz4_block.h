@@ -21,9 +21,10 @@ struct block_buffer {
 
 #define SHORT_MATCH 18
 
-/* Provided by the path: writes `length` bytes to `out` that repeat the `offset` ones before it; or SHORT_MATCH. */
+/* Provided by the path: writes `length` bytes to `out` that repeat the `offset` ones before it; of a
+ * short match there are at most SHORT_MATCH. */
 static inline void copy_match(uint8_t *out, size_t offset, size_t length);
-static inline void copy_short_match(uint8_t *out, size_t offset);
+static inline void copy_short_match(uint8_t *out, size_t offset, size_t length);
 
 static inline void copy16(uint8_t *out, const uint8_t *in)
 {
@@ -37,7 +38,7 @@ static inline void copy_literals(uint8_t *out, const uint8_t *in, size_t length,
         return;
     }
     for (size_t done = 0; done < length; done += OVERSHOOT)
-        memcpy(out + done, in + done, OVERSHOOT);
+        for (size_t i = 0; i < OVERSHOOT; i += 16) copy16(out + done + i, in + done + i);
 }
 
 static inline int all_zero(const uint8_t *bytes, size_t count)
@@ -108,7 +109,7 @@ static int lz4_block(const uint8_t *in, size_t length, const uint8_t *limit, str
         if (offset == 0 || offset > (size_t)(out - start)) return NATIVE_BAD_LZ4;
         size_t match = (token & 15) + 4;
         if (match <= SHORT_MATCH) {
-            copy_short_match(out, offset);
+            copy_short_match(out, offset, match);
             out += match;
             if (out > stop) return NATIVE_BAD_LZ4;
             written = out;

@@ -50,9 +50,9 @@ static inline void copy_match(uint8_t *out, size_t offset, size_t length)
     }
 }
 
-static inline void copy_short_match(uint8_t *out, size_t offset)
+static inline void copy_short_match(uint8_t *out, size_t offset, size_t length)
 {
-    copy_match(out, offset, SHORT_MATCH);
+    copy_match(out, offset, length);
 }
 
 /* Swaps the bits of `a` that `mask` has after a shift by `by` with those of `b` that it has. */

@@ -24,16 +24,17 @@ static inline void store128(uint8_t *bytes, __m128i value)
     _mm_storeu_si128((__m128i *)bytes, value);
 }
 
-static inline void copy_short_match(uint8_t *out, size_t offset)
+/* Without a branch on the offset: whether it is below 16 can't be foreseen. More than 16 bytes are rare. */
+static inline void copy_short_match(uint8_t *out, size_t offset, size_t length)
 {
-    if (offset >= 16) {
-        copy16(out, out - offset);
+    const uint8_t *const pattern = repeated[offset < 16 ? offset : 16];
+    const __m128i source = load128(out - offset);
+    store128(out, _mm_shuffle_epi8(source, load128(pattern)));
+    if (length <= 16) return;
+    if (offset < 16)
+        store128(out + 16, _mm_shuffle_epi8(source, load128(pattern + 16)));
+    else
         copy16(out + 16, out + 16 - offset);
-        return;
-    }
-    const __m256i source = _mm256_broadcastsi128_si256(load128(out - offset));
-    const __m256i pattern = _mm256_shuffle_epi8(source, _mm256_loadu_si256((const __m256i *)repeated[offset]));
-    _mm256_storeu_si256((__m256i *)out, pattern);
 }
 
 static inline void copy_match(uint8_t *out, size_t offset, size_t length)
