@@ -1,8 +1,9 @@
 """Raw chunks of an HDF5 dataset to arrays, outside the HDF5 library.
 
 HDF5's own filter pipeline runs under a global lock and through a chunk cache; where a chunk is exactly one frame, its
-stored bytes are read directly and decoded here. What this module can't decode goes through HDF5 instead: see
-`Pipeline.decodable`. The filter numbers are those of HDF5 (``H5Zpublic.h``) and of The HDF Group's registry of filters.
+stored bytes are read directly and decoded here: bitshuffle by the native core (LZ4 only) or else by dectris' decoder,
+if there is either. What this module can't decode goes through HDF5 instead: see `Pipeline.decodable`. The filter
+numbers are those of HDF5 (``H5Zpublic.h``) and of The HDF Group's registry of filters.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
+from mpi_kernels.native import decoding
+from mpi_kernels.native.library import PATH as NATIVE
 
 __all__ = ["Filter", "Pipeline", "decompress"]
 
 try:
     from dectris.compression import decompress
-except ImportError:  # it has to be compiled, so it is an extra; without it HDF5's own filters decode
+except ImportError:  # it has to be compiled, so it is an extra
     decompress = None
 
 GZIP, SHUFFLE, FLETCHER32, BITSHUFFLE = 1, 2, 3, 32008
@@ -51,8 +54,14 @@ class Filter:
     def decodable(self) -> bool:
         """Whether `Pipeline.decode` undoes this filter itself."""
         if self.number == BITSHUFFLE:
-            return decompress is not None and self._bitshuffle_codec in {_BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD}
+            known = decompress is not None and self._bitshuffle_codec in {_BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD}
+            return known or self.decodable_natively
         return self.number in {GZIP, SHUFFLE}
+
+    @property
+    def decodable_natively(self) -> bool:
+        """Whether the native core is there and undoes this filter."""
+        return NATIVE is not None and self.number == BITSHUFFLE and self._bitshuffle_codec == _BITSHUFFLE_LZ4
 
     @property
     def _bitshuffle_codec(self) -> int:
@@ -126,7 +135,7 @@ class Pipeline:
         FrameUnreadable
             When the bytes aren't what the pipeline says.
         """
-        data = raw
+        data: bytes | memoryview = raw
         try:
             for index in reversed(range(len(self.filters))):
                 if not filter_mask & (1 << index):
@@ -136,14 +145,16 @@ class Pipeline:
             # the last two: dectris' decoder believes whatever size a damaged chunk begins with
             raise FrameUnreadable(f"chunk of {len(raw)} bytes is no {self.label} data: {error}") from error
 
-    def _undo(self, item: Filter, data: bytes) -> bytes:
+    def _undo(self, item: Filter, data: bytes | memoryview) -> bytes | memoryview:
         size = self.dtype.itemsize
         if item.number == GZIP:
             return zlib.decompress(data)
         if item.number == SHUFFLE:
             return _unshuffle(np.frombuffer(data, np.uint8), size)
+        if item.decodable_natively:
+            return decoding.decode(bytes(data), size).data
         codec = "bszstd" if item.label == "bitshuffle-zstd" else "bslz4"
-        decoded: bytes = decompress(data, codec, elem_size=size)
+        decoded: bytes = decompress(bytes(data), codec, elem_size=size)
         return decoded
 
 

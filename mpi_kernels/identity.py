@@ -12,6 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpi_kernels.decode import decompress
+from mpi_kernels.native.library import PATH as NATIVE
 from mpi_kernels.segments import Layout
 from mpi_kernels.source import FrameDataset
 
@@ -82,15 +83,21 @@ def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
 
 
 def software() -> dict[str, str]:
-    """Return the versions in use, by part; ``decoder`` is what undoes bitshuffle."""
+    """Return the versions in use, by part; ``decoder`` is what undoes bitshuffle-LZ4."""
     return {
         "python": sys.version.split()[0],
         "numpy": np.__version__,
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
         "mpi": MPI.Get_library_version().split("\n")[0].split(",")[0].rstrip("\0"),
-        "decoder": "HDF5 filters" if decompress is None else f"dectris-compression {_version('dectris-compression')}",
+        "decoder": _decoder(),
     }
+
+
+def _decoder() -> str:
+    if NATIVE is not None:
+        return f"native core ({NATIVE.name.lower()})"
+    return "HDF5 filters" if decompress is None else f"dectris-compression {_version('dectris-compression')}"
 
 
 def _version(distribution: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from mpi_kernels.decode import Filter, Pipeline, decompress
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
+from mpi_kernels.native.library import PATH as NATIVE
 
 COMPRESSIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -23,9 +24,12 @@ COMPRESSIONS: dict[str, dict[str, Any]] = {
 needs_dectris = pytest.mark.skipif(
     decompress is None, reason="NOT TESTED: dectris-compression isn't installed (it needs a compiler)"
 )
-DECODED_HERE = [
-    pytest.param(name, marks=needs_dectris) if name.startswith("bitshuffle") else name for name in COMPRESSIONS
-]
+needs_either = pytest.mark.skipif(
+    decompress is None and NATIVE is None,
+    reason="NOT TESTED: neither the native core nor dectris-compression is here (they need a compiler)",
+)
+NEEDED = {"bitshuffle-lz4": needs_either, "bitshuffle-zstd": needs_dectris}
+DECODED_HERE = [pytest.param(name, marks=NEEDED[name]) if name in NEEDED else name for name in COMPRESSIONS]
 SHAPE = (1, 37, 41)  # not a multiple of any block size
 
 
@@ -62,6 +66,26 @@ def test_damaged_chunk_is_unreadable_and_nothing_else(tmp_path: Path, compressio
     for damaged in (b"", raw[: len(raw) // 2], b"\xff" * 40):
         with pytest.raises(FrameUnreadable, match="chunk of"):
             Pipeline.of(dataset).decode(damaged, 0)
+    dataset.file.close()
+
+
+@pytest.mark.skipif(NATIVE is None, reason="NOT TESTED: the native core isn't here (it needs a compiler)")
+def test_native_core_says_what_is_wrong_with_a_chunk(tmp_path: Path) -> None:
+    dataset = dataset_with(tmp_path / "a.h5", "data", "<u4", COMPRESSIONS["bitshuffle-lz4"])
+    _mask, raw = dataset.id.read_direct_chunk((0, 0, 0))
+    with pytest.raises(FrameUnreadable, match=r"is no bitshuffle-lz4 data: it ends within a block"):
+        Pipeline.of(dataset).decode(raw[:-9], 0)
+    dataset.file.close()
+
+
+@needs_dectris
+def test_without_the_native_core_dectris_decodes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = dataset_with(tmp_path / "a.h5", "data", "<u4", COMPRESSIONS["bitshuffle-lz4"])
+    mask, raw = dataset.id.read_direct_chunk((0, 0, 0))
+    monkeypatch.setattr("mpi_kernels.decode.NATIVE", None)
+    pipeline = Pipeline.of(dataset)
+    assert pipeline.decodable
+    np.testing.assert_array_equal(pipeline.decode(raw, mask), dataset[()])
     dataset.file.close()
 
 

@@ -1,0 +1,120 @@
+"""The shared object: where it is, whether it fits, and which of its paths is taken.
+
+One object serves every Python of this platform, because it knows nothing of Python. It holds the same operations
+several times: for AVX-512 with GFNI, for AVX2, and for any processor. All give the same results. The environment
+variable ``MPI_KERNELS_NATIVE`` forces one (``avx512``, ``avx2``, ``portable``) or does without all (``off``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from mpi_kernels.errors import UnusableInput
+
+VARIABLE = "MPI_KERNELS_NATIVE"
+OBJECT = Path(__file__).with_name("libmpi_kernels_native.so")
+INTERFACE = 1
+"""``NATIVE_INTERFACE`` of ``native.h``; an object that was compiled from other sources isn't used."""
+
+Bytes = ctypes.c_char_p
+Address = ctypes.c_void_p
+Size = ctypes.c_size_t
+
+
+class NativePath(IntEnum):
+    """The ways through the compiled core, slowest first; the numbers are those of ``enum native_path``."""
+
+    PORTABLE = 0
+    AVX2 = 1
+    AVX512 = 2
+
+
+class BinningRecord(ctypes.Structure):
+    """``struct native_binning``."""
+
+    _fields_ = (
+        ("bin_of", Address),
+        ("valid", Address),
+        ("pixels", Size),
+        ("bins", Size),
+        ("element_size", Size),
+        ("low", ctypes.c_int64),
+        ("high", ctypes.c_int64),
+        ("is_signed", ctypes.c_int32),
+    )
+
+
+class ResultsRecord(ctypes.Structure):
+    """``struct native_results``."""
+
+    _fields_ = (("sums", Address), ("excluded", Address), ("pixels", Address), ("room", Size), ("errors", Address))
+
+
+ERRORS = {
+    1: "it is shorter than its header",
+    2: "its header says another size",
+    3: "its header gives an impossible size of blocks",
+    4: "it ends within a block",
+    5: "a block of it is no LZ4 of that length",
+    6: "there is no memory to decode it",
+    7: "its elements are none of 1 to 16 bytes",
+}
+"""``enum native_error``, as the end of a sentence about a chunk."""
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """Return the shared object; None where there is none, or one that doesn't fit."""
+    try:
+        library = ctypes.CDLL(str(path))
+        if library.native_interface() != INTERFACE:
+            return None
+    except (OSError, AttributeError):
+        return None
+    library.native_decode.argtypes = (ctypes.c_int32, Bytes, Size, Size, Address, Size)
+    record, results = ctypes.POINTER(BinningRecord), ctypes.POINTER(ResultsRecord)
+    library.native_bin.argtypes = (ctypes.c_int32, record, ctypes.POINTER(Bytes), ctypes.POINTER(Size), Size, results)
+    library.native_bin.restype = None
+    return library
+
+
+def available(library: ctypes.CDLL | None) -> tuple[NativePath, ...]:
+    """Return the paths that this processor can take."""
+    return () if library is None else tuple(path for path in NativePath if library.native_has(int(path)))
+
+
+def chosen(paths: tuple[NativePath, ...], wish: str) -> NativePath | None:
+    """Return the path to take: the wished one, or the best.
+
+    Raises
+    ------
+    UnusableInput
+        When the wish can't be met; a silent second best would make measurements lie.
+    """
+    if wish == "off":
+        return None
+    if not wish:
+        return max(paths, default=None)
+    for path in paths:
+        if path.name.lower() == wish:
+            return path
+    here = ", ".join(path.name.lower() for path in paths)
+    raise UnusableInput(
+        f"{VARIABLE}={wish}: not possible here",
+        remedy=f"one of: {here}, off" if here else f"only off: there is no usable {OBJECT}",
+    )
+
+
+LIBRARY = load(OBJECT)
+PATHS = available(LIBRARY)
+PATH = chosen(PATHS, os.environ.get(VARIABLE, ""))
+"""What is used unless a caller says otherwise; None: the core isn't there, or isn't wanted."""
+
+
+def functions() -> Any:
+    """Return the library of which a caller knows that it is there."""
+    assert LIBRARY is not None  # noqa: S101  PATH says so
+    return LIBRARY
