@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from orchestrator.records import JobState
 
@@ -182,6 +183,7 @@ def is_held_after_launch(word: str) -> bool:
     return word.strip().strip("()").replace(" ", "_") == LAUNCH_FAILED
 
 
+@lru_cache(maxsize=1024)  # thousands of jobs wait for a few reasons
 def pending_reason(word: str) -> Reason:
     """Return a pending reason in plain words; one that isn't in the table keeps its own."""
     bare = word.strip().strip("()")
