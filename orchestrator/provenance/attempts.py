@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.database import Database, batched
@@ -288,7 +288,8 @@ def _locked_attempts(session: Session, tags: Sequence[RunTag]) -> Mapping[RunTag
     ids = [tag.run_id for tag in tags]
     # In the order of their ids: who shares the database never waits for us in a circle.
     wanted = select(RunRow).where(RunRow.run_id.in_(ids)).order_by(RunRow.run_id).with_for_update()
-    runs = {run.run_id: run for run in session.scalars(wanted)}
+    # Plans are large, and nobody here reads them.
+    runs = {run.run_id: run for run in session.scalars(wanted.options(defer(RunRow.plan)))}
     attempts = {tag_of(row): row for row in session.scalars(select(AttemptRow).where(AttemptRow.run_id.in_(ids)))}
     return {
         tag: (runs[tag.run_id], attempts[tag]) if tag.run_id in runs and tag in attempts else locked(session, tag)

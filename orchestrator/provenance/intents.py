@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Insert, Row, Update, bindparam, exists, insert, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.attempts import forget_reports, identity_of, tag_of
@@ -169,7 +169,7 @@ def _not_of_others(
 
 def _locked_runs(session: Session, run_ids: Set[str]) -> Mapping[str, RunRow]:
     wanted = select(RunRow).where(RunRow.run_id.in_(sorted(run_ids))).order_by(RunRow.run_id).with_for_update()
-    runs = {row.run_id: row for row in session.scalars(wanted)}
+    runs = {row.run_id: row for row in session.scalars(wanted.options(defer(RunRow.plan)))}  # large, and not read here
     _all_there(run_ids, runs)
     return runs
 
