@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from enum import StrEnum
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import typer
 from orchestrator.cli.common import SiteOption, says_errors
 from orchestrator.service import Service
 from orchestrator.settings import load_settings
+from orchestrator.signals import EndSignals
 
 log = logging.getLogger("orchestrator")
 
@@ -49,13 +49,11 @@ def serve(
     - what it does in detail: `orchestrator serve --log-level debug`
     """
     set_up_logging(log_level)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    signals = EndSignals(signal.SIGTERM, signal.SIGINT)
     settings = load_settings(site)
     with Service.of(settings) as service:
         log.info("serving site %s through %s", settings.name, service.gateway.name)
         for door in service.doors:
             log.info("listening: %s", door.name)
-        stop.wait()
+        signals.wait()
         log.info("stopping; jobs go on")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator.cli.common import JsonOption, err, out, print_json, says_errors
 from orchestrator.errors import InvalidInput
+from orchestrator.signals import EndSignals
 from orchestrator.simulator import (
     Calibrant,
     Compression,
@@ -78,6 +78,8 @@ def _refuse_synthetic_options(context: typer.Context) -> None:
 
 
 def _run(settings: SimulationSettings, progress_file: Path | None, *, show: bool) -> SimulationReport:
+    # Ending the process by a signal must close the file, so that only --die-after leaves it marked as being written.
+    signals = EndSignals(signal.SIGTERM)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     kept = ProgressFile(progress_file)
     with Progress(*columns, console=err, disable=not show) as bar:
@@ -91,7 +93,7 @@ def _run(settings: SimulationSettings, progress_file: Path | None, *, show: bool
             kept.written(count)
             bar.update(task, completed=count)
 
-        report = run_simulation(settings, written, started)
+        report = run_simulation(settings, written, started, signals.sleep)
     kept.finish(report.frames_written)
     return report
 
@@ -209,8 +211,6 @@ def simulate(
             shuffle_within=shuffle_within,
         ),
     )
-    # Ending the process by a signal must close the file, so that only --die-after leaves it marked as being written.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     report = _run(settings, progress_file, show=not as_json)
     if as_json:
         print_json(report)

@@ -61,6 +61,7 @@ def simulate(
     settings: SimulationSettings,
     on_frame: Callable[[int], None] = lambda _: None,
     on_start: Callable[[int], None] = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> SimulationReport:
     """Write a scan, on schedule, while others read.
 
@@ -70,6 +71,9 @@ def simulate(
         Called after each frame with the number of frames written so far.
     on_start
         Called once with the number of frames announced, when the file exists and SWMR has begun.
+    sleep
+        Called before each frame with the seconds until it is due, 0 if it is late; what it raises ends the scan, and
+        the files are closed.
 
     Raises
     ------
@@ -88,7 +92,7 @@ def simulate(
         with open_writer(settings, scan, order) as writer:
             on_start(number)
             began = time.monotonic()
-            latest_s = _write_all(settings, encoder, writer, order, on_frame)
+            latest_s = _write_all(settings, encoder, writer, order, on_frame=on_frame, sleep=sleep)
             writer.finish()
             return SimulationReport(
                 files=tuple(writer.files),
@@ -104,7 +108,9 @@ def _write_all(
     encoder: FrameEncoder,
     writer: DetectorWriter,
     order: list[int],
+    *,
     on_frame: Callable[[int], None],
+    sleep: Callable[[float], None],
 ) -> float:
     """Write the frames in `order`, each when it is due; return by how much the latest was late, in seconds."""
     wrong = settings.misbehaviour
@@ -115,8 +121,7 @@ def _write_all(
             os._exit(DEATH_EXIT_CODE)
         chunk = encoder.encoded(index)
         wait_s = start + due_s(position, settings.rate_hz, wrong) - time.monotonic()
-        if wait_s > 0:
-            time.sleep(wait_s)
+        sleep(max(wait_s, 0))
         if math.isfinite(settings.rate_hz):
             latest_s = max(latest_s, -wait_s)
         try:
