@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
-from mpi_kernels.native import decoding
+from mpi_kernels.native import binning, decoding
 from mpi_kernels.native.library import PATH as NATIVE
 
 __all__ = ["Filter", "Pipeline", "decompress"]
@@ -104,6 +104,11 @@ class Pipeline:
     def decodable(self) -> bool:
         """Whether `decode` can undo every filter."""
         return self.dtype.kind in "uif" and all(item.decodable for item in self.filters)
+
+    @property
+    def fusable(self) -> bool:
+        """Whether the native core takes the chunks as they are: bitshuffle-LZ4 alone, of whole numbers it can sum."""
+        return len(self.filters) == 1 and self.filters[0].decodable_natively and binning.fits(self.dtype)
 
     def check_available(self, place: str) -> None:
         """Make sure that HDF5 knows every filter.

@@ -63,6 +63,8 @@ class FrameDataset:
         if self._pipeline is not None:
             self._pipeline.check_available(self.place)
         self.direct = self._pipeline is not None and self._pipeline.decodable and self._one_frame_per_chunk()
+        self.fusable = self.direct and self._pipeline is not None and self._pipeline.fusable
+        """Whether kernels may take the stored chunks themselves (`chunk`)."""
         early = self._id.get_create_plist().get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY
         self.allocated_as_written = self.chunks is not None and not early
         """Whether the file gains storage frame by frame, so that storage tells which frames were written."""
@@ -136,6 +138,21 @@ class FrameDataset:
         if not self._any_chunk:  # HDF5 answers nonsense about chunks before there is one
             self._any_chunk = self._id.get_num_chunks() > 0
         return self._any_chunk and all(self._has_chunk(offset) for offset in self._chunk_offsets(position))
+
+    def chunk(self, position: int) -> bytes | None:
+        """Return one frame as it is stored: one chunk of bitshuffle-LZ4; None if this one isn't stored so.
+
+        Raises
+        ------
+        FrameUnreadable
+            When it isn't in the file.
+        """
+        if not self.fusable:
+            return None
+        self._wait_for(position)
+        mask, raw = self._stored(position)
+        self._check_is_own(position, raw)
+        return None if mask else raw
 
     def read(self, position: int) -> NDArray[Any] | None:
         """Return one frame, shape ``(y, x)``, possibly read-only.
@@ -297,6 +314,16 @@ class FrameSource:
         """Close a segment's file, to be opened anew when somebody asks for it again."""
         self._opened = {key: frames for key, frames in self._opened.items() if key[0] != segment.file}
         self._library.let_go(segment.file)
+
+    def chunk(self, segment: Segment, index: int) -> bytes | None:
+        """Return the `index`-th frame of a segment as it is stored, if it is one chunk of bitshuffle-LZ4.
+
+        Raises
+        ------
+        FrameUnreadable
+            As `read` does.
+        """
+        return self._dataset_soon(segment).chunk(segment.positions.at(index))
 
     def read(self, segment: Segment, index: int) -> NDArray[Any] | None:
         """Return the `index`-th frame of a segment; None when nobody wrote it, as far as can be told.
