@@ -1,54 +1,37 @@
 """Azimuthal integration to one dimension: arrays in, arrays out. Knows no files and no MPI.
 
-Every pixel counts with its centre, whole, in one bin (no splitting). With counts C, dark D, background B and its scale
-s, flat F, relative solid angle Ω and polarisation factor P, per bin (sums over its valid pixels):
+With counts C, dark D, background B and its scale s, flat F, relative solid angle Ω and polarisation factor P, per bin
+(sums over its valid pixels):
 
     I = Σ[(C - D) - s (B - D)] / Σ[F Ω P]        standard deviation = √Σ var / Σ[F Ω P]
 
 the quotient of sums of pyFAI's ``integrate1d_ng`` (Ashiotis et al., J. Appl. Cryst. 48 (2015) 510-519, and pyFAI's
 documentation). With Poisson errors var = C + s² var(B) + (1 - s)² var(D).
 
-All but C is known beforehand and summed once; of a frame only the counts are summed, exactly (whole numbers in
-float64), so the result can't depend on the order or number of ranks.
+All but C is known beforehand and summed once; of a frame only the counts are summed, exactly (`summing`), so the result
+can't depend on the order or number of ranks.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.kernel import Column, Reduced
+from mpi_kernels.summing import Counts, Limits, WholePixels
+
 Values: TypeAlias = NDArray[np.float64]
 ErrorModel: TypeAlias = Literal["poisson", "pyfai", "none"]
-
-_BLOCK = 32768
-"""Pixels that are summed at a time; as float64 with their bins they are half a megabyte."""
 
 UPPER_EDGE = 1.0 + float(np.finfo(np.float32).eps)
 """The largest value of the axis lies just inside the last bin, as in pyFAI."""
 
-
-@dataclass(frozen=True)
-class Limits:
-    """Which pixel values are measurements: `low` ≤ value ≤ `high`. None: no such limit."""
-
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, dtype: np.dtype[Any], saturation: float | None, underload: float | None = None) -> Limits:
-        """Return the limits for a detector's data type.
-
-        The largest unsigned value marks gaps and dead pixels, negative signed values do (DECTRIS and NeXus habit).
-        """
-        if dtype.kind == "f":
-            return cls(underload, saturation)
-        top = int(np.iinfo(dtype).max) - (dtype.kind == "u")
-        high = top if saturation is None else max(-1, min(top, saturation))
-        return cls(math.ceil(max(0.0, underload or 0.0)), math.floor(high))  # whole numbers compare faster
+INTENSITY, ERRORS = "data/I", "data/I_errors"
+_SPECTRUM = {"interpretation": "spectrum", "units": "arbitrary units"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,7 @@ class Sums:
 
 
 class Integrator:
-    """Integrates frames of one detector, one after the other.
+    """Integrates frames of one detector; a `kernel.Reduction`.
 
     Parameters
     ----------
@@ -103,6 +86,8 @@ class Integrator:
         Lower and upper edge; None takes the valid pixels' range.
     limits
         Which values are measurements.
+    dtype
+        Of the frames.
     error_model
         Variance of a pixel: its counts, ``max(counts, 1)``, or none.
     """
@@ -114,22 +99,21 @@ class Integrator:
         bins: int,
         radial_range: tuple[float, float] | None,
         limits: Limits,
+        dtype: np.dtype[Any],
         error_model: ErrorModel,
     ) -> None:
-        self.bins, self._limits, self._error_model = bins, limits, error_model
-        self.shape = images.radial.shape
+        self.bins, self._error_model = bins, error_model
         self.edges = bin_edges(images, bins, radial_range)
-        self._bin_of = bin_numbers(images, self.edges)
-        self._pixels_per_bin = np.bincount(self._bin_of, minlength=bins + 1)[:bins]
+        least = 1 if error_model == "pyfai" else 0
+        self._pixels = WholePixels(
+            bin_numbers(images, self.edges), bins=bins, limits=limits, dtype=dtype, least_variance=least
+        )
         self._norm = images.norm.ravel()
         self._offset = None if images.offset is None else images.offset.ravel()
         self._variance = None if images.offset_variance is None else images.offset_variance.ravel()
-        self.norm = self._binned(slice(None), self._norm)
-        self._offset_sum = None if self._offset is None else self._binned(slice(None), self._offset)
-        self._variance_sum = None if self._variance is None else self._binned(slice(None), self._variance)
-        starts = range(0, len(self._bin_of), _BLOCK)
-        blocks = [slice(start, min(start + _BLOCK, len(self._bin_of))) for start in starts]
-        self._blocks = [block for block in blocks if (self._bin_of[block] < bins).any()]
+        self.norm = self._pixels.binned(self._norm)
+        self._offset_sum = None if self._offset is None else self._pixels.binned(self._offset)
+        self._variance_sum = None if self._variance is None else self._pixels.binned(self._variance)
 
     @property
     def centres(self) -> Values:
@@ -139,7 +123,30 @@ class Integrator:
     @property
     def pixels(self) -> int:
         """Number of pixels that fall into a bin."""
-        return int(self._pixels_per_bin.sum())
+        return int(self._pixels.pixels_per_bin.sum())
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """Intensity, and its standard deviation if there is an error model."""
+        intensity = Column(
+            group="data", name="I", shape=(self.bins,), attributes=_SPECTRUM | {"long_name": "intensity"}
+        )
+        long_name = {"long_name": "estimated intensity error"}
+        errors = Column(group="data", name="I_errors", shape=(self.bins,), attributes=_SPECTRUM | long_name)
+        return [intensity] if self._error_model == "none" else [intensity, errors]
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether stored chunks can be integrated without a frame in between."""
+        return self._pixels.takes_chunks
+
+    def of_chunks(self, chunks: Sequence[bytes]) -> Reduced:
+        """Integrate frames that are stored as one chunk of bitshuffle-LZ4 each."""
+        return self._reduced(self._pixels.of_chunks(chunks))
+
+    def of_frames(self, frames: Sequence[NDArray[Any]]) -> Reduced:
+        """Integrate frames, each of shape ``(y, x)``."""
+        return self._reduced([self._pixels.of_frame(frame) for frame in frames])
 
     def integrate(self, frame: NDArray[Any]) -> Pattern:
         """Integrate one frame, shape ``(y, x)``."""
@@ -147,66 +154,38 @@ class Integrator:
 
     def sums(self, frame: NDArray[Any]) -> Sums:
         """Return the sums over each bin's valid pixels of one frame, shape ``(y, x)``."""
-        counts, variance, bad = self._sum_counts(frame.reshape(-1))
-        signal = counts - self._without(self._offset_sum, self._offset, bad)
+        return self._corrected(self._pixels.of_frame(frame))
+
+    def _reduced(self, of_each: Sequence[Counts | str]) -> Reduced:
+        errors = {index: counts for index, counts in enumerate(of_each) if isinstance(counts, str)}
+        nothing = np.full(self.bins, np.nan)
+        patterns = [
+            Pattern(nothing, nothing) if isinstance(counts, str) else self._corrected(counts).pattern()
+            for counts in of_each
+        ]
+        columns = {INTENSITY: np.stack([pattern.intensity for pattern in patterns])}
+        if self._error_model != "none":
+            columns[ERRORS] = np.stack([nothing if item.sigma is None else item.sigma for item in patterns])
+        return Reduced(columns, errors)
+
+    def _corrected(self, counts: Counts) -> Sums:
+        bad = counts.excluded
+        signal = counts.signal - self._without(self._offset_sum, self._offset, bad)
         norm = self._norm_without(bad)
         if self._error_model == "none":
             return Sums(signal, norm, None)
-        return Sums(signal, norm, variance + self._without(self._variance_sum, self._variance, bad))
-
-    def _sum_counts(self, counts: NDArray[Any]) -> tuple[Values, Values, NDArray[np.intp]]:
-        """Return per bin the sum of counts and that of their variances, and which pixels were left out.
-
-        Whole numbers are summed block by block, so that what is between stays in the processor's cache; their sums
-        don't depend on it. Those of floats would.
-        """
-        summed, variance = np.zeros(self.bins), np.zeros(self.bins)
-        left_out: list[NDArray[np.intp]] = []
-        for pixels in self._blocks if counts.dtype.kind in "ui" else [slice(0, counts.size)]:
-            block = counts[pixels]
-            bad = self._bad_values(block)
-            measured = block.astype(np.float64)
-            measured[bad] = 0
-            summed += self._binned(pixels, measured)
-            if self._error_model == "pyfai":
-                np.maximum(measured, 1, out=measured)
-                measured[bad] = 0
-                variance += self._binned(pixels, measured)
-            if bad.size:
-                left_out.append(bad + pixels.start)
-        bad = np.concatenate(left_out) if left_out else np.empty(0, np.intp)
-        return summed, variance if self._error_model == "pyfai" else summed, bad[self._bin_of[bad] < self.bins]
-
-    def _bad_values(self, counts: NDArray[Any]) -> NDArray[np.intp]:
-        """Return which of these values are no measurements."""
-        bad = np.empty(0, np.intp)
-        if counts.dtype.kind == "f":
-            bad = np.flatnonzero(~np.isfinite(counts))
-        low, high = self._limits.low, self._limits.high
-        if low is not None and counts.dtype.kind != "u":
-            bad = np.union1d(bad, np.flatnonzero(counts < low))
-        elif low is not None and low > 0:
-            bad = np.flatnonzero(counts < low)
-        if high is not None:
-            above = np.flatnonzero(counts > high)
-            bad = np.union1d(bad, above) if bad.size else above
-        return bad
+        return Sums(signal, norm, counts.variance + self._without(self._variance_sum, self._variance, bad))
 
     def _norm_without(self, bad: NDArray[np.intp]) -> Values:
         if not bad.size:
             return self.norm
-        left = self._pixels_per_bin - np.bincount(self._bin_of[bad], minlength=self.bins + 1)[: self.bins]
-        return np.where(left > 0, self._without(self.norm, self._norm, bad), 0.0)
+        return np.where(self._pixels.pixels_left(bad) > 0, self._without(self.norm, self._norm, bad), 0.0)
 
     def _without(self, total: Values | None, values: Values | None, bad: NDArray[np.intp]) -> Values | float:
         """Return a sum over all pixels less what the bad ones had put in; 0 when there is nothing to sum."""
         if total is None or values is None:
             return 0.0
-        return total - self._binned(bad, values[bad]) if bad.size else total
-
-    def _binned(self, pixels: NDArray[np.intp] | slice, values: NDArray[Any]) -> Values:
-        sums = np.bincount(self._bin_of[pixels], weights=values, minlength=self.bins + 1)
-        return np.asarray(sums[: self.bins], np.float64)
+        return total - self._pixels.binned(values[bad], bad) if bad.size else total
 
 
 def bin_edges(images: PixelImages, bins: int, radial_range: tuple[float, float] | None) -> Values:

@@ -96,7 +96,7 @@ class AverageParameters(BaseModel):
         return self
 
 
-Parameters = TypeVar("Parameters", AzimuthalParameters, AverageParameters)
+Parameters = TypeVar("Parameters", bound=BaseModel)
 
 
 def read_parameters(path: Path, kind: type[Parameters]) -> Parameters:

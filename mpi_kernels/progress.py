@@ -44,6 +44,10 @@ class Tally:
         self.highest = max(self.highest, frame)
         return True
 
+    def forget(self, frame: int) -> None:
+        """Take back that a frame was seen."""
+        self._mark(frame, _UNSEEN)
+
     def settle(self, frame: int, status: Status) -> None:
         """Note what became of a frame; later words replace earlier ones."""
         self._mark(frame, _SETTLED + status)
@@ -59,7 +63,7 @@ class Tally:
 
     @property
     def processed(self) -> int:
-        return self._counts[_SETTLED + Status.PROCESSED]
+        return self._counts[_SETTLED + Status.PROCESSED] + self._counts[_SETTLED + Status.PROVISIONAL]
 
     @property
     def failed(self) -> int:

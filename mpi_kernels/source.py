@@ -325,6 +325,10 @@ class FrameSource:
         """
         return self._dataset_soon(segment).chunk(segment.positions.at(index))
 
+    def place(self, segment: Segment, index: int) -> str:
+        """Return where the `index`-th frame of a segment lies, for messages."""
+        return f"{self.dataset(segment).place}[{segment.positions.at(index)}]"
+
     def read(self, segment: Segment, index: int) -> NDArray[Any] | None:
         """Return the `index`-th frame of a segment; None when nobody wrote it, as far as can be told.
 

@@ -120,7 +120,7 @@ def progress_of(output: Path) -> dict[str, object]:
 
 def values_of(result: Path) -> dict[str, np.ndarray]:
     """Return everything in a result that must not depend on how it was made."""
-    changing = {"frames/processed_time", "frames/end_time", "frames/ended_because"}
+    changing = {"frames/computed_time", "frames/processed_time", "frames/end_time", "frames/ended_because"}
     found: dict[str, np.ndarray] = {}
     with h5py.File(result) as file:
         for group in ("data", "frames"):

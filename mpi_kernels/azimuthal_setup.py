@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_kernels.azimuthal import Integrator, Limits, PixelImages
+from mpi_kernels.azimuthal import Integrator, PixelImages
 from mpi_kernels.errors import InvalidParameters, UnusableInput
 from mpi_kernels.geometry import Geometry, parse_poni
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.images import LoadedImage, is_measurement, load_image
+from mpi_kernels.kernel import Frames
 from mpi_kernels.nexus_geometry import DetectorFacts, InstrumentNames, read_detector, read_names
 from mpi_kernels.parameters import AzimuthalParameters
+from mpi_kernels.summing import Limits
 
 
 @dataclass(frozen=True)
-class Frames:
-    """What the frames look like, and where parameters count relative paths from."""
-
-    file: Path
-    dataset: str
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    base: Path
-
-
-@dataclass(frozen=True)
-class Prepared:
+class Setup:
     """Everything that is decided before the first frame."""
 
     parameters: AzimuthalParameters
@@ -40,7 +29,7 @@ class Prepared:
     masked_pixels: int
 
 
-def prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) -> Prepared:
+def set_up(library: Library, frames: Frames, parameters: AzimuthalParameters) -> Setup:
     """Read geometry and images, and build the integrator.
 
     Raises
@@ -66,12 +55,13 @@ def prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) -
             facts.saturation_value if parameters.saturation_value is None else parameters.saturation_value,
             facts.underload_value,
         ),
+        dtype=frames.dtype,
         error_model=parameters.error_model,
     )
     if integrator.pixels == 0:
         raise _no_pixel_left()
     masked = int(images.valid.size - np.count_nonzero(images.valid))
-    return Prepared(parameters, integrator, geometry, read_names(library, frames.file), masked)
+    return Setup(parameters, integrator, geometry, read_names(library, frames.file), masked)
 
 
 def _no_pixel_left() -> InvalidParameters:
