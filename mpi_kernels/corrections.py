@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,8 @@ class Corrected(NamedTuple):
 
 
 def dead_time(
-    counts: NDArray[np.generic],
-    variance: NDArray[np.generic],
+    counts: NDArray[Any],
+    variance: NDArray[Any],
     *,
     model: DeadTimeModel,
     dead_time_s: float,
