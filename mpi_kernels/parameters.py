@@ -43,8 +43,8 @@ class AzimuthalParameters(BaseModel):
     )
     azimuthal_range_deg: tuple[Finite, Finite] | None = Field(
         None,
-        description="Use only pixels whose centre has this azimuthal angle, from the x axis (fast, right) towards y (slow); "
-        "the first may be larger than the second: then the sector goes through ±180°.",
+        description="Use only pixels whose centre has this azimuthal angle, from the x axis (fast, right) towards y "
+        "(slow); the first may be larger than the second: then the sector goes through ±180°.",
     )
     error_model: Literal["poisson", "pyfai", "azimuthal", "none"] = Field(
         "poisson",
