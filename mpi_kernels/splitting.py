@@ -187,7 +187,8 @@ def _even(low: Values, high: Values) -> Share:
 
     def share(pixels: NDArray[np.intp], position: Values) -> Values:
         extent = width[pixels]
-        part = np.divide(position - low[pixels], extent, out=np.ones_like(position), where=extent > 0)
+        passed = position - low[pixels]
+        part = np.divide(passed, extent, out=(passed > 0).astype(np.float64), where=extent > 0)
         return np.clip(part, 0, 1)
 
     return share
