@@ -28,23 +28,40 @@ class AzimuthalParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title="azimuthal")
 
     bins: int = Field(1000, ge=1, le=1_000_000, description="Number of radial bins.")
-    unit: Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad"] = Field(
-        "q_nm^-1", description="Radial axis: q = 4π/λ sin θ in nm⁻¹ or Å⁻¹, or the scattering angle 2θ."
+    unit: Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad", "r_mm"] = Field(
+        "q_nm^-1",
+        description="Radial axis: q = 4π/λ sin θ in nm⁻¹ or Å⁻¹, the scattering angle 2θ, or r, the distance from the "
+        "axis of the beam in millimetres.",
+    )
+    splitting: Literal["no", "bbox", "full"] = Field(
+        "no",
+        description="How a pixel counts in several bins: whole in its centre's bin (no), spread evenly over its "
+        "bounding box (bbox), or over the area of its outline (full).",
     )
     radial_range: tuple[Finite, Finite] | None = Field(
         None, description="Lower and upper edge of the radial axis, in `unit`. Without: all unmasked pixels."
     )
     azimuthal_range_deg: tuple[Finite, Finite] | None = Field(
         None,
-        description="Use only pixels with this azimuthal angle, from the x axis (fast, right) towards y (slow); "
-        "the first may be larger than the second: then the sector goes through ±180°.",
+        description="Use only pixels whose centre has this azimuthal angle, from the x axis (fast, right) towards y "
+        "(slow); the first may be larger than the second: then the sector goes through ±180°.",
     )
-    error_model: Literal["poisson", "pyfai", "none"] = Field(
-        "poisson", description="Variance of a pixel: its counts (poisson), max(counts, 1) (pyfai), or no errors (none)."
+    error_model: Literal["poisson", "pyfai", "azimuthal", "none"] = Field(
+        "poisson",
+        description="Variance of a pixel: its counts (poisson), max(counts, 1) (pyfai), the scatter of the pixels in "
+        "its bin (azimuthal), or no errors (none).",
     )
     solid_angle: bool = Field(True, description="Divide by the relative solid angle of each pixel, cos³ of incidence.")
     polarization_factor: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         None, description="1 linear horizontal, 0 unpolarised, -1 linear vertical; without: no correction."
+    )
+    sensor_thickness_m: Positive | None = Field(
+        None,
+        description="Thickness of the sensor in metres: divide by what each pixel absorbs of photons that come "
+        "obliquely, over what it does of those that come straight. Without: no correction.",
+    )
+    sensor_attenuation_per_m: Positive | None = Field(
+        None, description="Linear attenuation coefficient of the sensor at this photon energy, in 1/m."
     )
     poni: Name | None = Field(
         None, description="PONI file (pyFAI) with the geometry. Without: the input file's NXdetector."
@@ -71,11 +88,47 @@ class AzimuthalParameters(BaseModel):
     background_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         1.0, description="The background is multiplied by this (ratio of exposures or transmissions)."
     )
+    dead_time_s: Positive | None = Field(
+        None, description="Dead time of a pixel in seconds; counts are corrected for it. Without: no correction."
+    )
+    dead_time_model: Literal["nonparalyzable", "paralyzable"] = Field(
+        "nonparalyzable", description="A pulse during the dead time is lost, or makes the dead time longer as well."
+    )
+    count_time_s: Positive | None = Field(
+        None, description="Counting time of a frame in seconds, for the correction for dead time."
+    )
+    transmission: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Transmission of the sample, a share; intensities are divided by it."
+    )
+    transmission_dataset: Name | None = Field(
+        None, description="Path of a dataset in the input file with the transmission of each frame."
+    )
+    monitor: Positive | None = Field(None, description="Incident flux of each frame; intensities are divided by it.")
+    monitor_dataset: Name | None = Field(
+        None, description="Path of a dataset in the input file with the incident flux of each frame."
+    )
+    thickness_m: Positive | None = Field(
+        None, description="Thickness of the sample in metres; intensities are divided by it."
+    )
+    absolute_scale: Positive = Field(
+        1.0, description="Intensities are multiplied by this: the factor to absolute units of a calibrated sample."
+    )
 
     @model_validator(mode="after")
     def _ranges_go_up(self) -> AzimuthalParameters:
         if self.radial_range is not None and not self.radial_range[0] < self.radial_range[1]:
             raise ValueError("radial_range: the lower edge must be below the upper one")
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_fit_together(self) -> AzimuthalParameters:
+        if (self.sensor_thickness_m is None) != (self.sensor_attenuation_per_m is None):
+            raise ValueError("sensor_thickness_m and sensor_attenuation_per_m: give both or none")
+        if self.dead_time_s is not None and self.count_time_s is None:
+            raise ValueError("dead_time_s: needs count_time_s as well")
+        for name in ("transmission", "monitor"):
+            if getattr(self, name) is not None and getattr(self, f"{name}_dataset") is not None:
+                raise ValueError(f"{name} and {name}_dataset: give one of them")
         return self
 
 
