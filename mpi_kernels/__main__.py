@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
 def _parameters_help(kind: type[BaseModel]) -> str:
     lines = ["parameters (JSON file; unknown names are refused):"]
     for name, field in kind.model_fields.items():
-        lines.append(f"  {name} (default {json.dumps(field.default)}): {field.description}")
+        lines.append(
+            f"  {name} (default {json.dumps(field.get_default(call_default_factory=True))}): {field.description}"
+        )
     return "\n".join([*lines, _IMAGES] if kind is not AverageParameters else lines)
 
 

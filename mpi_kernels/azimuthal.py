@@ -1,44 +1,85 @@
 """Azimuthal integration to one dimension: arrays in, arrays out. Knows no files and no MPI.
 
-With counts C, dark D, background B and its scale s, flat F, relative solid angle Ω and polarisation factor P, per bin
-(sums over its valid pixels):
+With counts C, dark D, background B and its scale s, flat F, relative solid angle Ω, polarisation factor P and sensor
+absorption A, per bin (sums over its valid pixels, each with its share w of the bin):
 
-    I = Σ[(C - D) - s (B - D)] / Σ[F Ω P]        standard deviation = √Σ var / Σ[F Ω P]
+    I = k Σ w[(C - D) - s (B - D)] / Σ w[F Ω P A]        standard deviation = k √Σ w² var / Σ w[F Ω P A]
 
 the quotient of sums of pyFAI's ``integrate1d_ng`` (Ashiotis et al., J. Appl. Cryst. 48 (2015) 510-519, and pyFAI's
-documentation). With Poisson errors var = C + s² var(B) + (1 - s)² var(D).
+documentation). With Poisson errors var = C + s² var(B) + (1 - s)² var(D). k is the frame's scale: transmission,
+monitor, thickness and the factor to absolute units (`corrections.scale`).
 
 All but C is known beforehand and summed once; of a frame only the counts are summed, exactly (`summing`), so the result
-can't depend on the order or number of ranks.
+can't depend on the order or number of ranks. What has to be computed pixel by pixel, dead time and scatter, is summed
+in the order of the pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_kernels.kernel import Column, Reduced
-from mpi_kernels.summing import Counts, Limits, WholePixels
+from mpi_kernels.corrections import DeadTimeModel, dead_time, scale
+from mpi_kernels.kernel import Array, Column, Reduced
+from mpi_kernels.splitting import Pairs
+from mpi_kernels.summing import Counts, Limits, Pixels, SplitPixels, WholePixels
 
 Values: TypeAlias = NDArray[np.float64]
-ErrorModel: TypeAlias = Literal["poisson", "pyfai", "none"]
+ErrorModel: TypeAlias = Literal["poisson", "pyfai", "azimuthal", "none"]
+Split: TypeAlias = Callable[[Values], Pairs]
+"""From the bins' edges to the shares of pixels in them."""
 
 UPPER_EDGE = 1.0 + float(np.finfo(np.float32).eps)
 """The largest value of the axis lies just inside the last bin, as in pyFAI."""
 
-INTENSITY, ERRORS = "data/I", "data/I_errors"
 _SPECTRUM = {"interpretation": "spectrum", "units": "arbitrary units"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadTime:
+    """How long a pixel is busy with one pulse, and how long it counts (`corrections.dead_time`)."""
+
+    model: DeadTimeModel
+    dead_time_s: float
+    time_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """What intensities are multiplied by (`corrections.scale`).
+
+    Parameters
+    ----------
+    numbers
+        Those that are the same for all frames, by the names of `corrections.scale`.
+    datasets
+        Paths in the input file of those that each frame has, by the same names.
+    """
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    datasets: Mapping[str, str] = field(default_factory=dict)
+
+    def factor(self, given: Mapping[str, float]) -> float:
+        """Return a frame's factor from its own numbers.
+
+        Raises
+        ------
+        ValueError
+            Naming the number that can't be.
+        """
+        return scale(**{**self.numbers, **given})
 
 
 @dataclass(frozen=True)
 class PixelImages:
     """What is known of each pixel before the first frame, all of shape ``(y, x)``.
 
-    `norm` is F Ω P; `offset` is what is subtracted; `offset_variance` its variance.
+    `norm` is F Ω P A; `offset` is what is subtracted; `offset_variance` its variance; `extent` where pixels begin and
+    end on the radial axis, when they are split.
     """
 
     radial: Values
@@ -46,6 +87,7 @@ class PixelImages:
     norm: Values
     offset: Values | None = None
     offset_variance: Values | None = None
+    extent: tuple[Values, Values] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +106,13 @@ class Sums:
     norm: Values
     variance: Values | None
 
-    def pattern(self) -> Pattern:
-        """Return the quotients."""
+    def pattern(self, factor: float = 1.0) -> Pattern:
+        """Return the quotients, times `factor`."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            intensity = np.where(self.norm > 0, self.signal / self.norm, np.nan)
+            intensity = np.where(self.norm > 0, self.signal / self.norm * factor, np.nan)
             if self.variance is None:
                 return Pattern(intensity, None)
-            return Pattern(intensity, np.where(self.norm > 0, np.sqrt(self.variance) / self.norm, np.nan))
+            return Pattern(intensity, np.where(self.norm > 0, np.sqrt(self.variance) / self.norm * factor, np.nan))
 
 
 class Integrator:
@@ -89,7 +131,15 @@ class Integrator:
     dtype
         Of the frames.
     error_model
-        Variance of a pixel: its counts, ``max(counts, 1)``, or none.
+        Variance of a pixel: its counts, ``max(counts, 1)``, the scatter in its bin, or none.
+    split
+        How pixels are split; None: not at all.
+    busy
+        Dead time that counts are corrected for.
+    scaling
+        What intensities are multiplied by.
+    group
+        Where the patterns stand in the result.
     """
 
     def __init__(
@@ -101,19 +151,28 @@ class Integrator:
         limits: Limits,
         dtype: np.dtype[Any],
         error_model: ErrorModel,
+        split: Split | None = None,
+        busy: DeadTime | None = None,
+        scaling: Scaling | None = None,
+        group: str = "data",
     ) -> None:
-        self.bins, self._error_model = bins, error_model
+        self.bins, self._error_model, self._limits, self._busy = bins, error_model, limits, busy
+        self.scaling, self.group = scaling or Scaling(), group
         self.edges = bin_edges(images, bins, radial_range)
         least = 1 if error_model == "pyfai" else 0
-        self._pixels = WholePixels(
-            bin_numbers(images, self.edges), bins=bins, limits=limits, dtype=dtype, least_variance=least
-        )
+        self._pixels: Pixels
+        if split is None:
+            numbers = bin_numbers(images, self.edges)
+            self._pixels = WholePixels(numbers, bins=bins, limits=limits, dtype=dtype, least_variance=least)
+        else:
+            pairs = split(self.edges)
+            self._pixels = SplitPixels(pairs, bins=bins, limits=limits, dtype=dtype, least_variance=least)
         self._norm = images.norm.ravel()
         self._offset = None if images.offset is None else images.offset.ravel()
         self._variance = None if images.offset_variance is None else images.offset_variance.ravel()
         self.norm = self._pixels.binned(self._norm)
         self._offset_sum = None if self._offset is None else self._pixels.binned(self._offset)
-        self._variance_sum = None if self._variance is None else self._pixels.binned(self._variance)
+        self._variance_sum = None if self._variance is None else self._pixels.binned_variance(self._variance)
 
     @property
     def centres(self) -> Values:
@@ -123,49 +182,98 @@ class Integrator:
     @property
     def pixels(self) -> int:
         """Number of pixels that fall into a bin."""
-        return int(self._pixels.pixels_per_bin.sum())
+        return self._pixels.used
 
     @property
     def columns(self) -> Sequence[Column]:
         """Intensity, and its standard deviation if there is an error model."""
-        intensity = Column(
-            group="data", name="I", shape=(self.bins,), attributes=_SPECTRUM | {"long_name": "intensity"}
-        )
-        long_name = {"long_name": "estimated intensity error"}
-        errors = Column(group="data", name="I_errors", shape=(self.bins,), attributes=_SPECTRUM | long_name)
+        attributes = _SPECTRUM | {"long_name": "intensity"}
+        intensity = Column(group=self.group, name="I", shape=(self.bins,), attributes=attributes)
+        attributes = _SPECTRUM | {"long_name": "estimated intensity error"}
+        errors = Column(group=self.group, name="I_errors", shape=(self.bins,), attributes=attributes)
         return [intensity] if self._error_model == "none" else [intensity, errors]
+
+    @property
+    def per_frame(self) -> Mapping[str, str]:
+        """Numbers that each frame has, and their datasets."""
+        return self.scaling.datasets
 
     @property
     def takes_chunks(self) -> bool:
         """Whether stored chunks can be integrated without a frame in between."""
-        return self._pixels.takes_chunks
+        return self._pixels.takes_chunks and not self._needs_pixels
 
-    def of_chunks(self, chunks: Sequence[bytes]) -> Reduced:
+    @property
+    def _needs_pixels(self) -> bool:
+        """Whether more is needed of a frame than sums of its counts."""
+        return self._busy is not None or self._error_model == "azimuthal"
+
+    def of_chunks(self, chunks: Sequence[bytes], given: Sequence[Mapping[str, float]]) -> Reduced:
         """Integrate frames that are stored as one chunk of bitshuffle-LZ4 each."""
-        return self._reduced(self._pixels.of_chunks(chunks))
+        return self._reduced(self._pixels.of_chunks(chunks), given)
 
-    def of_frames(self, frames: Sequence[NDArray[Any]]) -> Reduced:
+    def of_frames(self, frames: Sequence[Array], given: Sequence[Mapping[str, float]]) -> Reduced:
         """Integrate frames, each of shape ``(y, x)``."""
-        return self._reduced([self._pixels.of_frame(frame) for frame in frames])
+        return self._reduced([self._counts(frame) for frame in frames], given)
 
-    def integrate(self, frame: NDArray[Any]) -> Pattern:
-        """Integrate one frame, shape ``(y, x)``."""
-        return self.sums(frame).pattern()
+    def integrate(self, frame: Array) -> Pattern:
+        """Integrate one frame, shape ``(y, x)``, that isn't scaled by numbers of its own."""
+        return self.sums(frame).pattern(self.scaling.factor({}))
 
-    def sums(self, frame: NDArray[Any]) -> Sums:
+    def sums(self, frame: Array) -> Sums:
         """Return the sums over each bin's valid pixels of one frame, shape ``(y, x)``."""
-        return self._corrected(self._pixels.of_frame(frame))
+        counts = self._counts(frame)
+        assert not isinstance(counts, str)  # noqa: S101  no detector counts so high
+        return self._corrected(counts)
 
-    def _reduced(self, of_each: Sequence[Counts | str]) -> Reduced:
-        errors = {index: counts for index, counts in enumerate(of_each) if isinstance(counts, str)}
-        nothing = np.full(self.bins, np.nan)
-        patterns = [
-            Pattern(nothing, nothing) if isinstance(counts, str) else self._corrected(counts).pattern()
-            for counts in of_each
-        ]
-        columns = {INTENSITY: np.stack([pattern.intensity for pattern in patterns])}
+    def _counts(self, frame: Array) -> Counts | str:
+        try:
+            flat = frame.reshape(-1)
+            return self._by_pixel(flat) if self._needs_pixels else self._pixels.of_frame(flat)
+        except OverflowError as error:
+            return str(error)
+
+    def _by_pixel(self, counts: Array) -> Counts:
+        """Return the sums of counts that were corrected, or whose variance was found, one by one."""
+        bad = self._limits.outside(counts)
+        signal = counts.astype(np.float64)
+        signal[bad] = 0
+        variance = np.maximum(signal, 1) if self._error_model == "pyfai" else signal
+        if self._busy is not None:
+            busy = self._busy
+            signal, variance = dead_time(
+                signal, variance, model=busy.model, dead_time_s=busy.dead_time_s, time_s=busy.time_s
+            )
+            bad = np.union1d(bad, np.flatnonzero(np.isnan(signal)))
+            signal[bad] = 0
+        variance[bad] = 0
+        summed = self._pixels.binned(signal)
+        if self._error_model == "azimuthal":
+            of_each = self._scatter(signal, bad)
+        else:
+            of_each = self._pixels.binned_variance(variance)
+        return Counts(summed, of_each, self._pixels.without_bins(bad))
+
+    def _scatter(self, signal: Values, bad: NDArray[np.intp]) -> Values:
+        left, norm = signal if self._offset is None else signal - self._offset, self._norm.copy()
+        left[bad] = norm[bad] = 0
+        return self._pixels.scatter(left, norm)
+
+    def _reduced(self, of_each: Sequence[Counts | str], given: Sequence[Mapping[str, float]]) -> Reduced:
+        patterns, errors = [], {}
+        for index, (counts, numbers) in enumerate(zip(of_each, given, strict=True)):
+            pattern = Pattern(np.full(self.bins, np.nan), np.full(self.bins, np.nan))
+            if isinstance(counts, str):
+                errors[index] = counts
+            else:
+                try:
+                    pattern = self._corrected(counts).pattern(self.scaling.factor(numbers))
+                except ValueError as error:
+                    errors[index] = str(error)
+            patterns.append(pattern)
+        columns = {f"{self.group}/I": np.stack([pattern.intensity for pattern in patterns])}
         if self._error_model != "none":
-            columns[ERRORS] = np.stack([nothing if item.sigma is None else item.sigma for item in patterns])
+            columns[f"{self.group}/I_errors"] = np.stack([item.sigma for item in patterns if item.sigma is not None])
         return Reduced(columns, errors)
 
     def _corrected(self, counts: Counts) -> Sums:
@@ -174,25 +282,69 @@ class Integrator:
         norm = self._norm_without(bad)
         if self._error_model == "none":
             return Sums(signal, norm, None)
-        return Sums(signal, norm, counts.variance + self._without(self._variance_sum, self._variance, bad))
+        if self._error_model == "azimuthal":
+            return Sums(signal, norm, counts.variance)
+        offset_variance = self._without(self._variance_sum, self._variance, bad, squared=True)
+        return Sums(signal, norm, counts.variance + offset_variance)
 
     def _norm_without(self, bad: NDArray[np.intp]) -> Values:
         if not bad.size:
             return self.norm
         return np.where(self._pixels.pixels_left(bad) > 0, self._without(self.norm, self._norm, bad), 0.0)
 
-    def _without(self, total: Values | None, values: Values | None, bad: NDArray[np.intp]) -> Values | float:
+    def _without(
+        self, total: Values | None, values: Values | None, bad: NDArray[np.intp], *, squared: bool = False
+    ) -> Values | float:
         """Return a sum over all pixels less what the bad ones had put in; 0 when there is nothing to sum."""
         if total is None or values is None:
             return 0.0
-        return total - self._pixels.binned(values[bad], bad) if bad.size else total
+        if not bad.size:
+            return total
+        return total - (self._pixels.binned_variance if squared else self._pixels.binned)(values[bad], bad)
+
+
+class Several:
+    """Several integrations of the same frames; a `kernel.Reduction`."""
+
+    def __init__(self, integrators: Sequence[Integrator]) -> None:
+        self._integrators = integrators
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """Those of all."""
+        return [column for integrator in self._integrators for column in integrator.columns]
+
+    @property
+    def per_frame(self) -> Mapping[str, str]:
+        """The same for all."""
+        return self._integrators[0].per_frame
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether all can be made without a frame in between."""
+        return all(integrator.takes_chunks for integrator in self._integrators)
+
+    def of_chunks(self, chunks: Sequence[bytes], given: Sequence[Mapping[str, float]]) -> Reduced:
+        """Integrate frames that are stored as one chunk of bitshuffle-LZ4 each."""
+        return _together([integrator.of_chunks(chunks, given) for integrator in self._integrators])
+
+    def of_frames(self, frames: Sequence[Array], given: Sequence[Mapping[str, float]]) -> Reduced:
+        """Integrate frames, each of shape ``(y, x)``."""
+        return _together([integrator.of_frames(frames, given) for integrator in self._integrators])
+
+
+def _together(parts: Sequence[Reduced]) -> Reduced:
+    return Reduced(
+        {path: values for part in parts for path, values in part.columns.items()},
+        {index: text for part in parts for index, text in part.errors.items()},
+    )
 
 
 def bin_edges(images: PixelImages, bins: int, radial_range: tuple[float, float] | None) -> Values:
     """Return the edges of equally wide bins, shape ``(bins + 1,)``."""
     if radial_range is None:
-        radial = images.radial[images.valid]
-        radial_range = (float(radial.min()), float(radial.max()) * UPPER_EDGE)
+        low, high = (images.radial, images.radial) if images.extent is None else images.extent
+        radial_range = (max(0.0, float(low[images.valid].min())), float(high[images.valid].max()) * UPPER_EDGE)
     return np.linspace(*radial_range, bins + 1)
 
 

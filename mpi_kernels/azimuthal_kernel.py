@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
+from mpi_kernels.azimuthal import Integrator, Several
 from mpi_kernels.azimuthal_setup import Setup, set_up
 from mpi_kernels.geometry import HC_KEV_ANGSTROM
 from mpi_kernels.hdf5_files import Library
-from mpi_kernels.kernel import Frames, Kernel, Prepared
+from mpi_kernels.kernel import Frames, Kernel, Prepared, Reduction
 from mpi_kernels.nexus import group, readable
 from mpi_kernels.parameters import AzimuthalParameters
 
@@ -20,21 +21,28 @@ _LABELS = {
     "q_A^-1": ("q", "1/angstrom"),
     "2th_deg": ("2theta", "degree"),
     "2th_rad": ("2theta", "rad"),
+    "r_mm": ("r", "mm"),
 }
 
 
 def _prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) -> Prepared:
     setup = set_up(library, frames, parameters)
     return Prepared(
-        reduction=setup.integrator,
+        reduction=_reduction(setup),
         definition="NXazint1d",
         title="azimuthal integration",
         reference="docs/reference/azimuthal.md; Ashiotis et al., J. Appl. Cryst. 48 (2015) 510-519",
-        note="no pixel splitting; I is the sum of corrected counts over the sum of normalisations per bin; "
+        note=f"pixel splitting: {parameters.splitting}; I is the sum of corrected counts over the sum of "
+        "normalisations per bin, times the frame's scale; "
         "azimuth and geometry in the laboratory frame x horizontal, z along the beam, origin at the sample",
         describe=_Description(setup),
         notes={"masked_pixels": setup.masked_pixels, "geometry_json": _geometry_json(setup)},
     )
+
+
+def _reduction(setup: Setup) -> Reduction:
+    integrators = [integrator for _, integrator in setup.integrations.values()]
+    return integrators[0] if len(integrators) == 1 else Several(integrators)
 
 
 KERNEL = Kernel(
@@ -55,9 +63,11 @@ class _Description:
         entry["solid_angle_applied"] = np.bool_(parameters.solid_angle)
         entry["polarization_applied"] = np.bool_(parameters.polarization_factor is not None)
         entry["normalization_applied"] = np.bool_(True)
-        entry["monitor_applied"] = np.bool_(False)
+        given = {parameters.monitor, parameters.monitor_dataset}
+        entry["monitor_applied"] = np.bool_(given != {None})
         _instrument(entry, self.setup)
-        _data(entry, self.setup)
+        for name, (each, integrator) in self.setup.integrations.items():
+            _data(entry, name, each, integrator)
 
 
 def _instrument(entry: h5py.Group, setup: Setup) -> None:
@@ -89,20 +99,19 @@ def _geometry_json(setup: Setup) -> str:
     )
 
 
-def _data(entry: h5py.Group, setup: Setup) -> None:
-    integrator = setup.integrator
-    data = group(entry, "data", "NXdata")
+def _data(entry: h5py.Group, name: str, parameters: AzimuthalParameters, integrator: Integrator) -> None:
+    data = group(entry, name, "NXdata")
     data.attrs["signal"] = "I"
     data.attrs["axes"] = [".", "radial_axis"]
     data.attrs["interpretation"] = "spectrum"
     data.attrs["radial_axis_indices"] = 1
-    label, units = _LABELS[setup.parameters.unit]
+    label, units = _LABELS[parameters.unit]
     norm_label = "effective number of pixels contributing to the corresponding bin"
-    for name, values, long_name, unit in (
+    for dataset, values, long_name, unit in (
         ("radial_axis", integrator.centres, label, units),
         ("radial_axis_edges", integrator.edges, f"{label} bin edges", units),
         ("norm", integrator.norm, norm_label, "arbitrary units"),
     ):
-        data[name] = values
-        data[name].attrs["long_name"] = long_name
-        data[name].attrs["units"] = unit
+        data[dataset] = values
+        data[dataset].attrs["long_name"] = long_name
+        data[dataset].attrs["units"] = unit

@@ -120,7 +120,8 @@ class Conductor:
         self._frames = (layout, first)
         self._note_input("open")
         prepared = self._prepare(first)
-        send_to_all(self._comm, Start(prepared.reduction))
+        start = Start(prepared.reduction, self._request.input)
+        send_to_all(self._comm, start)
         self._recorder = Recorder(self._request, prepared, self._making(prepared, first), self._tally)
         self._readiness = Readiness(
             self._library,
@@ -130,7 +131,7 @@ class Conductor:
             finished=self._request.mode == "finished",
         )
         self._flag = FinishedFlag.find(self._library, self._request.input, self._request.finished_dataset)
-        self._share = Share(self._comm, waiting.source, prepared.reduction)
+        self._share = Share(self._comm, self._library, waiting.source, start)
         self._recorder.result.write_reading_route(first.route)
         self._clock.growth = time.monotonic()
         try:

@@ -74,13 +74,20 @@ class Reduction(Protocol):
         """What each frame yields."""
 
     @property
+    def per_frame(self) -> Mapping[str, str]:
+        """Numbers that it needs with each frame: their names, and the paths of their datasets in the input file."""
+
+    @property
     def takes_chunks(self) -> bool:
         """Whether `of_chunks` works here: it may need what this processor hasn't."""
 
-    def of_chunks(self, chunks: Sequence[bytes]) -> Reduced:
-        """Reduce frames that are stored as one chunk of bitshuffle-LZ4 each; the same bits as `of_frames`."""
+    def of_chunks(self, chunks: Sequence[bytes], given: Sequence[Mapping[str, float]]) -> Reduced:
+        """Reduce frames that are stored as one chunk of bitshuffle-LZ4 each; the same bits as `of_frames`.
 
-    def of_frames(self, frames: Sequence[Array]) -> Reduced:
+        `given` are each frame's own numbers (`per_frame`).
+        """
+
+    def of_frames(self, frames: Sequence[Array], given: Sequence[Mapping[str, float]]) -> Reduced:
         """Reduce frames, each of shape ``(y, x)``."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -20,6 +21,23 @@ ImageSpec = Annotated[
         "(a stack without index means its mean). Relative paths count from the parameter file.",
     ),
 ]
+
+
+_TAKEN = {"data", "frames", "instrument", "reduction", "definition", "title", "start_time"}
+FIRST_GROUP = "data"
+"""Where the first patterns of a result stand."""
+
+
+class FurtherReduction(BaseModel):
+    """What another integration of the same frames has different from the first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bins: int | None = Field(None, ge=1, le=1_000_000, description="As above; without: as the first.")
+    unit: Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad", "r_mm"] | None = Field(None, description="Likewise.")
+    splitting: Literal["no", "bbox", "full"] | None = Field(None, description="Likewise.")
+    radial_range: tuple[Finite, Finite] | None = Field(None, description="As above; without: all unmasked pixels.")
+    azimuthal_range_deg: tuple[Finite, Finite] | None = Field(None, description="As above; without: all around.")
 
 
 class AzimuthalParameters(BaseModel):
@@ -114,10 +132,32 @@ class AzimuthalParameters(BaseModel):
         1.0, description="Intensities are multiplied by this: the factor to absolute units of a calibrated sample."
     )
 
+    further: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], FurtherReduction] = Field(
+        default_factory=dict,
+        description="More integrations of the same frames in the same pass, e.g. of sectors, by the name of the group "
+        "in which their patterns stand.",
+    )
+
+    def each(self) -> Iterator[tuple[str, AzimuthalParameters]]:
+        """Yield the groups of the result with the parameters of their patterns, the first one first."""
+        yield FIRST_GROUP, self
+        for group, other in self.further.items():
+            own = {name: value for name, value in other.model_dump().items() if value is not None}
+            ranges = {"radial_range": other.radial_range, "azimuthal_range_deg": other.azimuthal_range_deg}
+            yield group, self.model_copy(update=own | ranges)
+
     @model_validator(mode="after")
     def _ranges_go_up(self) -> AzimuthalParameters:
-        if self.radial_range is not None and not self.radial_range[0] < self.radial_range[1]:
-            raise ValueError("radial_range: the lower edge must be below the upper one")
+        for group, each in self.each():
+            place = "" if group == FIRST_GROUP else f"further.{group}."
+            if each.radial_range is not None and not each.radial_range[0] < each.radial_range[1]:
+                raise ValueError(f"{place}radial_range: the lower edge must be below the upper one")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_free(self) -> AzimuthalParameters:
+        if taken := _TAKEN & self.further.keys():
+            raise ValueError(f"further: {', '.join(sorted(taken))} stands for something else in the result")
         return self
 
     @model_validator(mode="after")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
@@ -14,6 +15,7 @@ from mpi_kernels.hdf5_files import Library, Mode
 from mpi_kernels.kernel import Accumulating, Array, Reduced, Reduction
 from mpi_kernels.messaging import receive
 from mpi_kernels.partition import block
+from mpi_kernels.per_frame import PerFrame
 from mpi_kernels.readiness import Ready
 from mpi_kernels.rows import Rows, Status
 from mpi_kernels.segments import Segment
@@ -29,9 +31,10 @@ _OPERATIONS = {"sum": MPI.SUM, "max": MPI.MAX}
 
 @dataclass(frozen=True)
 class Start:
-    """The first message: what to do with frames."""
+    """The first message: what to do with frames, and the file that was asked for."""
 
     reduction: Reduction
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def work(comm: MPI.Comm, mode: Mode) -> None:
     share: Share | None = None
     while not isinstance(message := receive(comm, termination.tell), Stop):
         if isinstance(message, Start):
-            share = Share(comm, FrameSource(library), message.reduction)
+            share = Share(comm, library, FrameSource(library), message)
             continue
         assert share is not None  # noqa: S101  the first message is a Start
         if isinstance(message, Collect):
@@ -75,8 +78,11 @@ def work(comm: MPI.Comm, mode: Mode) -> None:
 class Share:
     """One rank's share of the work."""
 
-    def __init__(self, comm: MPI.Comm, source: FrameSource, reduction: Reduction) -> None:
-        self._comm, self._source, self._reduction = comm, source, reduction
+    def __init__(self, comm: MPI.Comm, library: Library, source: FrameSource, start: Start) -> None:
+        self._comm, self._source, self._reduction = comm, source, start.reduction
+        self._per_frame = {
+            name: PerFrame(library, start.file, path) for name, path in start.reduction.per_frame.items()
+        }
         self._segments: list[Segment] = []
 
     def rows(self, batch: Batch) -> Rows | KernelError:
@@ -108,10 +114,12 @@ class Share:
     def _reduced(self, mine: Sequence[Ready], rows: Rows) -> Iterator[tuple[list[int], Reduced]]:
         """Read and reduce, some frames at a time; yield which they were and what became of them."""
         chunks: list[bytes] = []
+        given: list[Mapping[str, float]] = []
         places: list[int] = []
         for place, ready in enumerate(mine):
             segment = self._segments[ready.segment]
             try:
+                numbers = {name: dataset.value(ready.frame) for name, dataset in self._per_frame.items()}
                 chunk = self._source.chunk(segment, ready.index) if self._reduction.takes_chunks else None
                 frame = self._source.read(segment, ready.index) if chunk is None else None
             except FrameUnreadable as error:
@@ -119,14 +127,15 @@ class Share:
                 continue
             if chunk is not None:
                 chunks.append(chunk)
+                given.append(numbers)
                 places.append(place)
             elif frame is not None:
-                yield [place], self._reduction.of_frames([frame])
+                yield [place], self._reduction.of_frames([frame], [numbers])
             if len(chunks) == _CHUNKS_AT_ONCE:
-                yield places, self._reduction.of_chunks(chunks)
-                chunks, places = [], []
+                yield places, self._reduction.of_chunks(chunks, given)
+                chunks, given, places = [], [], []
         if chunks:
-            yield places, self._reduction.of_chunks(chunks)
+            yield places, self._reduction.of_chunks(chunks, given)
 
     def _put(self, mine: Sequence[Ready], places: list[int], reduced: Reduced, rows: Rows) -> None:
         rows.computed_time[places] = time.time()
@@ -139,7 +148,7 @@ class Share:
         for index, text in reduced.errors.items():
             ready = mine[places[index]]
             where = self._source.place(self._segments[ready.segment], ready.index)
-            _fail(rows, places[index], f"{where}: chunk is no bitshuffle-lz4 data: {text}")
+            _fail(rows, places[index], f"{where}: {text}")
 
 
 def _fail(rows: Rows, place: int, reason: str) -> None:

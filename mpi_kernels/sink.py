@@ -9,6 +9,7 @@ reader that sees ``processed`` sees the values. Layout: ``docs/reference/result-
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -190,7 +191,7 @@ def _process(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
     process["note"] = prepared.note
     given = group(process, "input", "NXparameters")
     for name, value in making.parameters.items():
-        given[name] = "none" if value is None else value
+        given[name] = "none" if value is None else json.dumps(value) if isinstance(value, dict) else value
     given["parameters_json"] = making.parameters_json
     for name in ("command_line", "run_id", "input", "dataset", "host", "boot_id", "software", "fingerprint"):
         given[f"made_{name}"] = readable(getattr(making, name))

@@ -25,7 +25,8 @@ from mpi_kernels.segments import Segment
 
 VISIBLE_WITHIN_S = 2.0
 """A frame that rank 0 has seen must be visible to every rank within this time."""
-_RETRY_S = 0.005
+RETRY_S = 0.005
+"""Between two looks for what must become visible."""
 
 
 class FrameDataset:
@@ -241,7 +242,7 @@ class FrameDataset:
         while not self.has(position):
             if not self.live or time.monotonic() > give_up:
                 raise FrameUnreadable(f"{self.place}[{position}]: no data in the file")
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)
             self.refresh()
 
     def _coordinates(self, position: int) -> tuple[int, ...]:
@@ -348,7 +349,7 @@ class FrameSource:
             except NotThereYet as error:
                 if time.monotonic() > give_up:
                     raise FrameUnreadable(f"{segment}: {error}") from error
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)
 
 
 def _bytes_at(file: Path, chunk: h5py.h5d.StoreInfo) -> bytes:
