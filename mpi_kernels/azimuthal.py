@@ -92,7 +92,7 @@ class PixelImages:
 
 @dataclass(frozen=True)
 class Pattern:
-    """One integrated frame, each of shape ``(bins,)``; NaN in bins without valid pixels."""
+    """Integrated frames, each of shape ``(frames, bins)`` or ``(bins,)``; NaN in bins without valid pixels."""
 
     intensity: Values
     sigma: Values | None
@@ -100,14 +100,14 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the valid pixels of each bin, each of shape ``(bins,)``; `norm` is 0 in bins without any."""
+    """Sums over the valid pixels of each bin, of frames or of one; `norm` is 0 in bins without any."""
 
     signal: Values
     norm: Values
     variance: Values | None
 
-    def pattern(self, factor: float = 1.0) -> Pattern:
-        """Return the quotients, times `factor`."""
+    def pattern(self, factor: Values) -> Pattern:
+        """Return the quotients, times the factor of each frame, shape ``(frames, 1)``, or of one, shape ``()``."""
         with np.errstate(divide="ignore", invalid="ignore"):
             intensity = np.where(self.norm > 0, self.signal / self.norm * factor, np.nan)
             if self.variance is None:
@@ -218,13 +218,14 @@ class Integrator:
 
     def integrate(self, frame: Array) -> Pattern:
         """Integrate one frame, shape ``(y, x)``, that isn't scaled by numbers of its own."""
-        return self.sums(frame).pattern(self.scaling.factor({}))
+        return self.sums(frame).pattern(np.array(self.scaling.factor({})))
 
     def sums(self, frame: Array) -> Sums:
         """Return the sums over each bin's valid pixels of one frame, shape ``(y, x)``."""
         counts = self._counts(frame)
         assert not isinstance(counts, str)  # noqa: S101  no detector counts so high
-        return self._corrected(counts)
+        sums = self._corrected([counts])
+        return Sums(sums.signal[0], sums.norm[0], None if sums.variance is None else sums.variance[0])
 
     def _counts(self, frame: Array) -> Counts | str:
         try:
@@ -260,47 +261,58 @@ class Integrator:
         return self._pixels.scatter(left, norm)
 
     def _reduced(self, of_each: Sequence[Counts | str], given: Sequence[Mapping[str, float]]) -> Reduced:
-        patterns, errors = [], {}
+        errors = {index: counts for index, counts in enumerate(of_each) if isinstance(counts, str)}
+        good: dict[int, Counts] = {}
+        factors: list[float] = []
         for index, (counts, numbers) in enumerate(zip(of_each, given, strict=True)):
-            pattern = Pattern(np.full(self.bins, np.nan), np.full(self.bins, np.nan))
             if isinstance(counts, str):
-                errors[index] = counts
-            else:
-                try:
-                    pattern = self._corrected(counts).pattern(self.scaling.factor(numbers))
-                except ValueError as error:
-                    errors[index] = str(error)
-            patterns.append(pattern)
-        columns = {f"{self.group}/I": np.stack([pattern.intensity for pattern in patterns])}
-        if self._error_model != "none":
-            columns[f"{self.group}/I_errors"] = np.stack([item.sigma for item in patterns if item.sigma is not None])
+                continue
+            try:
+                factors.append(self.scaling.factor(numbers))
+                good[index] = counts
+            except ValueError as error:
+                errors[index] = str(error)
+        columns = {column.path: np.full((len(of_each), self.bins), np.nan) for column in self.columns}
+        if good:
+            pattern = self._corrected(list(good.values())).pattern(np.array(factors)[:, None])
+            columns[f"{self.group}/I"][list(good)] = pattern.intensity
+            if pattern.sigma is not None:
+                columns[f"{self.group}/I_errors"][list(good)] = pattern.sigma
         return Reduced(columns, errors)
 
-    def _corrected(self, counts: Counts) -> Sums:
-        bad = counts.excluded
-        signal = counts.signal - self._without(self._offset_sum, self._offset, bad)
-        norm = self._norm_without(bad)
-        if self._error_model == "none":
-            return Sums(signal, norm, None)
-        if self._error_model == "azimuthal":
-            return Sums(signal, norm, counts.variance)
-        offset_variance = self._without(self._variance_sum, self._variance, bad, squared=True)
-        return Sums(signal, norm, counts.variance + offset_variance)
+    def _corrected(self, of_each: Sequence[Counts]) -> Sums:
+        """Return the sums of some frames, shape ``(frames, bins)``; the norm may be one for all."""
+        signal, variance = np.stack([counts.signal for counts in of_each]), None
+        if self._error_model != "none":
+            variance = np.stack([counts.variance for counts in of_each])
+        parts = [self._known(np.empty(0, np.intp))]
+        if any(counts.excluded.size for counts in of_each):
+            parts = [self._known(counts.excluded) for counts in of_each]
+        norm = np.stack([part.norm for part in parts])
+        signal -= np.stack([part.signal for part in parts])
+        if variance is not None and self._error_model != "azimuthal":
+            variance += np.stack([np.zeros(1) if part.variance is None else part.variance for part in parts])
+        return Sums(signal, norm, variance)
+
+    def _known(self, bad: NDArray[np.intp]) -> Sums:
+        """Return the sums of what is known beforehand, without some pixels: offset, norm, the offset's variance."""
+        offset, variance = np.zeros(self.bins), None
+        if self._offset_sum is not None and self._offset is not None:
+            offset = self._without(self._offset_sum, self._offset, bad)
+        if self._variance_sum is not None and self._variance is not None:
+            variance = self._without(self._variance_sum, self._variance, bad, squared=True)
+        return Sums(offset, self._norm_without(bad), variance)
 
     def _norm_without(self, bad: NDArray[np.intp]) -> Values:
         if not bad.size:
             return self.norm
         return np.where(self._pixels.pixels_left(bad) > 0, self._without(self.norm, self._norm, bad), 0.0)
 
-    def _without(
-        self, total: Values | None, values: Values | None, bad: NDArray[np.intp], *, squared: bool = False
-    ) -> Values | float:
-        """Return a sum over all pixels less what the bad ones had put in; 0 when there is nothing to sum."""
-        if total is None or values is None:
-            return 0.0
+    def _without(self, total: Values, values: Values, bad: NDArray[np.intp], *, squared: bool = False) -> Values:
+        """Return a sum over all pixels less what the bad ones had put in."""
         if not bad.size:
             return total
-        return total - (self._pixels.binned_variance if squared else self._pixels.binned)(values[bad], bad)
+        return np.asarray(total - (self._pixels.binned_variance if squared else self._pixels.binned)(values[bad], bad))
 
 
 class Several:

@@ -48,8 +48,8 @@ class Tally:
         """Take back that a frame was seen."""
         self._mark(frame, _UNSEEN)
 
-    def settle(self, frame: int, status: Status) -> None:
-        """Note what became of a frame; later words replace earlier ones."""
+    def settle(self, frame: int, status: int) -> None:
+        """Note what became of a frame, a `Status`; later words replace earlier ones."""
         self._mark(frame, _SETTLED + status)
 
     def _mark(self, frame: int, mark: int) -> None:

@@ -128,7 +128,7 @@ class Recorder:
         rows, self._waiting = Rows.joined(self._waiting), []
         self.result.write(rows)
         for frame, status in zip(rows.frames.tolist(), rows.status.tolist(), strict=True):
-            self._tally.settle(frame, Status(status))
+            self._tally.settle(frame, status)
         tally = self._tally
         self.result.write_counts(written=tally.written, processed=tally.processed, failed=tally.failed)
         done = time.monotonic()
