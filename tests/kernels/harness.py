@@ -51,7 +51,7 @@ def kernel_command(
         "parameters": parameters,
     }
     for name, value in {**required, "progress": output.with_suffix(".progress"), **options}.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
+        command += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
     return command
 
 
