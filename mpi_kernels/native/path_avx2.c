@@ -8,7 +8,7 @@
 #pragma GCC target("avx2,bmi2")
 #endif
 
-#include "batch.h"
+#include "project.h"
 #include "x86.h"
 
 /* Swaps the bits of `a` that `mask` has after a shift by `by` with those of `b` that it has. */
@@ -162,7 +162,7 @@ static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t cou
     }
 }
 
-const struct path native_avx2 = {decode_chunk, bin_chunks};
+const struct path native_avx2 = {decode_chunk, bin_chunks, project_chunks};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -8,7 +8,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,gfni,avx2,bmi2")
 #endif
 
-#include "batch.h"
+#include "project.h"
 #include "x86.h"
 
 /* Transposes 8 × 8 bits in each of eight places, where byte 7 - j holds plane j. The instruction multiplies a matrix, here
@@ -131,7 +131,7 @@ static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t cou
     }
 }
 
-const struct path native_avx512 = {decode_chunk, bin_chunks};
+const struct path native_avx512 = {decode_chunk, bin_chunks, project_chunks};
 
 #if defined(__clang__)
 #pragma clang attribute pop

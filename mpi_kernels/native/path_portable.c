@@ -5,7 +5,7 @@
 #error "values are put together from bytes, the least significant one first"
 #endif
 
-#include "batch.h"
+#include "project.h"
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef uint32_t words4 __attribute__((vector_size(16)));
@@ -170,4 +170,4 @@ static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t cou
     }
 }
 
-const struct path native_portable = {decode_chunk, bin_chunks};
+const struct path native_portable = {decode_chunk, bin_chunks, project_chunks};
