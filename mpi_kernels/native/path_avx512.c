@@ -131,6 +131,14 @@ static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t cou
     }
 }
 
+static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count)
+{
+    __m512i sums = _mm512_setzero_si512();
+    for (size_t e = 0; e < count; e += 64)
+        sums = _mm512_add_epi64(sums, _mm512_sad_epu8(_mm512_loadu_si512(bytes + e), _mm512_setzero_si512()));
+    return (uint64_t)_mm512_reduce_add_epi64(sums);
+}
+
 const struct path native_avx512 = {decode_chunk, bin_chunks, project_chunks};
 
 #if defined(__clang__)

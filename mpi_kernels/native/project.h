@@ -11,6 +11,8 @@
 
 /* Elements between arrays whose lengths are powers of two, lest they meet in the same few places of the L1 cache. */
 #define STAGGER 96
+/* Frames whose blocks are added in one go: what is between stays in registers. */
+#define TOGETHER 4
 /* Squares up to this one are summed in 16 bits: at least four frames then fit. */
 #define SMALL_SQUARE (UINT16_MAX / 4)
 
@@ -26,28 +28,17 @@ struct projecting {
     const uint32_t *largest_before;
     uint64_t flip; /* all bits set: what had been added is taken away again */
     struct block_buffer buffer;
-    uint8_t *low, *high, *upper[2];               /* of a block's pixels */
-    uint16_t *total16, *squares16, *largest16;    /* likewise */
-    uint32_t *total32, *squares32;                /* likewise */
+    uint8_t *low, *high, *upper[2]; /* of a block's pixels, as everything below */
+    uint8_t *small[TOGETHER];       /* the first `waiting` wait to be added */
+    size_t waiting;
+    uint8_t *largest8;
+    uint16_t *total16, *squares16, *largest16;
+    uint32_t *total32, *squares32;
     uint64_t budget16, budget32; /* no sum in them is larger: sums of whole numbers are smaller than those of squares */
 };
 
-/* A sum of bytes in the four 16-bit fields of each word; `count` is a multiple of 8. */
-static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count)
-{
-    const uint64_t fields = 0x00ff00ff00ff00ff;
-    uint64_t sum = 0;
-    for (size_t from = 0; from < count; from += 1024) { /* 128 words: 128 × 2 × 255 < 2^16 */
-        const size_t stop = smaller(count, from + 1024);
-        uint64_t words = 0;
-        for (size_t e = from; e < stop; e += 8) {
-            const uint64_t word = load64(bytes + e);
-            words += (word & fields) + (word >> 8 & fields);
-        }
-        sum += (words & 0xffff) + (words >> 16 & 0xffff) + (words >> 32 & 0xffff) + (words >> 48);
-    }
-    return sum;
-}
+/* Provided by the path: the sum of `count` bytes, a multiple of 64. */
+static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count);
 
 static inline uint64_t signed_by(uint64_t flip, uint64_t value)
 {
@@ -78,20 +69,64 @@ static uint32_t take_pixel(const struct projecting *job, struct projected *frame
 static void sift_block(const struct projecting *job, struct projected *frame, size_t first, size_t count)
 {
     const struct native_binning *binning = job->binning;
-    const uint8_t *bytes[4] = {job->low, job->high, job->upper[0], job->upper[1]};
-    const size_t top = (size_t)frame->lane.level;
+    struct lane *lane = &frame->lane;
+    const uint8_t *bytes[4] = {lane->low, lane->high, job->upper[0], job->upper[1]};
+    const size_t top = (size_t)lane->level;
     uint32_t largest = 0;
     for (size_t e = 0; e < count; e++) {
         uint32_t value = 0, left = 0;
         for (size_t k = 0; k < top; k++) value |= (uint32_t)bytes[k][e] << 8 * k;
         if (is_valid(binning, first + e))
             left = take_pixel(job, frame, first + e, with_sign(value, binning->element_size, binning->is_signed));
-        job->low[e] = (uint8_t)left;
-        job->high[e] = (uint8_t)(left >> 8);
+        lane->low[e] = (uint8_t)left;
+        lane->high[e] = (uint8_t)(left >> 8);
         largest = left > largest ? left : largest;
     }
-    frame->lane.largest = largest;
-    frame->lane.level = largest == 0 ? 0 : largest > UINT8_MAX ? 2 : 1;
+    lane->largest = largest;
+    lane->level = largest == 0 ? 0 : largest > UINT8_MAX ? 2 : 1;
+}
+
+static inline uint8_t larger8(uint8_t a, uint8_t b)
+{
+    return a > b ? a : b;
+}
+
+static void add_four(const uint8_t *restrict a, const uint8_t *restrict b, const uint8_t *restrict c,
+                     const uint8_t *restrict d, size_t count, uint16_t *restrict total, uint16_t *restrict squares,
+                     uint8_t *restrict largest)
+{
+    for (size_t e = 0; e < count; e++) {
+        const uint16_t p = a[e], q = b[e], r = c[e], s = d[e];
+        total[e] = (uint16_t)(total[e] + p + q + r + s);
+        squares[e] = (uint16_t)(squares[e] + p * p + q * q + r * r + s * s);
+        const uint8_t first = a[e] > b[e] ? a[e] : b[e], second = c[e] > d[e] ? c[e] : d[e];
+        const uint8_t larger = first > second ? first : second;
+        largest[e] = larger > largest[e] ? larger : largest[e];
+    }
+}
+
+/* Adds the blocks that wait for it. */
+static void add_small(struct projecting *job, size_t count)
+{
+    uint8_t *const *of = job->small;
+    if (job->waiting == 0) return;
+    for (size_t i = job->waiting; i < TOGETHER; i++) memset(of[i], 0, count);
+    add_four(of[0], of[1], of[2], of[3], count, job->total16, job->squares16, job->largest8);
+    job->waiting = 0;
+}
+
+static void add_large(struct projecting *job, const struct lane *lane, size_t count)
+{
+    const uint8_t *restrict low = lane->low, *restrict high = lane->high;
+    uint32_t *restrict total = job->total32, *restrict squares = job->squares32;
+    uint16_t *restrict largest = job->largest16;
+    if (lane->level < 2) memset(lane->high, 0, count);
+    for (size_t e = 0; e < count; e++) {
+        const uint16_t value = (uint16_t)(low[e] | high[e] << 8);
+        total[e] += value;
+        squares[e] += (uint32_t)value * value;
+        largest[e] = value > largest[e] ? value : largest[e];
+    }
 }
 
 /* Moves the sums of 16 bits to where they have 32. */
@@ -100,6 +135,7 @@ static void widen(struct projecting *job, size_t count)
     uint16_t *restrict total16 = job->total16, *restrict squares16 = job->squares16;
     uint32_t *restrict total32 = job->total32, *restrict squares32 = job->squares32;
     if (job->budget16 == 0) return;
+    add_small(job, count);
     for (size_t e = 0; e < count; e++) total32[e] += total16[e];
     for (size_t e = 0; e < count; e++) squares32[e] += squares16[e];
     memset(total16, 0, count * sizeof *total16);
@@ -113,77 +149,67 @@ static void store_block(struct projecting *job, size_t first, size_t count)
     uint64_t *restrict total = job->sums->total + first, *restrict squares = job->sums->squares_low + first;
     uint32_t *restrict largest = job->sums->largest + first;
     uint32_t *restrict total32 = job->total32, *restrict squares32 = job->squares32;
+    uint8_t *restrict largest8 = job->largest8;
     uint16_t *restrict largest16 = job->largest16;
     const uint64_t flip = job->flip;
     if (job->budget32 == 0) return;
     widen(job, count);
     for (size_t e = 0; e < count; e++) total[e] += signed_by(flip, total32[e]);
     for (size_t e = 0; e < count; e++) squares[e] += signed_by(flip, squares32[e]);
-    for (size_t e = 0; e < count; e++) largest[e] = largest16[e] > largest[e] ? largest16[e] : largest[e];
+    for (size_t e = 0; e < count; e++) {
+        const uint32_t value = largest16[e] > largest8[e] ? largest16[e] : largest8[e];
+        largest[e] = value > largest[e] ? value : largest[e];
+    }
     memset(total32, 0, count * sizeof *total32);
     memset(squares32, 0, count * sizeof *squares32);
+    memset(largest8, 0, count * sizeof *largest8);
     memset(largest16, 0, count * sizeof *largest16);
     job->budget32 = 0;
 }
 
-static void add_small(const struct projecting *job, size_t count)
+/* Adds a block of a frame to the sums of its pixels. */
+static void add_block(struct projecting *job, const struct lane *lane, size_t first, size_t count)
 {
-    const uint8_t *restrict low = job->low;
-    uint16_t *restrict total = job->total16, *restrict squares = job->squares16, *restrict largest = job->largest16;
-    for (size_t e = 0; e < count; e++) {
-        const uint16_t value = low[e];
-        total[e] = (uint16_t)(total[e] + value);
-        squares[e] = (uint16_t)(squares[e] + (uint16_t)(value * value));
-        largest[e] = value > largest[e] ? value : largest[e];
-    }
-}
-
-static void add_large(const struct projecting *job, size_t count, int level)
-{
-    const uint8_t *restrict low = job->low, *restrict high = job->high;
-    uint32_t *restrict total = job->total32, *restrict squares = job->squares32;
-    uint16_t *restrict largest = job->largest16;
-    if (level < 2) memset(job->high, 0, count);
-    for (size_t e = 0; e < count; e++) {
-        const uint16_t value = (uint16_t)(low[e] | high[e] << 8);
-        total[e] += value;
-        squares[e] += (uint32_t)value * value;
-        largest[e] = value > largest[e] ? value : largest[e];
-    }
-}
-
-/* Adds a block of a frame to the sums of its pixels, and to those of the frame. */
-static void add_block(struct projecting *job, struct projected *frame, size_t first, size_t count)
-{
-    const int level = frame->lane.level;
-    const uint32_t largest = frame->lane.largest;
-    const uint64_t square = (uint64_t)largest * largest;
-    if (largest == 0) return;
+    const uint64_t square = (uint64_t)lane->largest * lane->largest;
     if (job->budget32 + square > UINT32_MAX) store_block(job, first, count);
     job->budget32 += square;
     if (square <= SMALL_SQUARE) {
         if (job->budget16 + square > UINT16_MAX) widen(job, count);
         job->budget16 += square;
-        add_small(job, count);
+        job->low = job->small[job->waiting];
+        job->small[job->waiting++] = lane->low;
+        if (job->waiting == TOGETHER) add_small(job, count);
     } else {
-        add_large(job, count, level);
+        add_large(job, lane, count);
     }
-    frame->largest = largest > frame->largest ? largest : frame->largest;
-    frame->total += (int64_t)sum_of_bytes(job->low, count);
-    if (level == 2) frame->total += (int64_t)sum_of_bytes(job->high, count) << 8;
+}
+
+/* Adds to the sums of the frame. */
+static void add_totals(struct projected *frame, size_t count)
+{
+    const struct lane *lane = &frame->lane;
+    const size_t padded = (count + 63) / 64 * 64;
+    memset(lane->low + count, 0, padded - count);
+    frame->largest = lane->largest > frame->largest ? lane->largest : frame->largest;
+    frame->total += (int64_t)sum_of_bytes(lane->low, padded);
+    if (lane->level < 2) return;
+    memset(lane->high + count, 0, padded - count);
+    frame->total += (int64_t)sum_of_bytes(lane->high, padded) << 8;
 }
 
 static void take_block(struct projecting *job, struct projected *frame, size_t first, size_t count)
 {
     struct lane *lane = &frame->lane;
+    lane->low = job->low;
     load_block(lane, count * job->binning->element_size);
     if (lane->error) return;
     if (read_tile(job->binning, lane, job->upper, first, 0, count))
         sift_block(job, frame, first, count);
-    else
-        lane->largest = lane->level == 2 ? largest16(lane->low, lane->high, count)
-                        : lane->level == 1 ? largest8(lane->low, count) : 0;
-    add_block(job, frame, first, count);
+    else if (lane->level > 0)
+        lane->largest = lane->level == 2 ? largest16(lane->low, lane->high, count) : largest8(lane->low, count);
+    if (lane->largest == 0) return;
+    add_totals(frame, count);
+    add_block(job, lane, first, count);
 }
 
 /* The elements that fill no byte of a plane. */
@@ -234,14 +260,16 @@ static void lay_out_projecting(struct projecting *job, size_t block_pixels, stru
     const size_t planes = block_pixels + SURPLUS, sums = block_pixels + STAGGER;
     job->buffer = (struct block_buffer){part(parts, block_pixels * job->binning->element_size + SLACK), 0, 0};
     job->low = part(parts, planes);
+    for (size_t i = 0; i < TOGETHER; i++) job->small[i] = part(parts, planes);
     job->high = part(parts, planes);
     for (size_t i = 0; i < 2; i++) job->upper[i] = part(parts, planes);
+    job->largest8 = part(parts, sums * sizeof *job->largest8);
     job->total16 = part(parts, sums * sizeof *job->total16);
     job->squares16 = part(parts, sums * sizeof *job->squares16);
     job->largest16 = part(parts, sums * sizeof *job->largest16);
     job->total32 = part(parts, sums * sizeof *job->total32);
     job->squares32 = part(parts, sums * sizeof *job->squares32);
-    if (parts->base) memset(job->total16, 0, (size_t)(parts->base + parts->used - (uint8_t *)job->total16));
+    if (parts->base) memset(job->largest8, 0, (size_t)(parts->base + parts->used - job->largest8));
 }
 
 /* Begins with every chunk; returns whether one is broken. */
@@ -252,7 +280,7 @@ static int begin_frames(struct projecting *job, struct projected *frames, const 
     int broken = 0;
     for (size_t i = 0; i < count; i++) {
         struct projected *frame = frames + i;
-        *frame = (struct projected){.lane = {.low = job->low, .high = job->high, .buffer = &job->buffer}};
+        *frame = (struct projected){.lane = {.high = job->high, .buffer = &job->buffer}};
         frame->lane.error = begin_chunk(&frame->lane.reader, chunks[i], lengths[i], element_size, size);
         broken |= frame->lane.error;
     }
