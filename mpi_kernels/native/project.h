@@ -14,13 +14,17 @@
 #define FETCHED 1536
 /* Frames whose blocks are added in one go: what is between stays in registers. */
 #define TOGETHER 4
-/* Squares up to this one are summed in 16 bits: at least four frames then fit. */
-#define SMALL_SQUARE (UINT16_MAX / 4)
 
 struct projected {
     struct lane lane;
     int64_t total;
     uint32_t largest;
+};
+
+/* The low two bytes; `level` says how many of them are in use. */
+struct values {
+    uint8_t *low, *high;
+    int level;
 };
 
 struct projecting {
@@ -29,9 +33,10 @@ struct projecting {
     const uint32_t *largest_before;
     uint64_t flip; /* all bits set: what had been added is taken away again */
     struct block_buffer buffer;
-    uint8_t *low, *high, *upper[2]; /* of a block's pixels, as everything below */
-    uint8_t *small[TOGETHER];       /* the first `waiting` wait to be added */
-    size_t waiting;
+    struct values waiting[TOGETHER], next; /* of a block's pixels, as everything below */
+    size_t number_waiting;
+    uint64_t squares_waiting; /* no sum of their squares is larger */
+    uint8_t *upper[2];
     uint8_t *largest8;
     uint16_t *total16, *squares16, *largest16;
     uint32_t *total32, *squares32;
@@ -87,14 +92,22 @@ static void sift_block(const struct projecting *job, struct projected *frame, si
     lane->level = largest == 0 ? 0 : largest > UINT8_MAX ? 2 : 1;
 }
 
-static inline uint8_t larger8(uint8_t a, uint8_t b)
+/* Moves the sums of 16 bits to where they have 32. */
+static void widen(struct projecting *job, size_t count)
 {
-    return a > b ? a : b;
+    uint16_t *restrict total16 = job->total16, *restrict squares16 = job->squares16;
+    uint32_t *restrict total32 = job->total32, *restrict squares32 = job->squares32;
+    if (job->budget16 == 0) return;
+    for (size_t e = 0; e < count; e++) total32[e] += total16[e];
+    for (size_t e = 0; e < count; e++) squares32[e] += squares16[e];
+    memset(total16, 0, count * sizeof *total16);
+    memset(squares16, 0, count * sizeof *squares16);
+    job->budget16 = 0;
 }
 
-static void add_four(const uint8_t *restrict a, const uint8_t *restrict b, const uint8_t *restrict c,
-                     const uint8_t *restrict d, size_t count, uint16_t *restrict total, uint16_t *restrict squares,
-                     uint8_t *restrict largest)
+static void add_bytes(const uint8_t *restrict a, const uint8_t *restrict b, const uint8_t *restrict c,
+                      const uint8_t *restrict d, size_t count, uint16_t *restrict total, uint16_t *restrict squares,
+                      uint8_t *restrict largest)
 {
     for (size_t e = 0; e < count; e++) {
         const uint16_t p = a[e], q = b[e], r = c[e], s = d[e];
@@ -106,42 +119,42 @@ static void add_four(const uint8_t *restrict a, const uint8_t *restrict b, const
     }
 }
 
-/* Adds the blocks that wait for it. */
-static void add_small(struct projecting *job, size_t count)
+static void add_words(const struct values *restrict a, const struct values *restrict b, const struct values *restrict c,
+                      const struct values *restrict d, size_t count, uint32_t *restrict total,
+                      uint32_t *restrict squares, uint16_t *restrict largest)
 {
-    uint8_t *const *of = job->small;
-    if (job->waiting == 0) return;
-    for (size_t i = job->waiting; i < TOGETHER; i++) memset(of[i], 0, count);
-    add_four(of[0], of[1], of[2], of[3], count, job->total16, job->squares16, job->largest8);
-    job->waiting = 0;
-}
-
-static void add_large(struct projecting *job, const struct lane *lane, size_t count)
-{
-    const uint8_t *restrict low = lane->low, *restrict high = lane->high;
-    uint32_t *restrict total = job->total32, *restrict squares = job->squares32;
-    uint16_t *restrict largest = job->largest16;
-    if (lane->level < 2) memset(lane->high, 0, count);
+    const uint8_t *restrict a0 = a->low, *restrict a1 = a->high, *restrict b0 = b->low, *restrict b1 = b->high;
+    const uint8_t *restrict c0 = c->low, *restrict c1 = c->high, *restrict d0 = d->low, *restrict d1 = d->high;
     for (size_t e = 0; e < count; e++) {
-        const uint16_t value = (uint16_t)(low[e] | high[e] << 8);
-        total[e] += value;
-        squares[e] += (uint32_t)value * value;
-        largest[e] = value > largest[e] ? value : largest[e];
+        const uint16_t low = (uint16_t)(a0[e] + b0[e] + c0[e] + d0[e]), high = (uint16_t)(a1[e] + b1[e] + c1[e] + d1[e]);
+        const uint16_t p = (uint16_t)(a0[e] | a1[e] << 8), q = (uint16_t)(b0[e] | b1[e] << 8);
+        const uint16_t r = (uint16_t)(c0[e] | c1[e] << 8), s = (uint16_t)(d0[e] | d1[e] << 8);
+        total[e] += low + ((uint32_t)high << 8);
+        squares[e] += (uint32_t)p * p + (uint32_t)q * q + (uint32_t)r * r + (uint32_t)s * s;
+        const uint16_t first = p > q ? p : q, second = r > s ? r : s;
+        const uint16_t larger = first > second ? first : second;
+        largest[e] = larger > largest[e] ? larger : largest[e];
     }
 }
 
-/* Moves the sums of 16 bits to where they have 32. */
-static void widen(struct projecting *job, size_t count)
+/* Adds the blocks that wait for it. */
+static void add_waiting(struct projecting *job, size_t count)
 {
-    uint16_t *restrict total16 = job->total16, *restrict squares16 = job->squares16;
-    uint32_t *restrict total32 = job->total32, *restrict squares32 = job->squares32;
-    if (job->budget16 == 0) return;
-    add_small(job, count);
-    for (size_t e = 0; e < count; e++) total32[e] += total16[e];
-    for (size_t e = 0; e < count; e++) squares32[e] += squares16[e];
-    memset(total16, 0, count * sizeof *total16);
-    memset(squares16, 0, count * sizeof *squares16);
-    job->budget16 = 0;
+    struct values *of = job->waiting;
+    const int small = job->squares_waiting <= UINT16_MAX;
+    if (job->squares_waiting == 0) return;
+    for (size_t i = 0; i < TOGETHER; i++) {
+        if (i >= job->number_waiting) memset(of[i].low, 0, count), of[i].level = 1;
+        if (!small && of[i].level < 2) memset(of[i].high, 0, count);
+    }
+    if (small) {
+        if (job->budget16 + job->squares_waiting > UINT16_MAX) widen(job, count);
+        job->budget16 += job->squares_waiting;
+        add_bytes(of[0].low, of[1].low, of[2].low, of[3].low, count, job->total16, job->squares16, job->largest8);
+    } else {
+        add_words(of, of + 1, of + 2, of + 3, count, job->total32, job->squares32, job->largest16);
+    }
+    job->squares_waiting = job->number_waiting = 0;
 }
 
 /* Moves the sums to memory. */
@@ -154,6 +167,7 @@ static void store_block(struct projecting *job, size_t first, size_t count)
     uint16_t *restrict largest16 = job->largest16;
     const uint64_t flip = job->flip;
     if (job->budget32 == 0) return;
+    add_waiting(job, count);
     widen(job, count);
     for (size_t e = 0; e < count; e++) total[e] += signed_by(flip, total32[e]);
     for (size_t e = 0; e < count; e++) squares[e] += signed_by(flip, squares32[e]);
@@ -168,21 +182,18 @@ static void store_block(struct projecting *job, size_t first, size_t count)
     job->budget32 = 0;
 }
 
-/* Adds a block of a frame to the sums of its pixels. */
+/* Adds a block of a frame to the sums of its pixels, or lets it wait for others. */
 static void add_block(struct projecting *job, const struct lane *lane, size_t first, size_t count)
 {
     const uint64_t square = (uint64_t)lane->largest * lane->largest;
     if (job->budget32 + square > UINT32_MAX) store_block(job, first, count);
     job->budget32 += square;
-    if (square <= SMALL_SQUARE) {
-        if (job->budget16 + square > UINT16_MAX) widen(job, count);
-        job->budget16 += square;
-        job->low = job->small[job->waiting];
-        job->small[job->waiting++] = lane->low;
-        if (job->waiting == TOGETHER) add_small(job, count);
-    } else {
-        add_large(job, lane, count);
-    }
+    struct values *free = job->waiting + job->number_waiting;
+    job->next = *free;
+    *free = (struct values){lane->low, lane->high, lane->level};
+    job->number_waiting++;
+    job->squares_waiting += square;
+    if (job->number_waiting == TOGETHER) add_waiting(job, count);
 }
 
 /* Adds to the sums of the frame. */
@@ -201,7 +212,8 @@ static void add_totals(struct projected *frame, size_t count)
 static void take_block(struct projecting *job, struct projected *frame, size_t first, size_t count)
 {
     struct lane *lane = &frame->lane;
-    lane->low = job->low;
+    lane->low = job->next.low;
+    lane->high = job->next.high;
     load_block(lane, count * job->binning->element_size);
     if (lane->error) return;
     if (read_tile(job->binning, lane, job->upper, first, 0, count))
@@ -270,9 +282,8 @@ static void lay_out_projecting(struct projecting *job, size_t block_pixels, stru
 {
     const size_t planes = block_pixels + SURPLUS, sums = block_pixels + STAGGER;
     job->buffer = (struct block_buffer){part(parts, block_pixels * job->binning->element_size + SLACK), 0, 0};
-    job->low = part(parts, planes);
-    for (size_t i = 0; i < TOGETHER; i++) job->small[i] = part(parts, planes);
-    job->high = part(parts, planes);
+    job->next = (struct values){part(parts, planes), part(parts, planes), 0};
+    for (size_t i = 0; i < TOGETHER; i++) job->waiting[i] = (struct values){part(parts, planes), part(parts, planes), 0};
     for (size_t i = 0; i < 2; i++) job->upper[i] = part(parts, planes);
     job->largest8 = part(parts, sums * sizeof *job->largest8);
     job->total16 = part(parts, sums * sizeof *job->total16);
@@ -291,7 +302,7 @@ static int begin_frames(struct projecting *job, struct projected *frames, const 
     int broken = 0;
     for (size_t i = 0; i < count; i++) {
         struct projected *frame = frames + i;
-        *frame = (struct projected){.lane = {.high = job->high, .buffer = &job->buffer}};
+        *frame = (struct projected){.lane = {.buffer = &job->buffer}};
         frame->lane.error = begin_chunk(&frame->lane.reader, chunks[i], lengths[i], element_size, size);
         broken |= frame->lane.error;
     }
