@@ -20,7 +20,7 @@ from mpi_kernels.native.binning import fits
 from mpi_kernels.native.library import PATH, NativePath
 from mpi_kernels.native.projecting import FrameTotals, PixelSums, Summer
 
-_BLOCK = 32768
+_BLOCK = 16384
 """Pixels that are summed at a time; what is between then stays in the processor's cache."""
 
 
@@ -125,36 +125,38 @@ class Projector:
 
     def add_frames(self, frames: Sequence[NDArray[Any]]) -> FrameTotals:
         """Add frames of shape ``(y, x)``."""
-        totals = np.array([self._add_frame(frame.reshape(-1)) for frame in frames], np.int64).reshape(-1, 3)
-        self._frames += len(totals)
-        counts, excluded, largest = totals.T
-        return FrameTotals(counts, excluded, largest.astype(np.uint32), (None,) * len(totals))
-
-    def _add_frame(self, frame: NDArray[Any]) -> tuple[int, int, int]:
-        """Return its counts, how many pixels were outside the limits, and the largest value."""
-        sums = self._sums
-        counts, excluded, largest = 0, 0, 0
-        for start in range(0, frame.size, _BLOCK):
+        rows = [frame.reshape(-1) for frame in frames]
+        counts, excluded = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        largest = np.zeros(len(rows), np.uint32)
+        for start in range(0, self._valid.size, _BLOCK):
             pixels = slice(start, start + _BLOCK)
-            outside = self._valid[pixels] & ~self._measured(frame[pixels])
-            values = np.where(self._valid[pixels] & ~outside, frame[pixels], 0).astype(np.uint32)
-            sums.total[pixels] += values
-            self._add_squares(pixels, values)
-            sums.excluded[pixels] += outside
-            np.maximum(sums.largest[pixels], values, out=sums.largest[pixels])
-            counts += int(values.sum(dtype=np.uint64))
-            excluded += int(np.count_nonzero(outside))
-            largest = max(largest, int(values.max()))
-        return counts, excluded, largest
+            for index, row in enumerate(rows):
+                values, outside = self._add_block(pixels, row[pixels])
+                counts[index] += values.sum(dtype=np.int64)
+                excluded[index] += np.count_nonzero(outside)
+                largest[index] = max(largest[index], values.max())
+        self._frames += len(rows)
+        return FrameTotals(counts, excluded, largest, (None,) * len(rows))
+
+    def _add_block(self, pixels: slice, block: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """Return the values, 0 where they don't count, and which valid pixels are outside the limits."""
+        sums, valid = self._sums, self._valid[pixels]
+        outside = valid & ~self._measured(block)
+        values = np.where(valid & ~outside, block, 0).astype(np.uint32)
+        self._add_values(pixels, values.astype(np.uint64))
+        sums.excluded[pixels] += outside
+        np.maximum(sums.largest[pixels], values, out=sums.largest[pixels])
+        return values, outside
 
     def _measured(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         measured = values <= self._high
         return measured & (values >= self._low) if self._signed or self._low else measured
 
-    def _add_squares(self, pixels: slice, values: NDArray[np.uint32]) -> None:
+    def _add_values(self, pixels: slice, values: NDArray[np.uint64]) -> None:
+        sums, squares = self._sums, values * values
+        sums.total[pixels] += values
         if not self._wide:
-            self._sums.squares_low[pixels] += values * values  # of 16 bits: 32 are enough
+            sums.squares_low[pixels] += squares
             return
-        squares = np.square(values, dtype=np.uint64)
-        self._sums.squares_low[pixels] += squares & 0xFFFFFFFF
-        self._sums.squares_high[pixels] += squares >> 32
+        sums.squares_low[pixels] += squares & 0xFFFFFFFF
+        sums.squares_high[pixels] += squares >> 32

@@ -11,10 +11,12 @@
 
 /* Elements between arrays whose lengths are powers of two, lest they meet in the same few places of the L1 cache. */
 #define STAGGER 96
+/* Bytes of the next frame's block that are asked for beforehand: about a block of a sparse frame. */
 #define FETCHED 1536
 /* Frames whose blocks are added in one go: what is between stays in registers. */
 #define TOGETHER 4
 
+/* A frame; `lane.largest` is that of its block, `largest` that of the frame. */
 struct projected {
     struct lane lane;
     int64_t total;
@@ -40,7 +42,7 @@ struct projecting {
     uint8_t *largest8;
     uint16_t *total16, *squares16, *largest16;
     uint32_t *total32, *squares32;
-    uint64_t budget16, budget32; /* no sum in them is larger: sums of whole numbers are smaller than those of squares */
+    uint64_t budget16, budget32; /* no sum in them is larger; that of the squares bounds that of the values */
 };
 
 /* Provided by the path: the sum of `count` bytes, a multiple of 64. */
@@ -51,7 +53,7 @@ static inline uint64_t signed_by(uint64_t flip, uint64_t value)
     return (value ^ flip) - flip;
 }
 
-/* The values of one pixel that are too few or too large for more haste; returns what is left for `add_block`. */
+/* One pixel of one frame: takes what sums of few bits can't, and returns what is left for them. */
 static uint32_t take_pixel(const struct projecting *job, struct projected *frame, size_t pixel, int64_t value)
 {
     const struct native_projection *sums = job->sums;
@@ -71,7 +73,7 @@ static uint32_t take_pixel(const struct projecting *job, struct projected *frame
     return 0;
 }
 
-/* Pixel by pixel: leaves only what `add_block` may add. */
+/* Pixel by pixel: leaves in the block only what may be added to sums of few bits. */
 static void sift_block(const struct projecting *job, struct projected *frame, size_t first, size_t count)
 {
     const struct native_binning *binning = job->binning;
