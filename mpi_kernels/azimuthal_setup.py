@@ -13,12 +13,13 @@ from mpi_kernels.azimuthal import DeadTime, Integrator, PixelImages, Scaling, Sp
 from mpi_kernels.errors import InvalidParameters, UnusableInput
 from mpi_kernels.geometry import Geometry, parse_poni
 from mpi_kernels.hdf5_files import Library
-from mpi_kernels.images import LoadedImage, is_measurement, load_image
+from mpi_kernels.images import LoadedImage, is_measurement
 from mpi_kernels.kernel import Frames
 from mpi_kernels.nexus_geometry import DetectorFacts, InstrumentNames, read_detector, read_names
 from mpi_kernels.parameters import FIRST_GROUP, AzimuthalParameters
 from mpi_kernels.splitting import bounding_box, box_limits, full, outline_limits
 from mpi_kernels.summing import Limits
+from mpi_kernels.valid_pixels import measured_limits, parameter_image, valid_pixels
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,7 @@ def set_up(library: Library, frames: Frames, parameters: AzimuthalParameters) ->
     )
     geometry = _geometry(facts, frames, parameters)
     images = _pixel_images(library, frames, parameters, facts, geometry)
-    limits = Limits.of(
-        frames.dtype,
-        facts.saturation_value if parameters.saturation_value is None else parameters.saturation_value,
-        facts.underload_value,
-    )
+    limits = measured_limits(frames, parameters, facts)
     integrations = {
         group: (
             each,
@@ -179,12 +176,10 @@ def _geometry_from_poni(facts: DetectorFacts, frames: Frames, parameters: Azimut
 def _pixel_images(
     library: Library, frames: Frames, parameters: AzimuthalParameters, facts: DetectorFacts, geometry: Geometry
 ) -> PixelImages:
-    def image(name: str) -> LoadedImage | None:
-        text = getattr(parameters, name)
-        return None if text is None else load_image(library, text, frames.base, frames.shape, name)
-
-    mask, dark, flat, background = (image(name) for name in ("mask", "dark", "flat", "background"))
-    valid = _valid_pixels(frames, parameters, facts, mask)
+    dark, flat, background = (
+        parameter_image(library, frames, parameters, name) for name in ("dark", "flat", "background")
+    )
+    valid = valid_pixels(library, frames, parameters, facts)
     norm = np.ones(frames.shape)
     if parameters.solid_angle:
         norm *= geometry.relative_solid_angle(frames.shape)
@@ -225,22 +220,6 @@ def _extent(
         return None
     corners = geometry.corner_radial(radial.shape, parameters.unit)
     return box_limits(radial, corners) if parameters.splitting == "bbox" else outline_limits(corners)
-
-
-def _valid_pixels(
-    frames: Frames, parameters: AzimuthalParameters, facts: DetectorFacts, mask: LoadedImage | None
-) -> NDArray[np.bool_]:
-    valid = np.ones(frames.shape, bool)
-    if mask is not None:
-        valid &= mask.values == 0
-    if parameters.use_pixel_mask and facts.pixel_mask is not None:
-        if facts.pixel_mask.shape != frames.shape:
-            raise UnusableInput(
-                f"{facts.group}/pixel_mask has shape {facts.pixel_mask.shape}, the frames have {frames.shape}",
-                remedy="set use_pixel_mask to false",
-            )
-        valid &= facts.pixel_mask == 0
-    return valid
 
 
 def _offset(

@@ -107,8 +107,11 @@ class Accumulating(Protocol):
     def operations(self) -> Mapping[str, str]:
         """Return for each array how ranks' parts come together: ``sum`` or ``max``."""
 
-    def pictures(self) -> Mapping[str, Array]:
-        """Return what stands in the result for what was gathered, by path below ``/entry``."""
+    def pictures(self, *, final: bool) -> Mapping[str, Array]:
+        """Return what stands in the result for what was gathered, by path below ``/entry``.
+
+        What takes long may wait for the `final` time.
+        """
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class Prepared:
     ----------
     describe
         Writes what doesn't change into the ``NXentry`` of the result.
+    attributes
+        Of what is gathered, by path below ``/entry``.
     notes
         Stand in the result beside the parameters, by name.
     """
@@ -140,6 +145,7 @@ class Prepared:
     reference: str
     note: str
     describe: Callable[[h5py.Group], None]
+    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Mapping[str, str | int] = field(default_factory=dict)
 
     @property

@@ -23,6 +23,19 @@ ImageSpec = Annotated[
 ]
 
 
+class DetectorParameters(BaseModel):
+    """Parameters of all kernels that take a detector's frames: which pixels count."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    detector: Name | None = Field(None, description="Path of the NXdetector group, where the input file has several.")
+    mask: ImageSpec | None = Field(None, description="Image; pixels that aren't zero there are left out.")
+    use_pixel_mask: bool = Field(True, description="Leave out the pixels that the NXdetector's pixel_mask marks.")
+    saturation_value: Finite | None = Field(
+        None, description="Pixels above it are left out; without: the NXdetector's saturation_value, if it has one."
+    )
+
+
 _TAKEN = {"data", "frames", "instrument", "reduction", "definition", "title", "start_time"}
 FIRST_GROUP = "data"
 """Where the first patterns of a result stand."""
@@ -40,7 +53,7 @@ class FurtherReduction(BaseModel):
     azimuthal_range_deg: tuple[Finite, Finite] | None = Field(None, description="As above; without: all around.")
 
 
-class AzimuthalParameters(BaseModel):
+class AzimuthalParameters(DetectorParameters):
     """Parameters of azimuthal integration to one dimension."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="azimuthal")
@@ -84,17 +97,11 @@ class AzimuthalParameters(BaseModel):
     poni: Name | None = Field(
         None, description="PONI file (pyFAI) with the geometry. Without: the input file's NXdetector."
     )
-    detector: Name | None = Field(None, description="Path of the NXdetector group, where the input file has several.")
     pixel_size_m: tuple[Positive, Positive] | None = Field(
         None, description="Pixel size (y, x) in metres, where the geometry doesn't say; wins over what it says."
     )
     wavelength_m: Positive | None = Field(
         None, description="Wavelength in metres, where the geometry doesn't say; wins over what it says."
-    )
-    mask: ImageSpec | None = Field(None, description="Image; pixels that aren't zero there are left out.")
-    use_pixel_mask: bool = Field(True, description="Leave out the pixels that the NXdetector's pixel_mask marks.")
-    saturation_value: Finite | None = Field(
-        None, description="Pixels above it are left out; without: the NXdetector's saturation_value, if it has one."
     )
     dark: ImageSpec | None = Field(None, description="Image that is subtracted from frames and background.")
     flat: ImageSpec | None = Field(
@@ -169,6 +176,28 @@ class AzimuthalParameters(BaseModel):
         for name in ("transmission", "monitor"):
             if getattr(self, name) is not None and getattr(self, f"{name}_dataset") is not None:
                 raise ValueError(f"{name} and {name}_dataset: give one of them")
+        return self
+
+
+class ProjectionParameters(DetectorParameters):
+    """Parameters of projection over all frames."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="projection")
+
+    window: int = Field(
+        5, ge=3, le=31, description="Dead and hot pixels are told by the square of so many pixels around them; odd."
+    )
+    hot_factor: Positive = Field(
+        10.0, description="A hot pixel's mean is larger than this factor times the median around it."
+    )
+    deviations: Positive = Field(
+        6.0, description="A dead or hot pixel deviates from the median by more than so many standard deviations."
+    )
+
+    @model_validator(mode="after")
+    def _window_has_a_middle(self) -> ProjectionParameters:
+        if self.window % 2 == 0:
+            raise ValueError("window: give an odd number of pixels")
         return self
 
 

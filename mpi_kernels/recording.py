@@ -156,7 +156,7 @@ class Recorder:
         began = time.monotonic()
         self.write(now=True)  # a frame that is in the checkpoint must have its row
         self._gathered.add(parts)
-        self.result.write_pictures(self._gathered.pictures())
+        self.result.write_pictures(self._gathered.pictures(final=False))
         self._checkpoint.write(Gathered(self._gathered.parts(), self._included))
         self._is_collected, self._collected_at = True, time.monotonic()
         self._collecting_took = self._collected_at - began
@@ -164,6 +164,8 @@ class Recorder:
     def finish(self, *, finished: bool, ended_because: str) -> None:
         """Write the rest and the last words, and close the file."""
         self.write(now=True)
+        if self._gathered is not None:
+            self.result.write_pictures(self._gathered.pictures(final=True))
         self.result.finish(finished=finished, ended_because=ended_because)
         if finished:
             self._checkpoint.remove()

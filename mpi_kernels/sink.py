@@ -244,14 +244,15 @@ def _per_frame(parent: h5py.Group, name: str, dtype: Any, fill: Any, shape: tupl
 def _picture_datasets(entry: h5py.Group, prepared: Prepared) -> dict[str, h5py.Dataset]:
     if not isinstance(prepared.reduction, Accumulating):
         return {}
-    return {path: _picture(entry, path, values) for path, values in prepared.reduction.pictures().items()}
+    pictures = prepared.reduction.pictures(final=False)
+    return {path: _picture(entry, path, values, prepared.attributes.get(path, {})) for path, values in pictures.items()}
 
 
-def _picture(entry: h5py.Group, path: str, values: Array) -> h5py.Dataset:
+def _picture(entry: h5py.Group, path: str, values: Array, attributes: Mapping[str, str]) -> h5py.Dataset:
     # chunked, because what changes in a contiguous dataset isn't seen by all readers
     rows = max(1, min(values.shape[0], _PICTURE_CHUNK_BYTES // values[0].nbytes))
     parent, _, name = path.rpartition("/")
     chunks = (rows, *values.shape[1:])
-    if name in entry[parent]:
-        raise ValueError(f"{path} stands in the result twice")
-    return entry[parent].create_dataset(name, data=values, chunks=chunks)
+    dataset = entry[parent].create_dataset(name, data=values, chunks=chunks)
+    dataset.attrs.update(attributes)
+    return dataset
