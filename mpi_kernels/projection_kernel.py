@@ -169,7 +169,7 @@ def _prepare(library: Library, frames: Frames, parameters: ProjectionParameters)
 
 
 KERNEL = Kernel(
-    summary="exact sum, mean, variance and maximum of each pixel over all frames, dead and hot pixels, totals of frames",
+    summary="exact sum, mean, variance and maximum of each pixel over all frames; dead and hot pixels; frame totals",
     parameters=ProjectionParameters,
     prepare=_prepare,
 )
