@@ -78,15 +78,15 @@ class Recorder:
         """Take what an earlier run has gathered; rows of frames that aren't in it are made again."""
         assert self._gathered is not None  # noqa: S101
         held = self._checkpoint.read()
-        if held is None or len(held.frames) > len(earlier.done):
+        if held is None:
             return False
-        frames = np.zeros(len(earlier.done), bool)
-        frames[: len(held.frames)] = held.frames
-        if (frames & ~earlier.done).any():  # their rows can't be made without adding them once more
-            return False
-        earlier.done[:] = frames
+        frames = np.flatnonzero(held.frames)
+        if (frames >= len(earlier.done)).any() or not earlier.done[frames].all():
+            return False  # their rows can't be made without adding them once more
+        earlier.done[:] = False
+        earlier.done[frames] = True
         self._gathered.add(held.parts)
-        self._included = frames
+        self._included = held.frames
         return True
 
     def see(self, ready: Ready, at: float) -> bool:
