@@ -61,14 +61,14 @@ class Kernel:
         parameters.write_text(json.dumps(dict(self.parameters)))
         kernel = [sys.executable, "-m", "mpi_kernels", self.name, "--input", str(file), "--dataset", DATASET]
         kernel += ["--output", str(result), "--parameters", str(parameters), *options]
-        return [_launcher(), "--oversubscribe", "-n", str(self.ranks), *kernel]
+        return [launcher(), "--oversubscribe", "-n", str(self.ranks), *kernel]
 
     @contextmanager
     def running(self, file: Path, result: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         """Start it; it is ended when it still runs at the block's end."""
         with subprocess.Popen(
             self.command(file, result, *options),
-            env=_environment(self.native),
+            env=launcher_environment(self.native),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -109,7 +109,7 @@ def azimuthal(*, ranks: int = 1, native: str = "", **parameters: object) -> Kern
 @cache
 def _schema(name: str, native: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "mpi_kernels", name, "--schema"]
-    done = subprocess.run(command, env=_environment(native), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=launcher_environment(native), capture_output=True, text=True, check=False)
     if done.returncode:
         raise OrchestratorError(f"not there: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
     schema: dict[str, Any] = json.loads(done.stdout)
@@ -124,14 +124,16 @@ def _offers(schema: dict[str, Any], name: str, value: object) -> bool:
     return "enum" not in wanted or value in wanted["enum"]
 
 
-def _launcher() -> str:
+def launcher() -> str:
+    """Return mpirun's path."""
     found = shutil.which("mpirun")
     if found is None:
         raise OrchestratorError("mpirun isn't here")
     return found
 
 
-def _environment(native: str) -> dict[str, str]:
+def launcher_environment(native: str = "") -> dict[str, str]:
+    """Return the environment of ranks, with their way through the compiled core."""
     return {
         **os.environ,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
