@@ -1,4 +1,4 @@
-"""How long after a frame became visible in a growing file its result was there, at several rates; and whether it was right.
+"""How soon after a frame became visible in a growing file its result was there, at several rates; and was it right.
 
 A writer, the kernel, and a reader of the result run as processes of their own, as they would at a beamline. Lags are
 differences of the wall clock on one machine: *computed* from the writer's flush to the time that the kernel noted when

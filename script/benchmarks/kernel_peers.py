@@ -1,4 +1,4 @@
-"""What people use today, on one core: ``d[i]`` and then pyFAI or azint. Prints the frames per second.
+"""What people use today: ``d[i]`` and then pyFAI or azint. Prints the frames per second.
 
     python kernel_peers.py NAME FILE SECONDS
 
@@ -9,17 +9,13 @@ frame or before, isn't counted. Nothing of ours is imported: azint may live in a
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-# Before anything that reads it: a rank has a core, and so has an alternative.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 # Each of them is imported only where it is measured.
-# ruff: noqa: PLC0415, E402
+# ruff: noqa: PLC0415
 import h5py
 import hdf5plugin  # noqa: F401 - without it h5py knows no bitshuffle
 
@@ -65,7 +61,8 @@ def azint(file: h5py.File, splitting: int) -> Integrate:
     position = [geometry[name] for name in ("dist", "poni1", "poni2")]
     poni = Poni(detector, *position, 0.0, 0.0, 0.0, geometry["wavelength"])
     mask = file[f"{DETECTOR}/pixel_mask"][()].astype("uint8")  # a signed one times unsigned counts is refused
-    return AzimuthalIntegrator(poni, splitting, BINS, mask=mask, error_model="poisson").integrate
+    integrator = AzimuthalIntegrator(poni, splitting, BINS, mask=mask, error_model="poisson")
+    return lambda frame: integrator.integrate(frame)
 
 
 PEERS: dict[str, Callable[[h5py.File], Integrate]] = {

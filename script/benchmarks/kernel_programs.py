@@ -28,7 +28,9 @@ from orchestrator.errors import OrchestratorError
 CHECKOUT = Path(__file__).parents[2]
 PATIENCE_S = 300
 PROCESSED = 1
-STATUS, PROCESSED_TIME, COMPUTED_TIME = (f"/entry/frames/{name}" for name in ("status", "processed_time", "computed_time"))
+STATUS, PROCESSED_TIME, COMPUTED_TIME = (
+    f"/entry/frames/{name}" for name in ("status", "processed_time", "computed_time")
+)
 _BEGINNING, _END = 0.1, 0.95
 _SAMPLE_S = 0.02
 
