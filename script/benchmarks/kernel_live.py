@@ -58,7 +58,7 @@ RATES = [
 
 
 def measure(rate: Rate, source: FrameFile, folder: Path, *, seconds: float) -> dict[str, Any]:
-    """Write and process one live file.
+    """Write and process one live file in an empty folder.
 
     Raises
     ------
@@ -68,8 +68,6 @@ def measure(rate: Rate, source: FrameFile, folder: Path, *, seconds: float) -> d
     frames = max(2, round(rate.frames_per_s * seconds))
     file, result, again = (folder / name for name in ("live.h5", "live-result.h5", "live-again.h5"))
     written, seen = folder / "written.npy", folder / "seen.npy"
-    for path in (file, result, again, written, seen):
-        path.unlink(missing_ok=True)
     kernel = azimuthal(ranks=rate.ranks)
     write = _start("live_writer", source.path, file, frames, rate.frames_per_s, rate.flush_every, result, written)
     watch = _start("live_watcher", result, frames, seen)
@@ -86,7 +84,6 @@ def measure(rate: Rate, source: FrameFile, folder: Path, *, seconds: float) -> d
     azimuthal().run(file, again, "--mode", "finished")
     visible_s, due_s = np.load(written)
     figures = _lags(result, visible_s, np.load(seen))
-    file.unlink()
     return figures | {
         "frames": frames,
         "frames_per_s": rate.frames_per_s,
@@ -116,6 +113,8 @@ def _lags(result: Path, visible_s: NDArray[np.float64], seen_s: NDArray[np.float
         computed_s = file[stamp][()]
     if len(computed_s) != len(visible_s):
         raise OrchestratorError(f"{len(computed_s)} rows for {len(visible_s)} frames")
+    if np.isnan(seen_s).any():
+        raise OrchestratorError(f"{np.isnan(seen_s).sum()} of {len(seen_s)} frames never became visible in the result")
     return {
         "stamp": stamp.rpartition("/")[2],
         "computed_ms": ((computed_s - visible_s) * 1e3).round(3).tolist(),
@@ -128,7 +127,7 @@ def wrong_frames(result: Path, other: Path, frames: int) -> int:
     with h5py.File(result) as ours, h5py.File(other) as theirs:
         wrong = ours[STATUS][:frames] != PROCESSED
         for name, dataset in ours["entry/data"].items():
-            if dataset.ndim and dataset.attrs.get("per_frame"):
+            if dataset.ndim and dataset.maxshape[0] is None:  # a row for each frame
                 wrong |= (_bits(dataset, frames) != _bits(theirs["entry/data"][name], frames)).any(axis=1)
     return int(wrong.sum())
 

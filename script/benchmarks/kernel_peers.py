@@ -61,8 +61,8 @@ def azint(file: h5py.File, splitting: int) -> Integrate:
     position = [geometry[name] for name in ("dist", "poni1", "poni2")]
     poni = Poni(detector, *position, 0.0, 0.0, 0.0, geometry["wavelength"])
     mask = file[f"{DETECTOR}/pixel_mask"][()].astype("uint8")  # a signed one times unsigned counts is refused
-    integrator = AzimuthalIntegrator(poni, splitting, BINS, mask=mask, error_model="poisson")
-    return lambda frame: integrator.integrate(frame)
+    integrate: Integrate = AzimuthalIntegrator(poni, splitting, BINS, mask=mask, error_model="poisson").integrate
+    return integrate
 
 
 PEERS: dict[str, Callable[[h5py.File], Integrate]] = {

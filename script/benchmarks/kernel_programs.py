@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +97,13 @@ def wait_for(process: subprocess.Popen[str]) -> None:
     if process.returncode:
         said = next((line for line in complaints.splitlines() if line.startswith("error:")), complaints.strip()[-200:])
         raise OrchestratorError(f"the kernel ended with {process.returncode}: {said}")
+
+
+@contextmanager
+def new_result(folder: Path) -> Iterator[Path]:
+    """Give a name for a result, in a folder of its own: a kernel may take up what it finds under that name."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        yield Path(own, "result.h5")
 
 
 def azimuthal(*, ranks: int = 1, native: str = "", **parameters: object) -> Kernel:

@@ -85,15 +85,14 @@ def _told(rates: Rates, name: str, reference: str) -> str:
 
 def live_table(live: dict[str, dict[str, Any]]) -> Table:
     """Return the lags of all rates."""
-    names = [f"{text}, ms: {what}" for text in _MS.values() for what in ("median", "95 %", "worst")]
-    table = Table("live", "frames", *names, "last tenth", "wrong", "writer late, ms", "stamp")
+    heads = [f"{text}, ms: median, 95 %, worst" for text in _MS.values()]
+    table = Table("live", "frames", *heads, "last tenth, ms", "wrong", "writer late, ms", "computed is")
     for name, figures in live.items():
-        lags = [f"{value:.1f}" for kind in _MS for value in np.percentile(figures[f"{kind}_ms"], (50, 95, 100))]
-        last = f"{last_tenth_ms(figures):.1f}"
-        late = f"{figures['writer_late_ms']:.0f}"
-        table.add_row(
-            name, str(figures["frames"]), *lags, last, str(figures["wrong"]), late, figures["stamp"].partition("_")[0]
-        )
+        lags = [
+            " ".join(f"{value:.1f}" for value in np.percentile(figures[f"{kind}_ms"], (50, 95, 100))) for kind in _MS
+        ]
+        last, late = f"{last_tenth_ms(figures):.1f}", f"{figures['writer_late_ms']:.0f}"
+        table.add_row(name, str(figures["frames"]), *lags, last, str(figures["wrong"]), late, figures["stamp"])
     return table
 
 
@@ -113,8 +112,9 @@ def memory_lines(memory: dict[str, dict[Any, list[float]]]) -> Iterator[str]:
 
 def failure_lines(failures: dict[str, str]) -> Iterator[str]:
     """Tell what wasn't measured, and why."""
-    for label, reason in failures.items():
-        yield f"not measured: {label}: {reason}"
+    for reason in dict.fromkeys(failures.values()):
+        labels = "; ".join(label for label, found in failures.items() if found == reason)
+        yield f"not measured: {labels}: {reason}"
 
 
 def node_table(projected: list[dict[str, Any]]) -> Table:

@@ -48,7 +48,9 @@ class Costs:
     broadcast_s: float
     gather_s: float
     row_s: float
-    """Receiving a row, intensities and errors."""
+    """Receiving a row, intensities and errors, as the kernels send it: in an object."""
+    buffer_row_s: float
+    """The same as a plain buffer; not in the projection."""
     write_s: float
     """Writing and flushing a batch, without its rows."""
     write_row_s: float

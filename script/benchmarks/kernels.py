@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,9 +27,9 @@ import kernel_live
 import kernel_programs
 import kernel_scaling
 import numpy as np
-from kernel_files import HOT_16, LOADS, MIDDLE, FrameFiles
+from kernel_files import HOT_16, LOADS, MIDDLE, FrameFile, FrameFiles
 from kernel_peers import PEERS
-from kernel_programs import Kernel, azimuthal
+from kernel_programs import Kernel, azimuthal, new_result
 
 from mpi_kernels.native.library import PATHS
 from orchestrator.errors import OrchestratorError
@@ -148,9 +149,9 @@ class Bench:
     def _kernel(self, load: str, kernel: Kernel) -> float:
         kernel.check_there()
         file = self.files.of(load, length=_SHORT if kernel.native == "off" else 1.0)
-        result = self.scratch / "result.h5"
-        kernel.run(file.path, result, "--mode", "finished")
-        return kernel_programs.frames_per_s(result)
+        with new_result(self.scratch) as result:
+            kernel.run(file.path, result, "--mode", "finished")
+            return kernel_programs.frames_per_s(result)
 
     def _peer(self, load: str, name: str) -> float:
         python = sys.executable
@@ -211,7 +212,8 @@ class Bench:
                 _say(rate.name)
                 with self._noting(rate.name):
                     source = self.files.of(MIDDLE, length=_SHORT)
-                    found[rate.name] = kernel_live.measure(rate, source, self.scratch, seconds=self.extent.live_s)
+                    with tempfile.TemporaryDirectory(dir=self.scratch) as own:
+                        found[rate.name] = kernel_live.measure(rate, source, Path(own), seconds=self.extent.live_s)
         return found
 
     def memory(self) -> dict[str, dict[int, list[float]]]:
@@ -225,11 +227,12 @@ class Bench:
                 with self._noting(label):
                     kernel.check_there()
                     files = [self.files.of(MIDDLE, length=length) for length in (_SHORT, 1.0)]
-                    result = self.scratch / "result.h5"
-                    found[name] = {
-                        file.frames: kernel_programs.peak_memory_mb(kernel, file.path, result) for file in files
-                    }
+                    found[name] = {file.frames: self._peaks_mb(kernel, file) for file in files}
         return found
+
+    def _peaks_mb(self, kernel: Kernel, file: FrameFile) -> list[float]:
+        with new_result(self.scratch) as result:
+            return kernel_programs.peak_memory_mb(kernel, file.path, result)
 
     def nodes(self, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         """Return the projection to many nodes, from the rates of the middle load; empty without them."""

@@ -2,7 +2,8 @@
 
     python message_costs.py BINS
 
-Rank 0 prints JSON: seconds of a broadcast, of a gather without rows, and of each row (intensities and errors) in it.
+Rank 0 prints JSON: seconds of a broadcast, of a gather without rows, and of each row (intensities and errors) in it, as
+an object, which is how the kernels send them, and as a plain buffer.
 """
 
 from __future__ import annotations
@@ -39,10 +40,17 @@ def main() -> None:
     broadcast_s = seconds_of(comm, lambda: comm.bcast(batch, root=0))
     gather_s = seconds_of(comm, lambda: comm.gather(rows[:0], root=0))
     rows_s = seconds_of(comm, lambda: comm.gather(rows, root=0))
+    into = np.empty((comm.size, *rows.shape)) if comm.rank == 0 else None
+    buffers_s = seconds_of(comm, lambda: comm.Gather(rows, into, root=0))
     if comm.rank == 0:
         from_others = ROWS * (comm.size - 1)
-        row_s = max(0.0, rows_s - gather_s) / from_others
-        sys.stdout.write(json.dumps({"broadcast_s": broadcast_s, "gather_s": gather_s, "row_s": row_s}) + "\n")
+        costs = {
+            "broadcast_s": broadcast_s,
+            "gather_s": gather_s,
+            "row_s": max(0.0, rows_s - gather_s) / from_others,
+            "buffer_row_s": buffers_s / from_others,
+        }
+        sys.stdout.write(f"{json.dumps(costs)}\n")
 
 
 if __name__ == "__main__":
