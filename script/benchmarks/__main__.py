@@ -13,7 +13,7 @@ from typing import Any
 import dispatch
 import following
 import kernel_report
-import kernels
+import kernel_rounds
 from bench_site import ROUTES, private_stack
 from peers_environment import PEERS
 
@@ -51,7 +51,7 @@ def _add_dispatch_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_kernel_options(command: argparse.ArgumentParser) -> None:
-    whole, quick = kernels.WHOLE, kernels.QUICK
+    whole, quick = kernel_rounds.WHOLE, kernel_rounds.QUICK
     command.add_argument("--rounds", type=int, metavar="N", help=f"rounds; medians are told ({whole.rounds})")
     command.add_argument("--frames", type=int, metavar="N", help=f"frames of a file ({whole.frames})")
     command.add_argument(
@@ -97,7 +97,7 @@ def _dispatch(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return figures
 
 
-KINDS = {"dispatch": (_dispatch, dispatch.report), "kernels": (kernels.measure, kernel_report.report)}
+KINDS = {"dispatch": (_dispatch, dispatch.report), "kernels": (kernel_rounds.measure, kernel_report.report)}
 
 
 if __name__ == "__main__":

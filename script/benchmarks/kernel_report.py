@@ -1,4 +1,4 @@
-"""What was measured of the kernels, as tables, and against what was promised. In: figures of `kernels.measure`."""
+"""What was measured of the kernels, as tables, and against what was promised. In: figures of `kernel_rounds.measure`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from kernel_decoding import DECTRIS, WHOLE_FRAMES
 from kernel_files import HOT_16, MIDDLE
-from kernels import AVX2, AZIMUTHAL, BOUNDING_BOX, PROJECTION, TWO_RANKS, WHEELS
+from kernel_rounds import AVX2, AZIMUTHAL, BOUNDING_BOX, PROJECTION, TWO_RANKS, WHEELS
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
