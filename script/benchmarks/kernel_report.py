@@ -1,4 +1,4 @@
-"""What was measured of the kernels, as tables, and against what was promised. In: figures of `kernel_rounds.measure`."""
+"""What was measured of the kernels, as tables, and against what was promised. In: figures of `kernel_rounds`."""
 
 from __future__ import annotations
 
