@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 from orchestrator.errors import OrchestratorError
 
 SECONDS, QUICK_SECONDS = 5.0, 0.5
+MOST_FRAMES = 4500
+"""2.5 GB: more than that at once, and the system makes the writer wait for the disk."""
 _HERE = Path(__file__).parent
 
 
@@ -65,7 +67,8 @@ def measure(rate: Rate, source: FrameFile, folder: Path, *, seconds: float) -> d
     OrchestratorError
         When the writer, the kernel or the reader failed.
     """
-    frames = max(2, round(rate.frames_per_s * seconds))
+    frames = min(MOST_FRAMES, max(2, round(rate.frames_per_s * seconds)))
+    os.sync()  # a disk that is still busy with earlier files would hold up the writer
     file, result, again = (folder / name for name in ("live.h5", "live-result.h5", "live-again.h5"))
     written, seen = folder / "written.npy", folder / "seen.npy"
     kernel = azimuthal(ranks=rate.ranks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ STATUS, PROCESSED_TIME, COMPUTED_TIME = (
 )
 _BEGINNING, _END = 0.1, 0.95
 _SAMPLE_S = 0.02
+_COMPLAINT = re.compile(r"error: |[\w.]*(Error|Exception)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Kernel:
         parameters.write_text(json.dumps(dict(self.parameters)))
         kernel = [sys.executable, "-m", "mpi_kernels", self.name, "--input", str(file), "--dataset", DATASET]
         kernel += ["--output", str(result), "--parameters", str(parameters), *options]
-        return [launcher(), "--oversubscribe", "-n", str(self.ranks), *kernel]
+        return [*launcher(self.ranks), *kernel]
 
     @contextmanager
     def running(self, file: Path, result: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
@@ -95,8 +97,8 @@ def wait_for(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired as error:
         raise OrchestratorError(f"a kernel hadn't ended after {PATIENCE_S} s") from error
     if process.returncode:
-        said = next((line for line in complaints.splitlines() if line.startswith("error:")), complaints.strip()[-200:])
-        raise OrchestratorError(f"the kernel ended with {process.returncode}: {said}")
+        said = [line for line in complaints.splitlines() if _COMPLAINT.match(line)]  # mpirun says more, and less
+        raise OrchestratorError(f"the kernel ended with {process.returncode}: {said[0] if said else 'it says nothing'}")
 
 
 @contextmanager
@@ -134,12 +136,15 @@ def _offers(schema: dict[str, Any], name: str, value: object) -> bool:
     return "enum" not in wanted or value in wanted["enum"]
 
 
-def launcher() -> str:
-    """Return mpirun's path."""
+def launcher(ranks: int) -> list[str]:
+    """Return the beginning of a command that starts so many ranks.
+
+    They aren't bound to cores: writers and readers of results aren't either, and need some of the same ones.
+    """
     found = shutil.which("mpirun")
     if found is None:
         raise OrchestratorError("mpirun isn't here")
-    return found
+    return [found, "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
 
 
 def launcher_environment(native: str = "") -> dict[str, str]:

@@ -69,6 +69,8 @@ def rate_table(figures: dict[str, Any]) -> Table:
     """Return all rates, each beside the best decoder of its load and beside pyFAI."""
     table = Table("contender", "frames/s", "rounds", "x decode", f"x {PYFAI}", title="one rank unless it says two")
     for load, rates in figures["frames_per_s"].items():
+        if not rates:
+            continue
         table.add_section()
         table.add_row(f"[bold]{load}[/bold], {figures['stored_bytes'][load] / 1e3:.0f} kB a frame")
         best = best_decode(rates)

@@ -76,7 +76,7 @@ class Extent:
 
 
 WHOLE = Extent(
-    frames=4000, rounds=3, loads=tuple(LOADS), live_ranks=(1, 2), live_s=kernel_live.SECONDS, decode_s=0.7, peer_s=2.0
+    frames=3000, rounds=3, loads=tuple(LOADS), live_ranks=(1, 2), live_s=kernel_live.SECONDS, decode_s=0.7, peer_s=2.0
 )
 QUICK = Extent(
     frames=200,
@@ -139,16 +139,21 @@ class Bench:
             for name in () if self.options.without_peers else PEERS:
                 yield Contender(load=load, name=name, rate=partial(self._peer, load, name))
 
+    def _ready(self, load: str, *, length: float = 1.0) -> FrameFile:
+        file = self.files.of(load, length=length)
+        file.into_memory()
+        return file
+
     def _decoding(self, load: str, name: str) -> float:
-        return kernel_decoding.frames_per_s(self.files.of(load).path, name, seconds=self.extent.decode_s)
+        return kernel_decoding.frames_per_s(self._ready(load).path, name, seconds=self.extent.decode_s)
 
     def _two_decoding(self, load: str, name: str) -> float:
         seconds = 2 * self.extent.decode_s  # they don't begin and end at quite the same time
-        return kernel_decoding.frames_per_s_of_two(self.files.of(load).path, name, seconds=seconds)
+        return kernel_decoding.frames_per_s_of_two(self._ready(load).path, name, seconds=seconds)
 
     def _kernel(self, load: str, kernel: Kernel) -> float:
         kernel.check_there()
-        file = self.files.of(load, length=_SHORT if kernel.native == "off" else 1.0)
+        file = self._ready(load, length=_SHORT if kernel.native == "off" else 1.0)
         with new_result(self.scratch) as result:
             kernel.run(file.path, result, "--mode", "finished")
             return kernel_programs.frames_per_s(result)
@@ -160,7 +165,7 @@ class Bench:
             if python is None:
                 raise OrchestratorError("no wheel of it is published: build it and give --azint-python")
         program = Path(__file__).with_name("kernel_peers.py")
-        command = [str(python), str(program), name, str(self.files.of(load).path), str(self.extent.peer_s)]
+        command = [str(python), str(program), name, str(self._ready(load).path), str(self.extent.peer_s)]
         # Its own packages, if it lives elsewhere; and a core, as a rank has.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment["OMP_NUM_THREADS"] = "1"
@@ -178,6 +183,7 @@ class Bench:
         for load in dict.fromkeys(one.load for one in contenders):
             _say(f"frames: {load}")
             self.files.of(load)
+        os.sync()  # or the disk would be busy with them while others are measured
         found: dict[str, dict[str, list[float]]] = {}
         rounds = self.options.rounds or self.extent.rounds
         for number in range(rounds):

@@ -75,7 +75,7 @@ def measure(file: FrameFile, folder: Path) -> Costs:
 
 def _messages() -> dict[str, float]:
     program = Path(__file__).with_name("message_costs.py")
-    command = [launcher(), "--oversubscribe", "-n", "2", sys.executable, str(program), str(BINS)]
+    command = [*launcher(2), sys.executable, str(program), str(BINS)]
     done = subprocess.run(command, env=launcher_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise OrchestratorError(f"message_costs.py ended with {done.returncode}: {done.stderr.strip()[-200:]}")
