@@ -45,6 +45,7 @@ Rates = Mapping[str, Sequence[float]]
 def report(figures: dict[str, Any]) -> int:
     """Print everything; return 0 when every target is met, 1 when one isn't, 2 when nothing was measured."""
     console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()), markup=False)
     if figures["frames_per_s"]:
         console.print(rate_table(figures))
     if figures["live"]:

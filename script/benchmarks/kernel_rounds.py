@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ import kernel_decoding
 import kernel_live
 import kernel_programs
 import kernel_scaling
-import numpy as np
 from kernel_files import HOT_16, LOADS, MIDDLE, FrameFile, FrameFiles
 from kernel_peers import PEERS
 from kernel_programs import Kernel, azimuthal, new_result
@@ -58,6 +58,7 @@ _MIDDLE_ONLY: Mapping[str, Kernel] = {
     WHEELS: azimuthal(native="off"),
     WHEELS + TWO_RANKS: azimuthal(native="off", ranks=2),
 }
+_PACKAGES = ("numpy", "h5py", "hdf5plugin", "dectris-compression", "numba", "pyFAI", "mpi4py")
 _SHORT = 0.25
 """Part of a file that is enough for slow contenders; memory is compared between it and the whole one."""
 
@@ -293,10 +294,16 @@ def _machine() -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "native_paths": [path.name.lower() for path in PATHS],
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
+        **{name: _version(name) for name in _PACKAGES},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not here"
 
 
 def _say(what: str) -> None:
