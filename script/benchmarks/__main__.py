@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -77,6 +78,7 @@ def main() -> int:
     """Measure and print; 0 when every target is met, 1 when one isn't, 2 when nothing could be measured."""
     options = arguments(sys.argv[1:])
     logging.getLogger("orchestrator").setLevel(logging.ERROR)  # that cancelled runs are cancelled is no news here
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was made is removed then, too
     measure, report = KINDS[options.kind]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         try:

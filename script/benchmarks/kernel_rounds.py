@@ -183,7 +183,8 @@ class Bench:
         contenders = self.contenders()
         for load in dict.fromkeys(one.load for one in contenders):
             _say(f"frames: {load}")
-            self.files.of(load)
+            for length in (1.0, _SHORT) if load == MIDDLE else (1.0,):
+                self.files.of(load, length=length)
         os.sync()  # or the disk would be busy with them while others are measured
         found: dict[str, dict[str, list[float]]] = {}
         rounds = self.options.rounds or self.extent.rounds
