@@ -80,7 +80,7 @@ WHOLE = Extent(
     frames=3000, rounds=3, loads=tuple(LOADS), live_ranks=(1, 2), live_s=kernel_live.SECONDS, decode_s=0.7, peer_s=2.0
 )
 QUICK = Extent(
-    frames=200,
+    frames=1000,
     rounds=1,
     loads=(MIDDLE, HOT_16),
     live_ranks=(1,),
