@@ -25,7 +25,7 @@ from mpi_kernels.finished import FinishedFlag
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.identity import identify, software
 from mpi_kernels.kernel import Frames, Prepared
-from mpi_kernels.messaging import send_to_all
+from mpi_kernels.messaging import answers, send_to_all
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.ranks import CHUNKS_SIDE_BY_SIDE, Batch, Collect, Share, Start, Stop
 from mpi_kernels.readiness import MOST_AT_ONCE, Readiness, Ready
@@ -286,8 +286,7 @@ class Conductor:
         written = time.monotonic()
         own = problem or self._share.rows(batch)  # an error has to wait until the others have given their answers
         done = time.monotonic()
-        answers = self._comm.gather(own, root=0)
-        self._recorder.take(Rows.joined(_rows_of(answers)))
+        self._recorder.take(Rows.joined(_rows_of(answers(self._comm, own))))
         self._learn(batch, 0 if isinstance(own, KernelError) else len(own), written - sent, done - written)
         self._adapt(len(batch.frames), time.monotonic() - started, live=batch.frames[0].live)
 
@@ -342,9 +341,9 @@ class Conductor:
         return 0 if end is None else end.frames_written or 0
 
 
-def _rows_of(answers: Sequence[Rows | KernelError] | None) -> list[Rows]:
+def _rows_of(of_ranks: Sequence[Rows | KernelError]) -> list[Rows]:
     rows: list[Rows] = []
-    for answer in answers or ():
+    for answer in of_ranks:
         if isinstance(answer, KernelError):
             raise answer
         rows.append(answer)

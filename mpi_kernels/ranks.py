@@ -13,7 +13,7 @@ from mpi4py import MPI
 from mpi_kernels.errors import FrameUnreadable, KernelError
 from mpi_kernels.hdf5_files import Library, Mode
 from mpi_kernels.kernel import Accumulating, Array, Reduced, Reduction
-from mpi_kernels.messaging import receive
+from mpi_kernels.messaging import answer, receive
 from mpi_kernels.partition import block
 from mpi_kernels.per_frame import PerFrame
 from mpi_kernels.readiness import Ready
@@ -71,7 +71,7 @@ def work(comm: MPI.Comm, mode: Mode) -> None:
         if isinstance(message, Collect):
             share.collect()
         else:
-            comm.gather(share.rows(message), root=0)
+            answer(comm, share.rows(message))
     library.close()
 
 
