@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.splitting import Pairs
+
 try:
     import numba
 except ImportError:
@@ -15,6 +17,9 @@ except ImportError:
 
 SumWholePixels: TypeAlias = Callable[
     [NDArray[Any], NDArray[np.uint32], int, tuple[int, int]], tuple[NDArray[np.int64], NDArray[np.intp]]
+]
+SumSplitPixels: TypeAlias = Callable[
+    [NDArray[Any], Pairs, int, tuple[int, int]], tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.intp]]
 ]
 _BLOCK = 8192
 """Pixels that are looked through for values that need care, before they are added."""
@@ -92,10 +97,54 @@ def _sum_whole_pixels(
         room = found
 
 
+def _sum_pair_by_pair(
+    counts: NDArray[Any],
+    pairs: tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint16], NDArray[np.uint16]],
+    limits: tuple[int, int],
+    sums: NDArray[np.int64],
+    excluded: NDArray[np.intp],
+) -> int:
+    """Add counts times weights, and times squares, to the sums, shape ``(bins, 2)``; as `_sum_block_by_block`."""
+    starts, bin_of, weights, squares = pairs
+    low, high = limits
+    found = 0
+    for pixel in range(counts.size):
+        value = np.int64(counts[pixel])
+        first, last = starts[pixel], starts[pixel + 1]
+        if low <= value <= high:
+            if value == 0:
+                continue
+            for pair in range(first, last):
+                sums[bin_of[pair], 0] += value * np.int64(weights[pair])
+                sums[bin_of[pair], 1] += value * np.int64(squares[pair])
+        elif first < last:
+            if found < excluded.size:
+                excluded[found] = pixel
+            found += 1
+    return found
+
+
+def _sum_split_pixels(
+    counts: NDArray[Any], pairs: Pairs, bins: int, limits: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.intp]]:
+    """Return the sums per bin of counts times weights and times squares, in 1/65535, and which pixels were left out."""
+    room = _ROOM
+    while True:
+        sums, excluded = np.zeros((bins, 2), np.int64), np.empty(room, np.intp)
+        arrays = (pairs.starts, pairs.bin_of, pairs.weights, pairs.squares)
+        found = _pair_by_pair(counts, arrays, limits, sums, excluded)
+        if found <= room:
+            return sums[:, 0], sums[:, 1], excluded[:found]
+        room = found
+
+
 if numba is None:
     sum_whole_pixels: SumWholePixels | None = None
+    sum_split_pixels: SumSplitPixels | None = None
     """None where numba isn't installed."""
 else:
+    _pair_by_pair = numba.njit(_sum_pair_by_pair, cache=True, nogil=True)
+    sum_split_pixels = _sum_split_pixels
     _quickly = numba.njit(_add_quickly, cache=True, nogil=True)
     _moved = numba.njit(_move, cache=True, nogil=True)
     _block_by_block = numba.njit(_sum_block_by_block, cache=True, nogil=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_kernels.jit import sum_whole_pixels
+from mpi_kernels.jit import sum_split_pixels, sum_whole_pixels
 from mpi_kernels.native import binning
 from mpi_kernels.native.library import PATH as NATIVE
 from mpi_kernels.splitting import WEIGHT_ONE, Pairs, value_sums, weighted_sums, whole
@@ -259,6 +259,9 @@ class SplitPixels:
         raise NotImplementedError
 
     def of_frame(self, counts: NDArray[Any]) -> Counts:
+        if self._least_variance == 0 and sum_split_pixels is not None and _is_short(counts.dtype):
+            sums, squares, excluded = sum_split_pixels(counts, self._given, self.bins, self._limits.whole)
+            return Counts(sums / WEIGHT_ONE, squares / WEIGHT_ONE, excluded)
         bad = self._limits.outside(counts)
         if bad.size:
             counts = counts.copy()
@@ -298,3 +301,8 @@ class SplitPixels:
 def _is_simple(dtype: np.dtype[Any]) -> bool:
     """Whether all values of a type fit 64 bits with a sign, in this machine's order of bytes."""
     return dtype.kind in "ui" and dtype.isnative and (dtype.itemsize < 8 or dtype.kind == "i")
+
+
+def _is_short(dtype: np.dtype[Any]) -> bool:
+    """Whether sums of this type's values over all pixels, times a weight, can't reach 2⁶³."""
+    return dtype.kind in "ui" and dtype.isnative and dtype.itemsize <= 4
