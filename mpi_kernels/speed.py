@@ -1,7 +1,7 @@
 """How fast frames are decoded and integrated here, each way that is possible, measured on frames that are made up.
 
-The frames are like those of an Eiger 1M: uint32, 1028 × 1062 pixels, Poisson background and rings, gaps between modules,
-a few dead pixels; each one a chunk of bitshuffle-LZ4, in memory. All ways must give the same sums: that is checked.
+The frames are like those of an Eiger 1M: uint32, 1028 × 1062 pixels, Poisson background and rings, gaps between
+modules, a few dead pixels; each one a chunk of bitshuffle-LZ4, in memory. All ways must give the same sums: that is checked.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def made_up_frames(number: int, *, seed: int) -> NDArray[np.uint32]:
 def bin_of_pixels() -> NDArray[np.intp]:
     """Return the bin of each pixel by its distance from the middle, shape ``(y·x,)``; gaps have none."""
     radius = _radius_px()
-    bins = (radius * (BINS / (radius.max() + 1))).astype(np.intp)
+    bins: NDArray[np.intp] = (radius * (BINS / (radius.max() + 1))).astype(np.intp)
     bins[_gaps()] = BINS
     return bins.ravel()
 
