@@ -1,7 +1,8 @@
 """How fast frames are decoded and integrated here, each way that is possible, measured on frames that are made up.
 
 The frames are like those of an Eiger 1M: uint32, 1028 × 1062 pixels, Poisson background and rings, gaps between
-modules, a few dead pixels; each one a chunk of bitshuffle-LZ4, in memory. All ways must give the same sums: that is checked.
+modules, a few dead pixels; each one a chunk of bitshuffle-LZ4, in memory. All ways must give the same sums: that is
+checked.
 """
 
 from __future__ import annotations
