@@ -33,6 +33,7 @@ from orchestrator.provenance.schema import check_schema
 from orchestrator.rendering import template_names
 from orchestrator.settings import Settings, SpoolSettings, StompSettings
 from orchestrator.slurm.choice import choose
+from orchestrator.slurm.failures import query_failure
 
 LIMIT_S = 30.0
 """How long a check may take."""
@@ -40,7 +41,6 @@ PROGRAM_S = 10.0
 """How long a program may take to say its version."""
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sacct")
-LAUNCHERS = {"mpirun": "install an MPI, or load its module", "srun": "install SLURM's commands (slurm-client)"}
 
 
 class State(StrEnum):
@@ -127,49 +127,63 @@ def problem(name: str, error: OrchestratorError) -> Finding:
 
 
 def of_machine() -> list[Check]:
-    """Return what is looked at without a site file."""
-    return [
-        Check(name="SLURM commands", look=_slurm_commands),
-        *(Check(name=name, look=partial(_launcher, name, remedy)) for name, remedy in LAUNCHERS.items()),
-    ]
+    """Return what is looked at without a site file.
+
+    What isn't there is no more than a warning: which of it is needed, a site's gateway and its jobs decide.
+    """
+    looks = {"SLURM commands": _slurm_commands, "mpirun": _mpirun, "srun": _srun}
+    return [Check(name=name, look=partial(_at_most_warned, name, look)) for name, look in looks.items()]
 
 
-def _slurm_commands() -> Finding:
-    name = "SLURM commands"
+def _at_most_warned(name: str, look: Callable[[], str]) -> Finding | str:
+    try:
+        return look()
+    except OrchestratorError as error:
+        return Finding(name=name, state=State.WARNING, found=str(error), remedy=error.remedy)
+
+
+def _slurm_commands() -> str:
     missing = [command for command in COMMANDS if shutil.which(command) is None]
     if missing:
-        return Finding(
-            name=name, state=State.WARNING, found=f"not on the PATH: {', '.join(missing)}",
-            remedy="a submit host has them (slurm-client); without: gateway.route = \"rest\", or \"local\" for this machine",
-        )  # fmt: skip
-    return Finding(name=name, found=f"{slurm_release(_said('sbatch', '--version'))}: {', '.join(COMMANDS)}")
+        raise NotFound(
+            f"not on the PATH: {', '.join(missing)}",
+            remedy='a submit host has them (slurm-client); without: gateway.route = "rest", or "local"',
+        )
+    return f"{slurm_release(_said('sbatch'))}: {', '.join(COMMANDS)}"
 
 
 def slurm_release(text: str) -> str:
     """Return the release that a SLURM command's ``--version`` printed (``slurm-wlm 22.05.8``, ``slurm 25.11.2``)."""
     found = re.search(r"slurm\S* (\d\S*)", text)
-    return f"SLURM {found[1]}" if found else f"unknown release {text!r}"
+    return f"SLURM {found[1]}" if found else f"SLURM of unknown release ({text})"
 
 
-def _launcher(name: str, remedy: str) -> Finding:
-    path = shutil.which(name)
+def _mpirun() -> str:
+    place = _place("mpirun", "install an MPI, or load its module; a job may do so by itself")
+    return f"{_said('mpirun')} ({place})"
+
+
+def _srun() -> str:
+    place = _place("srun", "needed where recipes have it as their launcher: install SLURM's commands (slurm-client)")
+    return f"{slurm_release(_said('srun'))} ({place})"
+
+
+def _place(program: str, remedy: str) -> str:
+    path = shutil.which(program)
     if path is None:
-        found = "not on the PATH; a job may find it all the same"
-        return Finding(name=name, state=State.WARNING, found=found, remedy=remedy)
-    return Finding(name=name, found=f"{_said(name, '--version')} ({path})")
+        raise NotFound("not on the PATH", remedy=remedy)
+    return path
 
 
-def _said(*command: str) -> str:
-    """Return the first line that a program prints."""
+def _said(program: str) -> str:
+    """Return the first line of what a program's ``--version`` prints."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PROGRAM_S)
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=PROGRAM_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotFound(f"{command[0]} can't be run: {error}", remedy=f"try `{' '.join(command)}` in a shell") from error
-    lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
+        raise NotFound(f"{program} can't be run: {error}", remedy=f"try `{program} --version` in a shell") from error
     if done.returncode:
-        said = lines[-1] if lines else "no message"
-        raise NotFound(f"{command[0]} ended with {done.returncode}: {said}", remedy="repair its installation")
-    return lines[0] if lines else "no version"
+        raise query_failure(program, done.stderr)
+    return (done.stdout.splitlines() or [""])[0].strip()
 
 
 # ---------------------------------------------------------------------------------------------------- of a site
