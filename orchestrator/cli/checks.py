@@ -160,7 +160,7 @@ def slurm_release(text: str) -> str:
 
 def _mpirun() -> str:
     place = _place("mpirun", "install an MPI, or load its module; a job may do so by itself")
-    return f"{_said('mpirun')} ({place})"
+    return f"{_said('mpirun', _broken)} ({place})"
 
 
 def _srun() -> str:
@@ -175,14 +175,18 @@ def _place(program: str, remedy: str) -> str:
     return path
 
 
-def _said(program: str) -> str:
+def _broken(program: str, said: str) -> OrchestratorError:
+    return NotFound(f"{program} --version fails: {' '.join(said.split())}", remedy="repair its installation")
+
+
+def _said(program: str, failure: Callable[[str, str], OrchestratorError] = query_failure) -> str:
     """Return the first line of what a program's ``--version`` prints."""
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=PROGRAM_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotFound(f"{program} can't be run: {error}", remedy=f"try `{program} --version` in a shell") from error
     if done.returncode:
-        raise query_failure(program, done.stderr)
+        raise failure(program, done.stderr)
     return (done.stdout.splitlines() or [""])[0].strip()
 
 
