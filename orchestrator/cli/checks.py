@@ -238,7 +238,7 @@ def _broker(settings: StompSettings) -> Finding | str:
 
 
 def _spool(settings: SpoolSettings) -> str:
-    return _writable(settings.folder, "spool.folder")
+    return _writable(settings.folder, "spool.folder", DoorUnavailable)
 
 
 def _gateway(settings: Settings) -> str:
@@ -253,7 +253,7 @@ def _gateway(settings: Settings) -> str:
 
 def _runs_root(path: Path) -> str:
     """Write where the service will: a file, and a hard link, on which it relies to do things once."""
-    found = _writable(path, "runs_root")
+    found = _writable(path, "runs_root", RunDirectoryUnavailable)
     folder = _nearest(path)
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as trial:
@@ -267,10 +267,10 @@ def _runs_root(path: Path) -> str:
     return found
 
 
-def _writable(path: Path, key: str) -> str:
+def _writable(path: Path, key: str, kind: type[OrchestratorError]) -> str:
     folder = _nearest(path)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise RunDirectoryUnavailable(
+        raise kind(
             f"{path} can't be written ({folder})", remedy=f"give this user the permission, or correct {key}"
         )
     return f"{path} can be written" if folder == path else f"{path} will be made in {folder}"
