@@ -270,9 +270,7 @@ def _runs_root(path: Path) -> str:
 def _writable(path: Path, key: str, kind: type[OrchestratorError]) -> str:
     folder = _nearest(path)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise kind(
-            f"{path} can't be written ({folder})", remedy=f"give this user the permission, or correct {key}"
-        )
+        raise kind(f"{path} can't be written ({folder})", remedy=f"give this user the permission, or correct {key}")
     return f"{path} can be written" if folder == path else f"{path} will be made in {folder}"
 
 
