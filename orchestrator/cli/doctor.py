@@ -100,7 +100,7 @@ def _asked(python: Path) -> Mapping[str, Any]:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise NotFound(
             f"{python} can't run the kernels: {last}",
-            remedy="install this program into that interpreter, with script/bootstrap",
+            remedy=f"try `{' '.join(command)}`; where a module is missing, script/bootstrap installs it",
         ) from error
     return report
 
