@@ -15,6 +15,7 @@ from mpi4py import MPI
 from pydantic import BaseModel
 
 from mpi_kernels.averaging import AverageRequest, run_average
+from mpi_kernels.doctor import examine, worded
 from mpi_kernels.errors import ExitCode, InvalidParameters, OutputUnwritable
 from mpi_kernels.identity import software
 from mpi_kernels.kernels import KERNELS
@@ -75,7 +76,11 @@ class _PrintSchema(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m mpi_kernels", description="Process detector frames while they are written.")
+    parser = _Parser(
+        prog="python -m mpi_kernels",
+        description="Process detector frames while they are written.",
+        epilog="python -m mpi_kernels doctor [--json] says what this interpreter has for the kernels.",
+    )
     kernels = parser.add_subparsers(dest="kernel", metavar="KERNEL", required=True, parser_class=_Parser)
     for name, (kind, summary) in _KERNELS.items():
         kernel = kernels.add_parser(
@@ -181,10 +186,24 @@ def _command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "mpi_kernels", *arguments])
 
 
+def _doctor(arguments: Sequence[str]) -> ExitCode:
+    """``doctor``: no kernel, so it has none of their options."""
+    parser = _Parser(prog="python -m mpi_kernels doctor", description="What this interpreter has for the kernels.")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    given = parser.parse_args(arguments)
+    if MPI.COMM_WORLD.rank != 0:
+        return ExitCode.COMPLETE
+    report = examine()
+    print(json.dumps(report.as_json(), indent=2, ensure_ascii=False) if given.json else worded(report))
+    return report.exit_code
+
+
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command line on this rank; rank 0 returns the run's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments[:1] == ["doctor"]:
+            return _doctor(arguments[1:])
         given = _parser().parse_args(arguments or ["--help"])
         if given.kernel == "average":
             averaging = _average_request(given, arguments)

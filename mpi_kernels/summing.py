@@ -173,7 +173,30 @@ class WholePixels:
             summed, excluded = sum_whole_pixels(counts, self._bins_for_numba, self.bins, self._limits.whole)
             signal = summed.astype(np.float64)
             return Counts(signal, signal, excluded)
-        return self._by_numpy(counts)
+        return self.by_numpy(counts)
+
+    def by_numpy(self, counts: NDArray[Any]) -> Counts:
+        """Return what `of_frame` does, whether numba is there or not.
+
+        It sums block by block, so that what is between stays in the processor's cache. Sums of whole numbers don't
+        depend on the blocks. Those of floats would, so they are summed in one.
+        """
+        summed, variance = np.zeros(self.bins), np.zeros(self.bins)
+        left_out: list[NDArray[np.intp]] = []
+        for pixels in self._blocks if counts.dtype.kind in "ui" else [slice(0, counts.size)]:
+            block = counts[pixels]
+            bad = self._limits.outside(block)
+            measured = block.astype(np.float64)
+            measured[bad] = 0
+            summed += self.binned(measured, pixels)
+            if self._least_variance:
+                np.maximum(measured, self._least_variance, out=measured)
+                measured[bad] = 0
+                variance += self.binned(measured, pixels)
+            if bad.size:
+                left_out.append(bad + pixels.start)
+        bad = np.concatenate(left_out) if left_out else _NONE
+        return Counts(summed, variance if self._least_variance else summed, self.without_bins(bad))
 
     def binned(self, values: Values, pixels: Where = ALL) -> Values:
         sums = np.bincount(self._bin_of[pixels], weights=values, minlength=self.bins + 1)
@@ -202,28 +225,6 @@ class WholePixels:
     @cached_property
     def _pairs(self) -> Pairs:
         return whole(self._bin_of, self.bins)
-
-    def _by_numpy(self, counts: NDArray[Any]) -> Counts:
-        """Sum block by block, so that what is between stays in the processor's cache.
-
-        Sums of whole numbers don't depend on the blocks. Those of floats would, so they are summed in one.
-        """
-        summed, variance = np.zeros(self.bins), np.zeros(self.bins)
-        left_out: list[NDArray[np.intp]] = []
-        for pixels in self._blocks if counts.dtype.kind in "ui" else [slice(0, counts.size)]:
-            block = counts[pixels]
-            bad = self._limits.outside(block)
-            measured = block.astype(np.float64)
-            measured[bad] = 0
-            summed += self.binned(measured, pixels)
-            if self._least_variance:
-                np.maximum(measured, self._least_variance, out=measured)
-                measured[bad] = 0
-                variance += self.binned(measured, pixels)
-            if bad.size:
-                left_out.append(bad + pixels.start)
-        bad = np.concatenate(left_out) if left_out else _NONE
-        return Counts(summed, variance if self._least_variance else summed, self.without_bins(bad))
 
 
 class SplitPixels:
