@@ -16,12 +16,12 @@ except ImportError:
     numba = None
 
 SumWholePixels: TypeAlias = Callable[
-    [NDArray[Any], NDArray[np.uint32], int, tuple[int, int]], tuple[NDArray[np.int64], NDArray[np.intp]]
+    [NDArray[Any], NDArray[Any], int, tuple[int, int]], tuple[NDArray[np.int64], NDArray[np.intp]]
 ]
 SumSplitPixels: TypeAlias = Callable[
     [NDArray[Any], Pairs, int, tuple[int, int]], tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.intp]]
 ]
-_BLOCK = 8192
+_BLOCK = 1024
 """Pixels that are looked through for values that need care, before they are added."""
 _SIDE_BY_SIDE = 4
 """Neighbours, often of the same bin, are added to sums of their own and needn't wait for each other."""
@@ -29,69 +29,93 @@ _ROOM = 4096
 _MOST = 2**32 - 1
 
 
-def _add_quickly(counts: NDArray[Any], bin_of: NDArray[np.uint32], sums: NDArray[np.uint32]) -> None:
-    """Add counts that need no care to sums of 32 bits, shape ``(bins + 1, 4)``."""
+def places_of(bin_of: NDArray[np.integer[Any]], bins: int) -> NDArray[Any]:
+    """Return where each pixel's sums begin, from its bin; the smaller the numbers, the quicker they are read."""
+    kind = np.uint16 if (bins + 1) * _SIDE_BY_SIDE <= np.iinfo(np.uint16).max else np.uint32
+    return (bin_of * _SIDE_BY_SIDE).astype(kind)
+
+
+def _add_quickly(counts: NDArray[Any], places: NDArray[Any], sums: NDArray[np.uint32]) -> None:
+    """Add counts that need no care to sums of 32 bits, shape ``((bins + 1) * 4,)``."""
+    one, two, three = np.uintp(1), np.uintp(2), np.uintp(3)
     whole = counts.size // 4
     for quad in range(whole):
         pixel = np.uintp(4 * quad)
-        sums[bin_of[pixel], 0] += np.uint32(counts[pixel])
-        sums[bin_of[pixel + np.uintp(1)], 1] += np.uint32(counts[pixel + np.uintp(1)])
-        sums[bin_of[pixel + np.uintp(2)], 2] += np.uint32(counts[pixel + np.uintp(2)])
-        sums[bin_of[pixel + np.uintp(3)], 3] += np.uint32(counts[pixel + np.uintp(3)])
+        sums[places[pixel]] += np.uint32(counts[pixel])
+        sums[places[pixel + one] + one] += np.uint32(counts[pixel + one])
+        sums[places[pixel + two] + two] += np.uint32(counts[pixel + two])
+        sums[places[pixel + three] + three] += np.uint32(counts[pixel + three])
     for rest in range(4 * whole, counts.size):
-        sums[bin_of[rest], 0] += np.uint32(counts[rest])
+        sums[places[rest]] += np.uint32(counts[rest])
 
 
 def _move(short: NDArray[np.uint32], sums: NDArray[np.int64]) -> None:
     """Move the short sums to where they have 64 bits."""
-    for index in range(sums.size):
-        for side in range(_SIDE_BY_SIDE):
-            sums[index] += np.int64(short[index, side])
-            short[index, side] = 0
+    for index in range(short.size):
+        sums[index // _SIDE_BY_SIDE] += np.int64(short[index])
+        short[index] = 0
+
+
+def _add_with_care(
+    counts: NDArray[Any],
+    places: NDArray[Any],
+    limits: tuple[int, int],
+    sums: NDArray[np.int64],
+    excluded: NDArray[np.intp],
+) -> int:
+    """Add the counts within the limits to the sums; return how many others there are, and note which."""
+    found = 0
+    for index in range(counts.size):
+        value, number = np.int64(counts[index]), places[index] // _SIDE_BY_SIDE
+        if limits[0] <= value <= limits[1]:
+            sums[number] += value
+        elif number < sums.size - 1:
+            if found < excluded.size:
+                excluded[found] = index
+            found += 1
+    return found
 
 
 def _sum_block_by_block(
     counts: NDArray[Any],
-    bin_of: NDArray[np.uint32],
+    places: NDArray[Any],
     limits: tuple[int, int],
     sums: NDArray[np.int64],
     excluded: NDArray[np.intp],
 ) -> int:
     """Add the counts to the sums, shape ``(bins + 1,)``; return how many were left out and note which."""
-    low, high = limits
-    short = np.zeros((sums.size, _SIDE_BY_SIDE), np.uint32)
+    low, high = max(limits[0], 0), min(limits[1], _MOST // _BLOCK)
+    short = np.zeros(sums.size * _SIDE_BY_SIDE, np.uint32)
     budget = np.int64(0)  # no short sum is larger
     found = 0
     for start in range(0, counts.size, _BLOCK):
-        block, bins = counts[start : start + _BLOCK], bin_of[start : start + _BLOCK]
-        least, largest = np.int64(block.min()), np.int64(block.max())
-        if least >= max(low, 0) and largest <= min(high, _MOST // _BLOCK):
-            budget += largest * _BLOCK
-            if budget > _MOST:
-                _moved(short, sums)
-                budget = largest * _BLOCK
-            _quickly(block, bins, short)
-            continue
+        block, own = counts[start : start + _BLOCK], places[start : start + _BLOCK]
+        least = largest = block[0]
         for index in range(block.size):
-            value = np.int64(block[index])
-            if low <= value <= high:
-                sums[bins[index]] += value
-            elif bins[index] < sums.size - 1:
-                if found < excluded.size:
-                    excluded[found] = start + index
-                found += 1
+            least, largest = min(least, block[index]), max(largest, block[index])
+        if np.int64(least) < low or np.int64(largest) > high:
+            room = excluded[min(found, excluded.size) :]
+            more = _carefully(block, own, limits, sums, room)
+            room[:more] += start
+            found += more
+            continue
+        if budget + np.int64(largest) * _BLOCK > _MOST:
+            _moved(short, sums)
+            budget = np.int64(0)
+        budget += np.int64(largest) * _BLOCK
+        _quickly(block, own, short)
     _moved(short, sums)
     return found
 
 
 def _sum_whole_pixels(
-    counts: NDArray[Any], bin_of: NDArray[np.uint32], bins: int, limits: tuple[int, int]
+    counts: NDArray[Any], places: NDArray[Any], bins: int, limits: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
     """Return the sum per bin of the counts within the limits, and which pixels with a bin were left out."""
     room = _ROOM
     while True:
         sums, excluded = np.zeros(bins + 1, np.int64), np.empty(room, np.intp)
-        found = _block_by_block(counts, bin_of, limits, sums, excluded)
+        found = _block_by_block(counts, places, limits, sums, excluded)
         if found <= room:
             return sums[:bins], excluded[:found]
         room = found
@@ -146,6 +170,7 @@ else:
     _pair_by_pair = numba.njit(_sum_pair_by_pair, cache=True, nogil=True)
     sum_split_pixels = _sum_split_pixels
     _quickly = numba.njit(_add_quickly, cache=True, nogil=True)
+    _carefully = numba.njit(_add_with_care, cache=True, nogil=True)
     _moved = numba.njit(_move, cache=True, nogil=True)
     _block_by_block = numba.njit(_sum_block_by_block, cache=True, nogil=True)
     sum_whole_pixels = _sum_whole_pixels

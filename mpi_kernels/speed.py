@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_kernels.decode import decompress
-from mpi_kernels.jit import sum_whole_pixels
+from mpi_kernels.jit import places_of, sum_whole_pixels
 from mpi_kernels.native.binning import Binner
 from mpi_kernels.native.decoding import decode
 from mpi_kernels.native.library import PATH, PATHS, NativePath
@@ -118,8 +118,8 @@ def ways(dataset: h5py.Dataset, chunks: Sequence[bytes]) -> list[Way]:
         decoders[True] = lambda: (np.frombuffer(decompress(chunk, "bslz4", elem_size=4), DTYPE) for chunk in chunks)
     summers: dict[bool, Callable[[NDArray[Any]], Sums]] = {False: partial(_by_numpy, pixels)}
     if sum_whole_pixels is not None:
-        of_numba = bins.astype(np.uint32)
-        summers[True] = lambda frame: sum_whole_pixels(frame, of_numba, BINS, limits.whole)
+        places = places_of(bins, BINS)
+        summers[True] = lambda frame: sum_whole_pixels(frame, places, BINS, limits.whole)
     for dectris in sorted(decoders, reverse=True):
         for numba in sorted(summers, reverse=True):
             name = other_way(dectris=dectris, numba=numba)

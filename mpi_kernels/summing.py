@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_kernels.jit import sum_split_pixels, sum_whole_pixels
+from mpi_kernels.jit import places_of, sum_split_pixels, sum_whole_pixels
 from mpi_kernels.native import binning
 from mpi_kernels.native.library import PATH as NATIVE
 from mpi_kernels.splitting import WEIGHT_ONE, Pairs, value_sums, weighted_sums, whole
@@ -24,7 +24,7 @@ from mpi_kernels.splitting import azimuthal_variance as scatter
 _BLOCK = 32768
 """Pixels that numpy sums at a time; as float64 with their bins they are half a megabyte, which stays in the cache."""
 _NONE = np.empty(0, np.intp)
-_TABLES = {"_binner", "_bins_for_numba", "_pairs"}
+_TABLES = {"_binner", "_places", "_pairs"}
 """What each rank makes for itself."""
 
 Values = NDArray[np.float64]
@@ -170,7 +170,7 @@ class WholePixels:
 
     def of_frame(self, counts: NDArray[Any]) -> Counts:
         if self._least_variance == 0 and sum_whole_pixels is not None and _is_simple(counts.dtype):
-            summed, excluded = sum_whole_pixels(counts, self._bins_for_numba, self.bins, self._limits.whole)
+            summed, excluded = sum_whole_pixels(counts, self._places, self.bins, self._limits.whole)
             signal = summed.astype(np.float64)
             return Counts(signal, signal, excluded)
         return self.by_numpy(counts)
@@ -219,8 +219,8 @@ class WholePixels:
         return binning.Binner(self._bin_of, bins=self.bins, dtype=self._dtype, low=low, high=high)
 
     @cached_property
-    def _bins_for_numba(self) -> NDArray[np.uint32]:
-        return self._bin_of.astype(np.uint32)
+    def _places(self) -> NDArray[Any]:
+        return places_of(self._bin_of, self.bins)
 
     @cached_property
     def _pairs(self) -> Pairs:
