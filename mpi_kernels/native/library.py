@@ -17,7 +17,7 @@ from mpi_kernels.errors import UnusableInput
 
 VARIABLE = "MPI_KERNELS_NATIVE"
 OBJECT = Path(__file__).with_name("libmpi_kernels_native.so")
-INTERFACE = 1
+INTERFACE = 2
 """``NATIVE_INTERFACE`` of ``native.h``; an object that was compiled from other sources isn't used."""
 
 Bytes = ctypes.c_char_p
@@ -37,8 +37,15 @@ class BinningRecord(ctypes.Structure):
     """``struct native_binning``."""
 
     _fields_ = (
+        ("starts", Address),
         ("bin_of", Address),
+        ("weights", Address),
+        ("squares", Address),
         ("valid", Address),
+        ("groups", Address),
+        ("factors", Address),
+        ("first_group", Address),
+        ("most", Address),
         ("pixels", Size),
         ("bins", Size),
         ("element_size", Size),
@@ -76,8 +83,8 @@ def load(path: Path) -> ctypes.CDLL | None:
         return None
     library.native_decode.argtypes = (ctypes.c_int32, Bytes, Size, Size, Address, Size)
     record, results = ctypes.POINTER(BinningRecord), ctypes.POINTER(ResultsRecord)
-    library.native_bin.argtypes = (ctypes.c_int32, record, ctypes.POINTER(Bytes), ctypes.POINTER(Size), Size, results)
-    library.native_bin.restype = None
+    library.native_sum.argtypes = (ctypes.c_int32, record, ctypes.POINTER(Bytes), ctypes.POINTER(Size), Size, results)
+    library.native_sum.restype = None
     return library
 
 

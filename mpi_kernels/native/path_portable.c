@@ -8,6 +8,7 @@
 #include "batch.h"
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
+typedef uint16_t halves8 __attribute__((vector_size(16)));
 typedef uint32_t words4 __attribute__((vector_size(16)));
 typedef uint64_t words2 __attribute__((vector_size(16)));
 
@@ -152,22 +153,83 @@ static inline void side_by_side(const uint8_t *lanes, bytes16 row[16])
     }
 }
 
-static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t count, const uint32_t *bin_of, uint32_t *sums)
+static inline void put_beside(const uint8_t *low, const uint8_t *high, size_t count, uint8_t *beside)
 {
-    const bytes16 zero = {0};
-    bytes16 l[16], h[16] = {{0}};
+    bytes16 l[16], h[16];
     for (size_t e = 0; e < count; e += 16) {
+        uint8_t *out = beside + (e / 64 * 64 + e / 16 % 4) * NATIVE_LANES * (high ? 2 : 1);
         side_by_side(low + e, l);
         if (high) side_by_side(high + e, h);
         for (int i = 0; i < 16; i++) {
-            const bytes16 a = LOW1(l[i], h[i]), b = HIGH1(l[i], h[i]);
-            words4 *mine = (words4 *)(sums + (size_t)bin_of[e + i] * NATIVE_LANES);
-            mine[0] += (words4)LOW2(a, zero);
-            mine[1] += (words4)HIGH2(a, zero);
-            mine[2] += (words4)LOW2(b, zero);
-            mine[3] += (words4)HIGH2(b, zero);
+            if (high) {
+                store(out, LOW1(l[i], h[i]));
+                store(out + 16, HIGH1(l[i], h[i]));
+                out += 128;
+            } else {
+                store(out, l[i]);
+                out += 64;
+            }
         }
     }
 }
 
-const struct path native_portable = {decode_chunk, bin_chunks};
+/* A pixel's values, each with 16 bits. */
+static inline void wide16(const uint8_t *beside, size_t place, size_t width, halves8 values[2])
+{
+    if (width == 1) {
+        const bytes16 zero = {0}, bytes = load(beside + place * 16);
+        values[0] = (halves8)LOW1(bytes, zero), values[1] = (halves8)HIGH1(bytes, zero);
+    } else {
+        values[0] = (halves8)load(beside + place * 32), values[1] = (halves8)load(beside + place * 32 + 16);
+    }
+}
+
+static inline void wide32(const halves8 values[2], words4 wide[4])
+{
+    const bytes16 zero = {0};
+    for (int i = 0; i < 2; i++) {
+        wide[2 * i] = (words4)LOW2((bytes16)values[i], zero);
+        wide[2 * i + 1] = (words4)HIGH2((bytes16)values[i], zero);
+    }
+}
+
+static inline void add_groups(const struct native_group *groups, size_t count, const uint8_t *beside, size_t width,
+                              uint32_t *sums)
+{
+    for (size_t i = 0; i < count; i++) {
+        words4 *mine = (words4 *)(sums + (size_t)groups[i].bin * NATIVE_LANES);
+        for (size_t k = 0; k < NATIVE_GROUP; k++) {
+            halves8 values[2];
+            words4 wide[4];
+            wide16(beside, groups[i].place[k], width, values);
+            wide32(values, wide);
+            for (int part = 0; part < 4; part++) mine[part] += wide[part];
+        }
+    }
+}
+
+static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
+                                const uint8_t *beside, size_t width, uint32_t *sums32, int64_t *sums64)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t sum[2][NATIVE_LANES] = {{0}};
+        for (size_t k = 0; k < NATIVE_GROUP; k++) {
+            const uint8_t *at = beside + groups[i].place[k] * NATIVE_LANES * width;
+            for (size_t set = 0; set < sets; set++) {
+                const uint32_t factor = (uint32_t)factors[set * NATIVE_GROUP + k];
+                for (size_t lane = 0; lane < NATIVE_LANES; lane++)
+                    sum[set][lane] += factor * (width == 1 ? at[lane] : at[2 * lane] | (uint32_t)at[2 * lane + 1] << 8);
+            }
+        }
+        const size_t at = groups[i].bin * sets * NATIVE_LANES;
+        for (size_t lane = 0; lane < sets * NATIVE_LANES; lane++) {
+            if (sums32)
+                sums32[at + lane] += sum[0][lane];
+            else
+                sums64[at + lane] += sum[0][lane];
+        }
+        factors += sets * NATIVE_GROUP;
+    }
+}
+
+const struct path native_portable = {decode_chunk, sum_chunks};
