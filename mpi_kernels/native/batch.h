@@ -52,7 +52,7 @@ static void hand_over(const struct batch *batch, const struct native_results *re
         int64_t *sums = results->sums + lane->frame * bins * sets;
         for (size_t bin = 0; bin < bins; bin++)
             for (size_t set = 0; set < sets; set++)
-                sums[set * bins + bin] = batch->sums64[(bin * sets + set) * NATIVE_LANES + i];
+                sums[set * bins + bin] = (int64_t)batch->sums64[(bin * sets + set) * NATIVE_LANES + i];
     }
 }
 

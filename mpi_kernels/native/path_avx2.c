@@ -209,14 +209,14 @@ static inline __m256i two_factors(const int16_t *factors)
     return _mm256_set1_epi32(both);
 }
 
-static inline void add4(int64_t *sums, __m128i values)
+static inline void add4(uint64_t *sums, __m128i values)
 {
     __m256i *to = (__m256i *)sums;
     _mm256_store_si256(to, _mm256_add_epi64(_mm256_load_si256(to), _mm256_cvtepu32_epi64(values)));
 }
 
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
-                                const uint8_t *beside, size_t width, uint32_t *sums32, int64_t *sums64)
+                                const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
     for (size_t i = 0; i < count; i++) {
         __m256i a[2], b[2];

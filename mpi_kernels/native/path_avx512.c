@@ -191,7 +191,7 @@ static inline __m512i two_factors(const int16_t *factors)
     return _mm512_set1_epi32(both);
 }
 
-static inline void add16(uint32_t *sums32, int64_t *sums64, __m512i values)
+static inline void add16(uint32_t *sums32, uint64_t *sums64, __m512i values)
 {
     if (sums32) {
         _mm512_store_si512(sums32, _mm512_add_epi32(_mm512_load_si512(sums32), values));
@@ -204,7 +204,7 @@ static inline void add16(uint32_t *sums32, int64_t *sums64, __m512i values)
 }
 
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
-                                const uint8_t *beside, size_t width, uint32_t *sums32, int64_t *sums64)
+                                const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
     for (size_t i = 0; i < count; i++) {
         const __m512i a = two_pixels(groups[i].place, beside, width), b = two_pixels(groups[i].place + 2, beside, width);

@@ -209,24 +209,25 @@ static inline void add_groups(const struct native_group *groups, size_t count, c
 }
 
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
-                                const uint8_t *beside, size_t width, uint32_t *sums32, int64_t *sums64)
+                                const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
     for (size_t i = 0; i < count; i++) {
-        uint32_t sum[2][NATIVE_LANES] = {{0}};
+        uint32_t sum[2 * NATIVE_LANES] = {0};
         for (size_t k = 0; k < NATIVE_GROUP; k++) {
             const uint8_t *at = beside + groups[i].place[k] * NATIVE_LANES * width;
             for (size_t set = 0; set < sets; set++) {
                 const uint32_t factor = (uint32_t)factors[set * NATIVE_GROUP + k];
+                uint32_t *mine = sum + set * NATIVE_LANES;
                 for (size_t lane = 0; lane < NATIVE_LANES; lane++)
-                    sum[set][lane] += factor * (width == 1 ? at[lane] : at[2 * lane] | (uint32_t)at[2 * lane + 1] << 8);
+                    mine[lane] += factor * (width == 1 ? at[lane] : at[2 * lane] | (uint32_t)at[2 * lane + 1] << 8);
             }
         }
         const size_t at = groups[i].bin * sets * NATIVE_LANES;
         for (size_t lane = 0; lane < sets * NATIVE_LANES; lane++) {
             if (sums32)
-                sums32[at + lane] += sum[0][lane];
+                sums32[at + lane] += sum[lane];
             else
-                sums64[at + lane] += sum[0][lane];
+                sums64[at + lane] += sum[lane];
         }
         factors += sets * NATIVE_GROUP;
     }

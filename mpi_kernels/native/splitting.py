@@ -15,6 +15,9 @@ from mpi_kernels.native.summing import Assignment, Summer, check
 
 WEIGHT_ONE = 65535
 """The weight of a whole pixel."""
+MOST_COUNTS = np.iinfo(np.int64).max // WEIGHT_ONE
+"""What a frame may hold before a sum might not fit 64 bits: 1.4e14, as in 32,768 pixels of 2³² - 1 or two thousand
+million pixels of 65,535."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,7 @@ class SplitSums:
 class SplitBinner:
     """Sums the weighted pixels of each bin; one for all frames of a detector. Threads may share it.
 
-    No sum overflows as long as a frame's values, whatever their signs, add up to less than 2⁴⁷ = 1.4e14: thirty million
-    pixels of the largest value that 32 bits hold are a thousand times less... see `MOST_COUNTS`.
+    Sums are exact as long as the magnitudes of a frame's values add up to at most `MOST_COUNTS`.
 
     Parameters
     ----------

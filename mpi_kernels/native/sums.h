@@ -23,7 +23,7 @@ static inline void add_groups(const struct native_group *groups, size_t count, c
 
 /* Provided by the path: likewise weighted, [sets][NATIVE_GROUP] factors each. Either `sums32` or `sums64` is NULL. */
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
-                                const uint8_t *beside, size_t width, uint32_t *sums32, int64_t *sums64);
+                                const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64);
 
 static inline int adds_one_by_one(const struct batch *batch)
 {
@@ -74,7 +74,7 @@ static void add_few_lanes(struct batch *batch, size_t first, size_t count, uint6
 
 /* Constants, so that each is compiled for its own case. */
 static void add_weighted_case(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
-                              const uint8_t *beside, size_t width, uint32_t *sums32, int64_t *sums64)
+                              const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
     if (sets == 2 && width == 1 && sums32)
         add_weighted(groups, factors, 2, count, beside, 1, sums32, NULL);

@@ -31,7 +31,7 @@ struct batch {
     size_t room;  /* per lane, for pixels outside the limits */
     size_t lanes; /* in use */
     struct lane lane[NATIVE_LANES];
-    int64_t *sums64;   /* [bins + 1][sets][NATIVE_LANES], where sets is 2 with squares and else 1 */
+    uint64_t *sums64;  /* [bins + 1][sets][NATIVE_LANES], where sets is 2 with squares and else 1; negative ones wrapped */
     uint32_t *sums32;  /* likewise; see sums.h for few lanes */
     uint8_t *upper[2]; /* bytes 2 and 3 of a window */
     uint8_t *beside;   /* [NATIVE_SEGMENT + 1][NATIVE_LANES] values of one or two bytes, the last ones zero */
@@ -103,15 +103,15 @@ static inline void count_value(struct batch *batch, size_t lane, size_t pixel, i
 {
     const struct native_binning *binning = batch->binning;
     const size_t sets = sets_of(binning);
-    int64_t *sums = batch->sums64 + lane;
+    uint64_t *sums = batch->sums64 + lane;
     if (!binning->starts) {
-        sums[binning->bin_of[pixel] * NATIVE_LANES] += value;
+        sums[binning->bin_of[pixel] * NATIVE_LANES] += (uint64_t)value;
         return;
     }
     for (int64_t pair = binning->starts[pixel]; pair < binning->starts[pixel + 1]; pair++) {
-        int64_t *mine = sums + binning->bin_of[pair] * sets * NATIVE_LANES;
-        mine[0] += value * binning->weights[pair];
-        if (sets == 2) mine[NATIVE_LANES] += value * binning->squares[pair];
+        uint64_t *mine = sums + binning->bin_of[pair] * sets * NATIVE_LANES;
+        mine[0] += (uint64_t)value * binning->weights[pair];
+        if (sets == 2) mine[NATIVE_LANES] += (uint64_t)value * binning->squares[pair];
     }
 }
 
