@@ -211,25 +211,34 @@ static inline void add_groups(const struct native_group *groups, size_t count, c
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
                                 const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
-    for (size_t i = 0; i < count; i++) {
-        uint32_t sum[2 * NATIVE_LANES] = {0};
+    for (size_t i = 0; i < count; i++, factors += sets * NATIVE_GROUP) {
+        words4 sum[8] = {{0}}, wide[4];
         for (size_t k = 0; k < NATIVE_GROUP; k++) {
-            const uint8_t *at = beside + groups[i].place[k] * NATIVE_LANES * width;
-            for (size_t set = 0; set < sets; set++) {
-                const uint32_t factor = (uint32_t)factors[set * NATIVE_GROUP + k];
-                uint32_t *mine = sum + set * NATIVE_LANES;
-                for (size_t lane = 0; lane < NATIVE_LANES; lane++)
-                    mine[lane] += factor * (width == 1 ? at[lane] : at[2 * lane] | (uint32_t)at[2 * lane + 1] << 8);
-            }
+            halves8 values[2];
+            wide16(beside, groups[i].place[k], width, values);
+            wide32(values, wide);
+            for (size_t part = 0; part < 4 * sets; part++)
+                sum[part] += wide[part % 4] * (uint32_t)factors[part / 4 * NATIVE_GROUP + k];
         }
         const size_t at = groups[i].bin * sets * NATIVE_LANES;
-        for (size_t lane = 0; lane < sets * NATIVE_LANES; lane++) {
-            if (sums32)
-                sums32[at + lane] += sum[lane];
-            else
-                sums64[at + lane] += sum[lane];
+        for (size_t part = 0; part < 4 * sets; part++) {
+            if (sums32) {
+                *(words4 *)(sums32 + at + 4 * part) += sum[part];
+                continue;
+            }
+            for (size_t lane = 0; lane < 4; lane++) sums64[at + 4 * part + lane] += sum[part][lane];
         }
-        factors += sets * NATIVE_GROUP;
+    }
+}
+
+static inline void add_weighted_values(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
+                                       const int16_t *values, uint64_t *sums)
+{
+    for (size_t i = 0; i < count; i++) {
+        for (size_t set = 0; set < sets; set++, factors += NATIVE_GROUP) {
+            uint64_t *mine = sums + (groups[i].bin * sets + set) * 2;
+            for (size_t k = 0; k < NATIVE_GROUP; k++) mine[k % 2] += (uint64_t)values[groups[i].place[k]] * (uint64_t)factors[k];
+        }
     }
 }
 

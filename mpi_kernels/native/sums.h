@@ -8,9 +8,10 @@
 
 #include "tile.h"
 
-/* Fewer lanes are added one by one, unless weighted. Each bin then has ADDENDS sums in a row, [lanes][bins + 1][ADDENDS],
- * so that pixels side by side, often of the same bin, needn't wait for each other. */
+/* Fewer lanes are added one by one. */
 #define FEW_LANES 4
+/* Not weighted, each bin then has so many sums in a row, [lanes][bins + 1][ADDENDS] of 32 bits, so that pixels side by
+ * side, often of the same bin, needn't wait for each other. */
 #define ADDENDS 4
 
 /* Provided by the path: puts the bytes (with `high`: pairs of bytes) of `count` pixels, a multiple of 64, beside each
@@ -25,22 +26,37 @@ static inline void add_groups(const struct native_group *groups, size_t count, c
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
                                 const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64);
 
+/* Provided by the path: one frame's values, weighted. Each bin has [sets][2] sums, which are to be added up. */
+static inline void add_weighted_values(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
+                                       const int16_t *values, uint64_t *sums);
+
 static inline int adds_one_by_one(const struct batch *batch)
 {
-    return batch->lanes < FEW_LANES && !batch->binning->starts;
+    return batch->lanes < FEW_LANES;
 }
 
-/* Moves the sums to where they have 64 bits. */
+/* Weighted, the sums of lanes that are added one by one, [lanes][bins + 1][sets][2], have 64 bits from the beginning. */
+static inline uint64_t *sums_of_lane(const struct batch *batch, size_t lane)
+{
+    return (uint64_t *)(void *)batch->sums32 + lane * (batch->binning->bins + 1) * sets_of(batch->binning) * 2;
+}
+
+/* Moves the sums to where they have 64 bits, and all lanes stand beside each other. */
 static void flush(struct batch *batch)
 {
-    const size_t bins = batch->binning->bins + 1, count = bins * sets_of(batch->binning) * NATIVE_LANES;
-    uint32_t *from = batch->sums32;
-    if (adds_one_by_one(batch))
+    const size_t bins = batch->binning->bins + 1, sums = bins * sets_of(batch->binning);
+    const uint32_t *from = batch->sums32;
+    if (!adds_one_by_one(batch)) {
+        for (size_t i = 0; i < sums * NATIVE_LANES; i++) batch->sums64[i] += from[i];
+    } else if (batch->binning->starts) {
+        for (size_t lane = 0; lane < batch->lanes; lane++)
+            for (size_t i = 0; i < sums * 2; i++)
+                batch->sums64[i / 2 * NATIVE_LANES + lane] += sums_of_lane(batch, lane)[i];
+    } else {
         for (size_t lane = 0; lane < batch->lanes; lane++)
             for (size_t i = 0; i < bins * ADDENDS; i++) batch->sums64[i / ADDENDS * NATIVE_LANES + lane] += *from++;
-    else
-        for (size_t i = 0; i < count; i++) batch->sums64[i] += from[i];
-    memset(batch->sums32, 0, count * sizeof *batch->sums32);
+    }
+    memset(batch->sums32, 0, sums * NATIVE_LANES * sizeof *batch->sums32);
     batch->budget = 0;
 }
 
@@ -63,13 +79,52 @@ static void add_one_lane(const struct lane *lane, size_t count, const uint32_t *
     }
 }
 
-static void add_few_lanes(struct batch *batch, size_t first, size_t count, uint64_t largest)
+static inline uint64_t four_values(const uint8_t *bytes)
+{
+    return bytes[0] | (uint64_t)bytes[16] << 16 | (uint64_t)bytes[32] << 32 | (uint64_t)bytes[48] << 48;
+}
+
+/* Where `struct native_group` says: four values that are 16 pixels apart are next to each other. */
+static void put_by_place(const struct lane *lane, size_t at, size_t count, uint64_t *fours)
+{
+    const uint8_t *low = lane->low + at, *high = lane->high + at;
+    for (size_t first = 0; first < count; first += 64, fours += 16) {
+        if (lane->level == 2)
+            for (size_t i = 0; i < 16; i++) fours[i] = four_values(low + first + i) | four_values(high + first + i) << 8;
+        else
+            for (size_t i = 0; i < 16; i++) fours[i] = four_values(low + first + i);
+    }
+}
+
+static void add_weighted_lane(struct batch *batch, size_t lane, size_t first, size_t count)
+{
+    const struct native_binning *binning = batch->binning;
+    int16_t *values = (int16_t *)(void *)batch->beside;
+    values[NATIVE_SEGMENT] = 0;
+    for (size_t at = 0; at < count; at += NATIVE_SEGMENT) {
+        const int64_t *bounds = binning->first_group + (first + at) / NATIVE_SEGMENT;
+        const struct native_group *groups = binning->groups + bounds[0];
+        const size_t sets = sets_of(binning), number = (size_t)(bounds[1] - bounds[0]);
+        const int16_t *factors = binning->factors + (size_t)bounds[0] * sets * NATIVE_GROUP;
+        put_by_place(&batch->lane[lane], at, smaller(NATIVE_SEGMENT, count - at), (uint64_t *)(void *)values);
+        if (sets == 2)
+            add_weighted_values(groups, factors, 2, number, values, sums_of_lane(batch, lane));
+        else
+            add_weighted_values(groups, factors, 1, number, values, sums_of_lane(batch, lane));
+    }
+}
+
+static void add_lanes_one_by_one(struct batch *batch, size_t first, size_t count, uint64_t largest)
 {
     const size_t each = (batch->binning->bins + 1) * ADDENDS;
-    spend(batch, largest * count);
-    for (size_t i = 0; i < batch->lanes; i++)
-        if (batch->lane[i].level)
+    spend(batch, batch->binning->starts ? 0 : largest * count);
+    for (size_t i = 0; i < batch->lanes; i++) {
+        if (batch->lane[i].level == 0) continue;
+        if (batch->binning->starts)
+            add_weighted_lane(batch, i, first, count);
+        else
             add_one_lane(&batch->lane[i], count, batch->binning->bin_of + first, batch->sums32 + i * each);
+    }
 }
 
 /* Constants, so that each is compiled for its own case. */
@@ -125,7 +180,7 @@ static void add_window(struct batch *batch, size_t first, size_t count)
     }
     if (level == 0) return;
     if (adds_one_by_one(batch)) {
-        add_few_lanes(batch, first, count, largest);
+        add_lanes_one_by_one(batch, first, count, largest);
         return;
     }
     const size_t padded = (count + 63) / 64 * 64;
