@@ -166,6 +166,7 @@ static inline void add_groups(const struct native_group *groups, size_t count, c
                               uint32_t *sums)
 {
     for (size_t i = 0; i < count; i++) {
+        fetch_ahead(groups + i);
         uint32_t *mine = sums + (size_t)groups[i].bin * NATIVE_LANES;
         const uint16_t *place = groups[i].place;
         __m256i first = _mm256_setzero_si256(), second = _mm256_setzero_si256();
@@ -219,6 +220,7 @@ static inline void add_weighted(const struct native_group *groups, const int16_t
                                 const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
     for (size_t i = 0; i < count; i++) {
+        fetch_ahead(groups + i), fetch_ahead(factors);
         __m256i a[2], b[2];
         two_pixels(groups[i].place, beside, width, a);
         two_pixels(groups[i].place + 2, beside, width, b);

@@ -158,6 +158,7 @@ static inline void add_groups(const struct native_group *groups, size_t count, c
                               uint32_t *sums)
 {
     for (size_t i = 0; i < count; i++) {
+        fetch_ahead(groups + i);
         uint32_t *mine = sums + (size_t)groups[i].bin * NATIVE_LANES;
         const __m512i values = four_pixels(groups[i].place, beside, width);
         _mm512_store_si512(mine, _mm512_add_epi32(_mm512_load_si512(mine), values));
@@ -207,6 +208,7 @@ static inline void add_weighted(const struct native_group *groups, const int16_t
                                 const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
     for (size_t i = 0; i < count; i++) {
+        fetch_ahead(groups + i), fetch_ahead(factors);
         const __m512i a = two_pixels(groups[i].place, beside, width), b = two_pixels(groups[i].place + 2, beside, width);
         for (size_t set = 0; set < sets; set++, factors += NATIVE_GROUP) {
             const size_t at = (groups[i].bin * sets + set) * NATIVE_LANES;

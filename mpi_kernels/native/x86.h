@@ -57,6 +57,7 @@ static inline void add_weighted_values(const struct native_group *groups, const 
                                        const int16_t *values, uint64_t *sums)
 {
     for (size_t i = 0; i < count; i++, factors += sets * NATIVE_GROUP) {
+        fetch_ahead(groups + i), fetch_ahead(factors);
         uint64_t *mine = sums + groups[i].bin * sets * 2;
         __m128i four = _mm_cvtsi32_si128(values[groups[i].place[0]]);
         four = _mm_insert_epi16(four, values[groups[i].place[1]], 1);
