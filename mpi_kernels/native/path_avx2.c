@@ -219,23 +219,30 @@ static inline void add4(uint64_t *sums, __m128i values)
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
                                 const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
-    for (size_t i = 0; i < count; i++) {
-        fetch_ahead(groups + i), fetch_ahead(factors);
-        __m256i a[2], b[2];
-        two_pixels(groups[i].place, beside, width, a);
-        two_pixels(groups[i].place + 2, beside, width, b);
-        for (size_t set = 0; set < sets; set++, factors += NATIVE_GROUP) {
-            const __m256i first = two_factors(factors), second = two_factors(factors + 2);
-            size_t at = (groups[i].bin * sets + set) * NATIVE_LANES;
-            for (size_t half = 0; half < 2; half++, at += NATIVE_LANES / 2) {
-                const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(a[half], first), _mm256_madd_epi16(b[half], second));
-                if (sums32) {
-                    add8(sums32 + at, sum);
-                    continue;
-                }
-                add4(sums64 + at, _mm256_castsi256_si128(sum));
-                add4(sums64 + at + 4, _mm256_extracti128_si256(sum, 1));
+    for (size_t i = 0; i < count;) { /* where sums have 32 bits, all groups of a bin: `most` says that they fit */
+        const uint32_t bin = groups[i].bin;
+        __m256i sum[4], a[2], b[2];
+        for (size_t part = 0; part < 2 * sets; part++) sum[part] = _mm256_setzero_si256();
+        do {
+            fetch_ahead(groups + i), fetch_ahead(factors);
+            two_pixels(groups[i].place, beside, width, a);
+            two_pixels(groups[i].place + 2, beside, width, b);
+            for (size_t part = 0; part < 2 * sets; part++) {
+                const int16_t *mine = factors + part / 2 * NATIVE_GROUP;
+                const __m256i first = _mm256_madd_epi16(a[part % 2], two_factors(mine));
+                const __m256i second = _mm256_madd_epi16(b[part % 2], two_factors(mine + 2));
+                sum[part] = _mm256_add_epi32(sum[part], _mm256_add_epi32(first, second));
             }
+            factors += sets * NATIVE_GROUP;
+        } while (++i < count && sums32 && groups[i].bin == bin);
+        for (size_t part = 0; part < 2 * sets; part++) {
+            const size_t at = (bin * sets * 2 + part) * (NATIVE_LANES / 2);
+            if (sums32) {
+                add8(sums32 + at, sum[part]);
+                continue;
+            }
+            add4(sums64 + at, _mm256_castsi256_si128(sum[part]));
+            add4(sums64 + at + 4, _mm256_extracti128_si256(sum[part], 1));
         }
     }
 }

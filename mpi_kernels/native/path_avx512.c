@@ -207,14 +207,20 @@ static inline void add16(uint32_t *sums32, uint64_t *sums64, __m512i values)
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
                                 const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
 {
-    for (size_t i = 0; i < count; i++) {
-        fetch_ahead(groups + i), fetch_ahead(factors);
-        const __m512i a = two_pixels(groups[i].place, beside, width), b = two_pixels(groups[i].place + 2, beside, width);
-        for (size_t set = 0; set < sets; set++, factors += NATIVE_GROUP) {
-            const size_t at = (groups[i].bin * sets + set) * NATIVE_LANES;
-            __m512i sum = _mm512_dpwssd_epi32(_mm512_setzero_si512(), a, two_factors(factors));
-            sum = _mm512_dpwssd_epi32(sum, b, two_factors(factors + 2));
-            add16(sums32 ? sums32 + at : NULL, sums64 ? sums64 + at : NULL, sum);
+    for (size_t i = 0; i < count;) { /* where sums have 32 bits, all groups of a bin: `most` says that they fit */
+        const uint32_t bin = groups[i].bin;
+        __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        do {
+            fetch_ahead(groups + i), fetch_ahead(factors);
+            const __m512i a = two_pixels(groups[i].place, beside, width), b = two_pixels(groups[i].place + 2, beside, width);
+            for (size_t set = 0; set < sets; set++, factors += NATIVE_GROUP) {
+                sum[set] = _mm512_dpwssd_epi32(sum[set], a, two_factors(factors));
+                sum[set] = _mm512_dpwssd_epi32(sum[set], b, two_factors(factors + 2));
+            }
+        } while (++i < count && sums32 && groups[i].bin == bin);
+        for (size_t set = 0; set < sets; set++) {
+            const size_t at = (bin * sets + set) * NATIVE_LANES;
+            add16(sums32 ? sums32 + at : NULL, sums64 ? sums64 + at : NULL, sum[set]);
         }
     }
 }
