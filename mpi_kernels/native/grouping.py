@@ -1,4 +1,4 @@
-"""Which pixels count into which bin, sorted as the compiled core adds them: by segment and bin, in groups of one bin."""
+"""Which pixels count into which bin, sorted as the compiled core adds them: by segment and bin, in groups."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def grouped(
     )
 
 
-def _divided(
-    chosen: NDArray[np.intp], factors: NDArray[np.integer[Any]]
-) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+def _divided(chosen: NDArray[np.intp], factors: NDArray[np.integer[Any]]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """Return the pairs so often that no factor is too large, and the parts of their factors."""
     parts = np.maximum(-(-factors.max(axis=0, initial=0).astype(np.int64) // LARGEST_FACTOR), 1)
     number = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)

@@ -104,7 +104,7 @@ class SplitBinner:
     def sums(self, chunks: Sequence[bytes]) -> SplitSums:
         """Return the sums of frames that are stored in one chunk each; 16, or a multiple, are summed best."""
         result = self._summer.sums(chunks)
-        squares = result.sums[:, 1] if result.sums.shape[1] == 2 else None  # noqa: PLR2004  counts and squares
+        squares = result.sums[:, 1] if result.sums.shape[1] == 2 else None
         return SplitSums(result.sums[:, 0], squares, result.excluded, result.errors)
 
 

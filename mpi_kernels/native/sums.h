@@ -13,6 +13,8 @@
 /* Not weighted, each bin then has so many sums in a row, [lanes][bins + 1][ADDENDS] of 32 bits, so that pixels side by
  * side, often of the same bin, needn't wait for each other. */
 #define ADDENDS 4
+/* What is fetched ahead of a chunk's next block, whose turn comes after 15 others'. */
+#define BYTES_AHEAD 1024
 
 /* Provided by the path: puts the bytes (with `high`: pairs of bytes) of `count` pixels, a multiple of 64, beside each
  * other, where `struct native_group` says. */
@@ -91,14 +93,15 @@ static inline uint64_t four_values(const uint8_t *bytes)
 }
 
 /* Where `struct native_group` says: four values that are 16 pixels apart are next to each other. */
-static void put_by_place(const struct lane *lane, size_t at, size_t count, uint64_t *fours)
+static void put_by_place(const struct lane *lane, size_t at, size_t count, int16_t *values)
 {
     const uint8_t *low = lane->low + at, *high = lane->high + at;
-    for (size_t first = 0; first < count; first += 64, fours += 16) {
+    for (size_t first = 0; first < count; first += 64) {
+        uint64_t fours[16];
+        for (size_t i = 0; i < 16; i++) fours[i] = four_values(low + first + i);
         if (lane->level == 2)
-            for (size_t i = 0; i < 16; i++) fours[i] = four_values(low + first + i) | four_values(high + first + i) << 8;
-        else
-            for (size_t i = 0; i < 16; i++) fours[i] = four_values(low + first + i);
+            for (size_t i = 0; i < 16; i++) fours[i] |= four_values(high + first + i) << 8;
+        memcpy(values + first, fours, sizeof fours);
     }
 }
 
@@ -112,7 +115,7 @@ static void add_weighted_lane(struct batch *batch, size_t lane, size_t first, si
         const struct native_group *groups = binning->groups + bounds[0];
         const size_t sets = sets_of(binning), number = (size_t)(bounds[1] - bounds[0]);
         const int16_t *factors = binning->factors + (size_t)bounds[0] * sets * NATIVE_GROUP;
-        put_by_place(&batch->lane[lane], at, smaller(NATIVE_SEGMENT, count - at), (uint64_t *)(void *)values);
+        put_by_place(&batch->lane[lane], at, smaller(NATIVE_SEGMENT, count - at), values);
         if (sets == 2)
             add_weighted_values(groups, factors, 2, number, values, sums_of_lane(batch, lane));
         else
@@ -145,10 +148,14 @@ static void add_weighted_case(const struct native_group *groups, const int16_t *
         add_weighted(groups, factors, 2, count, beside, 2, sums32, NULL);
     else if (sets == 2)
         add_weighted(groups, factors, 2, count, beside, 2, NULL, sums64);
+    else if (width == 1 && sums32)
+        add_weighted(groups, factors, 1, count, beside, 1, sums32, NULL);
+    else if (width == 1)
+        add_weighted(groups, factors, 1, count, beside, 1, NULL, sums64);
     else if (sums32)
-        add_weighted(groups, factors, 1, count, beside, width, sums32, NULL);
+        add_weighted(groups, factors, 1, count, beside, 2, sums32, NULL);
     else
-        add_weighted(groups, factors, 1, count, beside, width, NULL, sums64);
+        add_weighted(groups, factors, 1, count, beside, 2, NULL, sums64);
 }
 
 static void add_segment(struct batch *batch, size_t segment, size_t width, uint64_t largest)
@@ -220,7 +227,11 @@ static void sum_windows(struct batch *batch, size_t window)
     const size_t planar = batch->binning->pixels / 8 * 8;
     for (size_t first = 0; first < planar; first += window) {
         const size_t count = smaller(window, planar - first);
-        for (size_t i = 0; i < batch->lanes; i++) load_window(batch, i, first, count);
+        for (size_t i = 0; i < batch->lanes; i++) {
+            const uint8_t *next = batch->lane[(i + 1) % batch->lanes].reader.at;
+            for (size_t k = 0; k < BYTES_AHEAD; k += 64) __builtin_prefetch(next + k);
+            load_window(batch, i, first, count);
+        }
         add_window(batch, first, count);
     }
     for (size_t i = 0; i < batch->lanes; i++) take_rest(batch, i, planar);

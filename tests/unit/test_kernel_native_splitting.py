@@ -49,7 +49,9 @@ def split_between(pixels: int, bins: int, most: int, masked: float, *, squares: 
     total = np.bincount(pixel, share, pixels)
     weights = np.floor(share / total[pixel] * WEIGHT_ONE).astype(np.uint16)
     square = np.rint(weights.astype(float) ** 2 / WEIGHT_ONE).astype(np.uint16)
-    return Split(starts, generator.integers(0, bins, pixel.size).astype(np.uint32), weights, square if squares else None, bins)
+    return Split(
+        starts, generator.integers(0, bins, pixel.size).astype(np.uint32), weights, square if squares else None, bins
+    )
 
 
 def check(frames: NDArray[Any], split: Split, path: NativePath, **options: Any) -> None:
@@ -106,7 +108,9 @@ def test_every_value_of_a_small_type_is_summed_right(path: NativePath, dtype: st
 @pytest.mark.parametrize("value", [1, 255, 256, 32767])
 def test_every_weight_is_multiplied_right(path: NativePath, value: int) -> None:
     every = np.arange(WEIGHT_ONE + 1)
-    split = Split(np.arange(2**16 + 1), every.astype(np.uint32), every.astype(np.uint16), every[::-1].astype(np.uint16), 2**16)
+    split = Split(
+        np.arange(2**16 + 1), every.astype(np.uint32), every.astype(np.uint16), every[::-1].astype(np.uint16), 2**16
+    )
     check(np.full((4, 256, 256), value, "u2"), split, path)
 
 
@@ -182,8 +186,8 @@ def test_frames_with_blocks_of_different_sizes_are_summed_together(path: NativeP
 
 
 def test_as_many_counts_as_promised_fit() -> None:
-    assert MOST_COUNTS * WEIGHT_ONE <= np.iinfo(np.int64).max
-    assert (MOST_COUNTS + 1) * (WEIGHT_ONE + 1) > np.iinfo(np.int64).max  # and not many more
+    assert np.iinfo(np.int64).max >= MOST_COUNTS * WEIGHT_ONE
+    assert np.iinfo(np.int64).max < (MOST_COUNTS + 1) * (WEIGHT_ONE + 1)  # and not many more
 
 
 def test_what_cannot_be_summed_is_refused() -> None:
