@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.native.batch import Assignment, Summer
 from mpi_kernels.native.grouping import PADDING, grouped
 from mpi_kernels.native.library import PATH, NativePath
-from mpi_kernels.native.summing import Assignment, Summer, check
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,18 @@ class Binner:
         """Return the sums of frames that are stored in one chunk each; 16, or a multiple, are summed best."""
         result = self._summer.sums(chunks)
         return BatchSums(result.sums[:, 0], result.excluded, result.errors)
+
+
+def fits(dtype: np.dtype[Any]) -> bool:
+    """Whether frames of this type can be summed here."""
+    return dtype.kind in "ui" and dtype.itemsize <= 4 and dtype.newbyteorder("<") == dtype
+
+
+def check(dtype: np.dtype[Any], *, pixels: int, bins: int, used: NDArray[np.integer[Any]]) -> None:
+    """Raise ValueError unless frames of this type can be summed in these bins, of which `used` are used."""
+    if not fits(dtype):
+        raise ValueError(f"{dtype.str} isn't summed here: whole numbers of 8, 16 or 32 bits, little-endian")
+    if used.size and not 0 <= used.min() <= used.max() < bins:
+        raise ValueError(f"bins {used.min()} to {used.max()}, but there are {bins}")
+    if max(pixels, used.size, bins) > np.iinfo(np.int32).max:
+        raise ValueError(f"{pixels} pixels in {bins} bins are too many")

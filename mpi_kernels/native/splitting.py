@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.native.batch import Assignment, Summer
+from mpi_kernels.native.binning import check
 from mpi_kernels.native.grouping import grouped
 from mpi_kernels.native.library import PATH, NativePath
-from mpi_kernels.native.summing import Assignment, Summer, check
 
 WEIGHT_ONE = 65535
 """The weight of a whole pixel."""

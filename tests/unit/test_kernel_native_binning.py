@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mpi_kernels.azimuthal import Integrator, Limits, PixelImages
-from mpi_kernels.native.binning import Binner
+from mpi_kernels.native.binning import Binner, fits
 from mpi_kernels.native.library import PATHS, NativePath
-from mpi_kernels.native.summing import fits
 from tests.unit.native_chunks import KINDS, TYPES, binned, every_path, needs_core, some_frames, stored
 
 

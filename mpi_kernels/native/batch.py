@@ -134,20 +134,5 @@ class Summer:
         return Sums(sums, excluded, tuple(ERRORS.get(int(error)) for error in errors))
 
 
-def fits(dtype: np.dtype[Any]) -> bool:
-    """Whether frames of this type can be summed here."""
-    return dtype.kind in "ui" and dtype.itemsize <= 4 and dtype.newbyteorder("<") == dtype
-
-
-def check(dtype: np.dtype[Any], *, pixels: int, bins: int, used: NDArray[np.integer[Any]]) -> None:
-    """Raise ValueError unless frames of this type can be summed in these bins, of which `used` are used."""
-    if not fits(dtype):
-        raise ValueError(f"{dtype.str} isn't summed here: whole numbers of 8, 16 or 32 bits, little-endian")
-    if used.size and not 0 <= used.min() <= used.max() < bins:
-        raise ValueError(f"bins {used.min()} to {used.max()}, but there are {bins}")
-    if max(pixels, used.size, bins) > np.iinfo(np.int32).max:
-        raise ValueError(f"{pixels} pixels in {bins} bins are too many")
-
-
 def _address(array: NDArray[Any] | None) -> int | None:
     return None if array is None else array.ctypes.data
