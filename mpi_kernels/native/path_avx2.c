@@ -162,25 +162,35 @@ static inline void add8(uint32_t *sums, __m256i values)
     _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), values));
 }
 
+static inline __m256i load256(const uint8_t *bytes)
+{
+    return _mm256_loadu_si256((const __m256i *)bytes);
+}
+
+static inline __m256i values16(const uint8_t *beside, size_t place, size_t width)
+{
+    return width == 1 ? _mm256_cvtepu8_epi16(load128(beside + place * 16)) : load256(beside + place * 32);
+}
+
 static inline void add_groups(const struct native_group *groups, size_t count, const uint8_t *beside, size_t width,
-                              uint32_t *sums)
+                              int narrow, uint32_t *sums)
 {
     for (size_t i = 0; i < count; i++) {
         fetch_ahead(groups + i);
         uint32_t *mine = sums + (size_t)groups[i].bin * NATIVE_LANES;
-        const uint16_t *place = groups[i].place;
-        __m256i first = _mm256_setzero_si256(), second = _mm256_setzero_si256();
-        if (width == 1) {
-            for (size_t k = 0; k < NATIVE_GROUP; k++)
-                first = _mm256_add_epi16(first, _mm256_cvtepu8_epi16(load128(beside + place[k] * (size_t)16)));
-            second = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(first, 1));
-            first = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(first));
-        } else {
-            for (size_t k = 0; k < NATIVE_GROUP; k++) {
-                const uint8_t *values = beside + place[k] * (size_t)32;
-                first = _mm256_add_epi32(first, _mm256_cvtepu16_epi32(load128(values)));
-                second = _mm256_add_epi32(second, _mm256_cvtepu16_epi32(load128(values + 16)));
+        __m256i first = _mm256_setzero_si256(), second = first, part = first;
+        for (size_t k = 0; k < NATIVE_GROUP; k++) {
+            const __m256i values = values16(beside, groups[i].place[k], width);
+            if (narrow) {
+                part = _mm256_add_epi16(part, values);
+                continue;
             }
+            first = _mm256_add_epi32(first, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(values)));
+            second = _mm256_add_epi32(second, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(values, 1)));
+        }
+        if (narrow) {
+            first = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(part));
+            second = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(part, 1));
         }
         add8(mine, first);
         add8(mine + 8, second);

@@ -140,28 +140,28 @@ static inline __m256i load256(const uint8_t *bytes)
     return _mm256_loadu_si256((const __m256i *)bytes);
 }
 
-static inline __m512i four_pixels(const uint16_t *place, const uint8_t *beside, size_t width)
+static inline __m256i values16(const uint8_t *beside, size_t place, size_t width)
 {
-    if (width == 1) {
-        __m256i sum = _mm256_setzero_si256();
-        for (size_t i = 0; i < NATIVE_GROUP; i++)
-            sum = _mm256_add_epi16(sum, _mm256_cvtepu8_epi16(load128(beside + place[i] * (size_t)16)));
-        return _mm512_cvtepu16_epi32(sum);
-    }
-    __m512i sum = _mm512_setzero_si512();
-    for (size_t i = 0; i < NATIVE_GROUP; i++)
-        sum = _mm512_add_epi32(sum, _mm512_cvtepu16_epi32(load256(beside + place[i] * (size_t)32)));
-    return sum;
+    return width == 1 ? _mm256_cvtepu8_epi16(load128(beside + place * 16)) : load256(beside + place * 32);
 }
 
 static inline void add_groups(const struct native_group *groups, size_t count, const uint8_t *beside, size_t width,
-                              uint32_t *sums)
+                              int narrow, uint32_t *sums)
 {
     for (size_t i = 0; i < count; i++) {
         fetch_ahead(groups + i);
         uint32_t *mine = sums + (size_t)groups[i].bin * NATIVE_LANES;
-        const __m512i values = four_pixels(groups[i].place, beside, width);
-        _mm512_store_si512(mine, _mm512_add_epi32(_mm512_load_si512(mine), values));
+        __m512i sum = _mm512_load_si512(mine);
+        __m256i part = _mm256_setzero_si256();
+        for (size_t k = 0; k < NATIVE_GROUP; k++) {
+            const __m256i values = values16(beside, groups[i].place[k], width);
+            if (narrow)
+                part = _mm256_add_epi16(part, values);
+            else
+                sum = _mm512_add_epi32(sum, _mm512_cvtepu16_epi32(values));
+        }
+        if (narrow) sum = _mm512_add_epi32(sum, _mm512_cvtepu16_epi32(part));
+        _mm512_store_si512(mine, sum);
     }
 }
 

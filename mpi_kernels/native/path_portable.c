@@ -194,16 +194,18 @@ static inline void wide32(const halves8 values[2], words4 wide[4])
 }
 
 static inline void add_groups(const struct native_group *groups, size_t count, const uint8_t *beside, size_t width,
-                              uint32_t *sums)
+                              int narrow, uint32_t *sums)
 {
     for (size_t i = 0; i < count; i++) {
-        words4 *mine = (words4 *)(sums + (size_t)groups[i].bin * NATIVE_LANES);
+        words4 *mine = (words4 *)(sums + (size_t)groups[i].bin * NATIVE_LANES), wide[4];
+        halves8 sum[2] = {{0}}, values[2];
         for (size_t k = 0; k < NATIVE_GROUP; k++) {
-            halves8 values[2];
-            words4 wide[4];
             wide16(beside, groups[i].place[k], width, values);
-            wide32(values, wide);
+            sum[0] += values[0], sum[1] += values[1];
+            if (narrow && k < NATIVE_GROUP - 1) continue;
+            wide32(sum, wide);
             for (int part = 0; part < 4; part++) mine[part] += wide[part];
+            sum[0] ^= sum[0], sum[1] ^= sum[1];
         }
     }
 }

@@ -20,9 +20,10 @@
  * other, where `struct native_group` says. */
 static inline void put_beside(const uint8_t *low, const uint8_t *high, size_t count, uint8_t *beside);
 
-/* Provided by the path: adds groups of values of `width` bytes to the sums of their bins. */
+/* Provided by the path: adds groups of values of `width` bytes to the sums of their bins; `narrow`: a group's sum fits 16
+ * bits. */
 static inline void add_groups(const struct native_group *groups, size_t count, const uint8_t *beside, size_t width,
-                              uint32_t *sums);
+                              int narrow, uint32_t *sums);
 
 /* Provided by the path: likewise weighted, [sets][NATIVE_GROUP] factors each. Either `sums32` or `sums64` is NULL. */
 static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
@@ -168,9 +169,11 @@ static void add_segment(struct batch *batch, size_t segment, size_t width, uint6
     if (!binning->starts) {
         spend(batch, growth);
         if (width == 1)
-            add_groups(groups, count, batch->beside, 1, batch->sums32);
+            add_groups(groups, count, batch->beside, 1, 1, batch->sums32);
+        else if (largest * NATIVE_GROUP <= UINT16_MAX)
+            add_groups(groups, count, batch->beside, 2, 1, batch->sums32);
         else
-            add_groups(groups, count, batch->beside, 2, batch->sums32);
+            add_groups(groups, count, batch->beside, 2, 0, batch->sums32);
         return;
     }
     const int16_t *factors = binning->factors + (size_t)from * sets * NATIVE_GROUP;
