@@ -13,8 +13,6 @@
 /* Not weighted, each bin then has so many sums in a row, [lanes][bins + 1][ADDENDS] of 32 bits, so that pixels side by
  * side, often of the same bin, needn't wait for each other. */
 #define ADDENDS 4
-/* What is fetched ahead of a chunk's next block, whose turn comes after 15 others'. */
-#define BYTES_AHEAD 1024
 
 /* Provided by the path: puts the bytes (with `high`: pairs of bytes) of `count` pixels, a multiple of 64, beside each
  * other, where `struct native_group` says. */
@@ -230,11 +228,7 @@ static void sum_windows(struct batch *batch, size_t window)
     const size_t planar = batch->binning->pixels / 8 * 8;
     for (size_t first = 0; first < planar; first += window) {
         const size_t count = smaller(window, planar - first);
-        for (size_t i = 0; i < batch->lanes; i++) {
-            const uint8_t *next = batch->lane[(i + 1) % batch->lanes].reader.at;
-            for (size_t k = 0; k < BYTES_AHEAD; k += 64) __builtin_prefetch(next + k);
-            load_window(batch, i, first, count);
-        }
+        for (size_t i = 0; i < batch->lanes; i++) load_window(batch, i, first, count);
         add_window(batch, first, count);
     }
     for (size_t i = 0; i < batch->lanes; i++) take_rest(batch, i, planar);
