@@ -55,15 +55,15 @@ struct native_group {
  * It is there twice: by pixel, and by segment in groups, without the last pixels % 8 pixels. A weight may be divided
  * among several places of groups, because there it is at most INT16_MAX. */
 struct native_binning {
-    const int64_t *starts;    /* [pixels + 1]: pixel p has pairs starts[p] to starts[p + 1] - 1; NULL: not weighted */
-    const uint32_t *bin_of;   /* per pair; not weighted: per pixel, then NATIVE_PADDING entries. All ≤ bins: `bins` is no bin */
-    const uint16_t *weights;  /* per pair */
-    const uint16_t *squares;  /* per pair, the weights of a second sum; NULL: there is none */
-    const uint8_t *valid;     /* bit mask of the pixels that have a bin, least significant bit first, then padding */
+    const int64_t *starts;   /* [pixels + 1]: pixel p has pairs starts[p] to starts[p + 1] - 1; NULL: not weighted */
+    const uint32_t *bin_of;  /* per pair; not weighted: per pixel, `bins` for none, then NATIVE_PADDING entries */
+    const uint16_t *weights; /* per pair */
+    const uint16_t *squares; /* per pair, the weights of a second sum; NULL: there is none */
+    const uint8_t *valid;    /* bit mask of the pixels that have a bin, least significant bit first, then padding */
     const struct native_group *groups;
-    const int16_t *factors;   /* [groups][1, with squares 2][NATIVE_GROUP]: weights, squares */
+    const int16_t *factors;     /* [groups][1, with squares 2][NATIVE_GROUP]: weights, squares */
     const int64_t *first_group; /* [segments + 1] */
-    const uint32_t *most;     /* [segments]: pixels of a bin, or the sum of its weights or of its squares, at most */
+    const uint32_t *most;       /* [segments]: pixels of a bin, or the sum of its weights or of its squares, at most */
     size_t pixels;
     size_t bins;
     size_t element_size; /* 1, 2 or 4 */
