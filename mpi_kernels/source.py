@@ -25,7 +25,8 @@ from mpi_kernels.segments import Segment
 
 VISIBLE_WITHIN_S = 2.0
 """A frame that rank 0 has seen must be visible to every rank within this time."""
-_RETRY_S = 0.005
+RETRY_S = 0.005
+"""Between two looks for what must become visible."""
 
 
 class FrameDataset:
@@ -241,7 +242,7 @@ class FrameDataset:
         while not self.has(position):
             if not self.live or time.monotonic() > give_up:
                 raise FrameUnreadable(f"{self.place}[{position}]: no data in the file")
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)
             self.refresh()
 
     def _coordinates(self, position: int) -> tuple[int, ...]:
@@ -325,6 +326,10 @@ class FrameSource:
         """
         return self._dataset_soon(segment).chunk(segment.positions.at(index))
 
+    def place(self, segment: Segment, index: int) -> str:
+        """Return where the `index`-th frame of a segment lies, for messages."""
+        return f"{self.dataset(segment).place}[{segment.positions.at(index)}]"
+
     def read(self, segment: Segment, index: int) -> NDArray[Any] | None:
         """Return the `index`-th frame of a segment; None when nobody wrote it, as far as can be told.
 
@@ -344,7 +349,7 @@ class FrameSource:
             except NotThereYet as error:
                 if time.monotonic() > give_up:
                     raise FrameUnreadable(f"{segment}: {error}") from error
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)
 
 
 def _bytes_at(file: Path, chunk: h5py.h5d.StoreInfo) -> bytes:

@@ -93,13 +93,18 @@ static inline uint32_t largest16(const uint8_t *low, const uint8_t *high, size_t
     return largest;
 }
 
+static inline int64_t with_sign(uint32_t value, size_t element_size, int is_signed)
+{
+    if (!is_signed) return value;
+    const uint32_t sign = (uint32_t)1 << (8 * element_size - 1);
+    return (int64_t)(value ^ sign) - sign;
+}
+
 static inline int64_t value_of(const uint8_t *bytes, size_t element_size, int is_signed)
 {
     uint32_t value = 0;
     for (size_t k = 0; k < element_size; k++) value |= (uint32_t)bytes[k] << 8 * k;
-    if (!is_signed) return value;
-    const uint32_t sign = (uint32_t)1 << (8 * element_size - 1);
-    return (int64_t)(value ^ sign) - sign;
+    return with_sign(value, element_size, is_signed);
 }
 
 /* One pixel's value to the sums of its bin or bins. */
@@ -144,13 +149,14 @@ struct piece {
     size_t first, place, count;
 };
 
-/* Pixel by pixel: leaves only what may be added many at once, and returns all bits of that. */
-static uint32_t sift(struct batch *batch, size_t lane, struct piece piece, size_t top)
+/* Pixel by pixel: leaves only what may be added many at once. */
+static void sift(struct batch *batch, size_t lane, struct piece piece)
 {
     const struct native_binning *binning = batch->binning;
     struct lane *mine = &batch->lane[lane];
     uint8_t *low = mine->low + piece.place, *high = mine->high + piece.place;
     const uint8_t *bytes[4] = {low, high, batch->upper[0], batch->upper[1]};
+    const size_t top = (size_t)mine->level;
     uint32_t any = 0;
     for (size_t e = 0; e < piece.count; e++) {
         uint8_t element[4] = {0, 0, 0, 0};
@@ -162,77 +168,81 @@ static uint32_t sift(struct batch *batch, size_t lane, struct piece piece, size_
         high[e] = (uint8_t)(left >> 8);
         any |= left;
     }
-    return any;
+    mine->largest = any; /* all its bits: none of the values is larger */
+    mine->level = any == 0 ? 0 : any > UINT8_MAX ? 2 : 1;
 }
 
-/* Where the window's pieces use different numbers of bytes, the others are zero. */
-static void set_level(struct lane *lane, struct piece piece, int level)
+/* Reads a piece of one lane, whose pixels begin at byte `offset` of each plane. Returns whether it holds values that must
+ * be sifted out; `level` then says how many bytes of each value are in use. */
+static int read_piece(const struct native_binning *binning, struct lane *lane, uint8_t *const upper[2], struct piece piece,
+                      size_t offset)
 {
-    uint8_t *const bytes[2] = {lane->low, lane->high};
-    for (int k = lane->level; k < level; k++) memset(bytes[k], 0, piece.place);
-    for (int k = level; k < lane->level; k++) memset(bytes[k] + piece.place, 0, piece.count);
-    if (level > lane->level) lane->level = level;
-}
-
-/* The piece's pixels begin at byte `offset` of each plane. */
-static void load_piece(struct batch *batch, size_t lane, struct piece piece, size_t offset)
-{
-    const struct native_binning *binning = batch->binning;
     const size_t element_size = binning->element_size, count = piece.count;
-    struct lane *mine = &batch->lane[lane];
-    const size_t stride = mine->buffer->size / element_size / 8;
-    const uint8_t *planes = mine->buffer->bytes + offset, *valid = binning->valid + piece.first / 8;
-    size_t top = bytes_in_use(mine->buffer, stride, element_size);
+    const size_t stride = lane->buffer->size / element_size / 8;
+    const uint8_t *planes = lane->buffer->bytes + offset, *valid = binning->valid + piece.first / 8;
+    size_t top = bytes_in_use(lane->buffer, stride, element_size);
     while (top > 0 && !any_set(planes + 8 * (top - 1) * stride, stride, count / 8, valid)) top--;
-    uint8_t *bytes[4] = {mine->low + piece.place, mine->high + piece.place, batch->upper[0], batch->upper[1]};
+    uint8_t *bytes[4] = {lane->low + piece.place, lane->high + piece.place, upper[0], upper[1]};
     for (size_t k = 0; k < top; k++) untranspose(planes + 8 * k * stride, stride, count / 8, valid, bytes[k]);
     uint32_t largest = top == 0 ? 0 : top == 1 ? UINT8_MAX : UINT16_MAX;
     if (top == 2) largest = bits_in_use(bytes[1], count) << 8 | UINT8_MAX; /* quicker than the largest value */
     if (top == 2 && largest > binning->high) largest = largest16(bytes[0], bytes[1], count);
     if (top == 1 && (binning->high < UINT8_MAX || element_size == 1)) largest = largest8(bytes[0], count);
+    lane->level = (int)top;
+    lane->largest = largest;
     const uint32_t never_negative = (uint32_t)1 << (8 * element_size - 1);
-    if (top > 2 || binning->low > 0 || largest > binning->high || largest > largest_added(binning) ||
-        (binning->is_signed && largest >= never_negative)) {
-        largest = sift(batch, lane, piece, top);
-        top = largest == 0 ? 0 : largest > UINT8_MAX ? 2 : 1;
-    }
-    set_level(mine, piece, (int)top);
-    if (largest > mine->largest) mine->largest = largest;
+    return top > 2 || binning->low > 0 || largest > binning->high || largest > largest_added(binning) ||
+           (binning->is_signed && largest >= never_negative);
 }
 
-/* The next block is probably about as long as the last one. The processor, which foresees a single chunk well, can't
+static void load_block(struct lane *lane, size_t bytes)
+{
+    const uint8_t *block;
+    if (!lane->error) lane->error = next_block(&lane->reader, &block, &lane->length);
+    if (!lane->error) lane->error = lz4_block(block, lane->length, lane->reader.end, lane->buffer, bytes);
+    if (lane->error) lane->level = 0;
+}
+
+/* A lane's next block is probably about as long as its last one. The processor, which foresees a single chunk well, can't
  * foresee a whole batch of them. */
-static void fetch_block(const struct lane *lane)
+static void fetch_next_block(const struct lane *lane)
 {
     for (size_t k = 0; k < smaller(lane->length, MOST_AHEAD); k += 64) __builtin_prefetch(lane->reader.at + k, 0, 2);
 }
 
-static void load_block(struct batch *batch, size_t lane, size_t bytes)
+/* Where a window's pieces use different numbers of bytes, the others are zero. The piece uses `lane->level` of them, the
+ * window before it `level`; returns how many the window uses with it. */
+static int joined_level(const struct lane *lane, struct piece piece, int level)
 {
-    struct lane *mine = &batch->lane[lane];
-    const uint8_t *block;
-    mine->error = next_block(&mine->reader, &block, &mine->length);
-    fetch_block(&batch->lane[(lane + 1) % batch->lanes]);
-    if (!mine->error) mine->error = lz4_block(block, mine->length, mine->reader.end, mine->buffer, bytes);
+    uint8_t *const bytes[2] = {lane->low, lane->high};
+    for (int k = level; k < lane->level; k++) memset(bytes[k], 0, piece.place);
+    for (int k = lane->level; k < level; k++) memset(bytes[k] + piece.place, 0, piece.count);
+    return lane->level > level ? lane->level : level;
 }
 
 /* Makes a window of one lane ready to be added: `count` pixels from `first` on. */
 static void load_window(struct batch *batch, size_t lane, size_t first, size_t count)
 {
-    const size_t element_size = batch->binning->element_size;
-    const size_t planar = batch->binning->pixels / 8 * 8;
+    const struct native_binning *binning = batch->binning;
+    const size_t planar = binning->pixels / 8 * 8;
     struct lane *mine = &batch->lane[lane];
-    const size_t block = mine->reader.block_bytes / element_size;
-    mine->level = 0;
-    mine->largest = 0;
+    const size_t block = mine->reader.block_bytes / binning->element_size;
+    int level = 0;
+    uint32_t largest = 0;
     for (struct piece piece = {first, 0, 0}; piece.place < count; piece.first += piece.count, piece.place += piece.count) {
         const size_t offset = piece.first % block;
-        if (offset == 0 && !mine->error) load_block(batch, lane, smaller(block, planar - piece.first) * element_size);
-        if (mine->error) break;
+        if (offset == 0) {
+            fetch_next_block(&batch->lane[(lane + 1) % batch->lanes]);
+            load_block(mine, smaller(block, planar - piece.first) * binning->element_size);
+        }
+        if (mine->error) return;
         piece.count = smaller(count - piece.place, block - offset);
-        load_piece(batch, lane, piece, offset / 8);
+        if (read_piece(binning, mine, batch->upper, piece, offset / 8)) sift(batch, lane, piece);
+        level = joined_level(mine, piece, level);
+        if (mine->largest > largest) largest = mine->largest;
     }
-    if (mine->error) mine->level = 0;
+    mine->level = level;
+    mine->largest = largest;
 }
 
 /* The elements that fill no byte of a plane. */

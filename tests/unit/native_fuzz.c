@@ -130,6 +130,33 @@ static void release(const struct native_binning *binning)
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free((void *)(uintptr_t)all[i]);
 }
 
+/* Sums that aren't zero beforehand: if a chunk is broken, they must be the same afterwards. */
+static uint64_t project(int path, const struct native_binning *binning, const uint8_t *const *chunks,
+                        const size_t *lengths, size_t count, uint64_t so_far)
+{
+    const size_t pixels = binning->pixels, wide = pixels * sizeof(uint64_t), narrow = pixels * sizeof(uint32_t);
+    uint64_t *total = room(wide), *low = room(wide), *high = room(wide);
+    uint32_t *outside = room(narrow), *before = room(narrow), *largest = room(narrow), *highest = room(count * sizeof *highest);
+    int64_t *counts = room(count * sizeof *counts), *excluded = room(count * sizeof *excluded);
+    int32_t *errors = room(count * sizeof *errors), broken = 0;
+    for (size_t i = 0; i < pixels; i++) total[i] = low[i] = high[i] = outside[i] = before[i] = (uint32_t)i;
+    native_project(path, binning, chunks, lengths, count,
+                   &(struct native_projection){total, low, high, outside, before, largest},
+                   &(struct native_totals){counts, excluded, highest, errors});
+    for (size_t i = 0; i < count; i++) broken |= errors[i];
+    for (size_t i = 0; broken && i < pixels; i++)
+        if (total[i] != i || low[i] != i || high[i] != i || outside[i] != i || before[i] != i) abort();
+    so_far = digest(so_far, errors, count * sizeof *errors);
+    so_far = digest(digest(digest(digest(so_far, total, wide), low, wide), high, wide), outside, narrow);
+    if (!broken) {
+        so_far = digest(digest(so_far, largest, narrow), highest, count * sizeof *highest);
+        so_far = digest(digest(so_far, counts, count * sizeof *counts), excluded, count * sizeof *excluded);
+    }
+    free(total), free(low), free(high), free(outside), free(before), free(largest), free(highest);
+    free(counts), free(excluded), free(errors);
+    return so_far;
+}
+
 static void take_sums(int path, enum kind kind, const struct seed *seed, const uint8_t *chunk, size_t length,
                       struct outcome *outcome)
 {
@@ -152,6 +179,9 @@ static void take_sums(int path, enum kind kind, const struct seed *seed, const u
         outcome->digest = digest(outcome->digest, which + i * ROOM,
                                  sizeof *which * (size_t)(excluded[i] < ROOM ? excluded[i] : ROOM));
     }
+    binning.low = 0;
+    binning.high = seed->element_size == 4 ? 1 << 20 : 120;
+    if (kind == WHOLE) outcome->digest = project(path, &binning, chunks, lengths, count, outcome->digest);
     release(&binning);
     free(sums), free(excluded), free(which), free(errors);
 }
