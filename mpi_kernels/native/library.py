@@ -1,8 +1,9 @@
 """The shared object: where it is, whether it fits, and which of its paths is taken.
 
 One object serves every Python of this platform, because it knows nothing of Python. It holds the same operations
-several times: for AVX-512 with GFNI, for AVX2, and for any processor. All give the same results. The environment
-variable ``MPI_KERNELS_NATIVE`` forces one (``avx512``, ``avx2``, ``portable``) or does without all (``off``).
+several times: for AVX-512 with GFNI, VBMI and VNNI, for AVX2, and for any processor. All give the same results. The
+environment variable ``MPI_KERNELS_NATIVE`` forces one (``avx512``, ``avx2``, ``portable``) or does without all
+(``off``).
 """
 
 from __future__ import annotations
