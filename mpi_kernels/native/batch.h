@@ -2,7 +2,7 @@
 #ifndef MPI_KERNELS_BATCH_H
 #define MPI_KERNELS_BATCH_H
 
-#include "bin.h"
+#include "sums.h"
 
 /* One piece of memory, cut into parts that begin at cache lines. */
 struct parts {
@@ -19,11 +19,13 @@ static inline void *part(struct parts *parts, size_t bytes)
 
 static void lay_out(struct batch *batch, struct block_buffer *buffers, size_t block_bytes, struct parts *parts)
 {
-    const size_t sums = (batch->binning->bins + 1) * NATIVE_LANES;
-    /* Where a block is one tile, it is used up before the next lane's is decoded: one buffer, always in the L1 cache. */
-    const size_t count = block_bytes / batch->binning->element_size <= TILE ? 1 : batch->lanes;
+    const size_t sums = (batch->binning->bins + 1) * sets_of(batch->binning) * NATIVE_LANES;
+    const size_t block_pixels = batch->lane[0].reader.block_bytes / batch->binning->element_size;
+    /* Where a window is a block, it is used up before the next lane's is decoded: one buffer, always in the L1 cache. */
+    const size_t count = window_pixels(block_pixels) == block_pixels ? 1 : batch->lanes;
     batch->sums32 = part(parts, sums * sizeof *batch->sums32);
     batch->sums64 = part(parts, sums * sizeof *batch->sums64);
+    batch->beside = part(parts, (NATIVE_SEGMENT + 1) * NATIVE_LANES * 2 + SLACK);
     uint8_t *low = part(parts, NATIVE_LANES * LANE_STRIDE), *high = part(parts, NATIVE_LANES * LANE_STRIDE);
     for (size_t i = 0; i < 2; i++) batch->upper[i] = part(parts, LANE_STRIDE);
     for (size_t i = 0; i < count; i++) buffers[i] = (struct block_buffer){part(parts, block_bytes + SLACK), 0, 0};
@@ -35,24 +37,26 @@ static void lay_out(struct batch *batch, struct block_buffer *buffers, size_t bl
         batch->lane[i].high = high + i * LANE_STRIDE;
         batch->lane[i].buffer = &buffers[count == 1 ? 0 : i];
     }
-    if (batch->lanes < FEW_LANES) return;
+    if (adds_one_by_one(batch)) return;
     memset(low + batch->lanes * LANE_STRIDE, 0, (NATIVE_LANES - batch->lanes) * LANE_STRIDE); /* added all the same */
     memset(high + batch->lanes * LANE_STRIDE, 0, (NATIVE_LANES - batch->lanes) * LANE_STRIDE);
 }
 
 static void hand_over(const struct batch *batch, const struct native_results *results)
 {
-    const size_t bins = batch->binning->bins;
+    const size_t bins = batch->binning->bins, sets = sets_of(batch->binning);
     for (size_t i = 0; i < batch->lanes; i++) {
         const struct lane *lane = &batch->lane[i];
         results->errors[lane->frame] = lane->error;
         results->excluded[lane->frame] = lane->excluded;
-        int64_t *sums = results->sums + lane->frame * bins;
-        for (size_t bin = 0; bin < bins; bin++) sums[bin] = batch->sums64[bin * NATIVE_LANES + i];
+        int64_t *sums = results->sums + lane->frame * bins * sets;
+        for (size_t bin = 0; bin < bins; bin++)
+            for (size_t set = 0; set < sets; set++)
+                sums[set * bins + bin] = (int64_t)batch->sums64[(bin * sets + set) * NATIVE_LANES + i];
     }
 }
 
-static void bin_batch(struct batch *batch, const struct native_results *results)
+static void sum_batch(struct batch *batch, const struct native_results *results)
 {
     const struct native_binning *binning = batch->binning;
     const size_t block_bytes = batch->lane[0].reader.block_bytes;
@@ -66,13 +70,13 @@ static void bin_batch(struct batch *batch, const struct native_results *results)
         return;
     }
     lay_out(batch, buffers, decoded, &parts);
-    bin_blocks(batch, block_bytes / binning->element_size);
+    sum_windows(batch, window_pixels(block_bytes / binning->element_size));
     hand_over(batch, results);
     free(parts.base);
 }
 
 /* Frames whose blocks have another size than those before them begin a batch of their own. */
-static void bin_chunks(const struct native_binning *binning, const uint8_t *const *chunks, const size_t *lengths,
+static void sum_chunks(const struct native_binning *binning, const uint8_t *const *chunks, const size_t *lengths,
                        size_t frames, const struct native_results *results)
 {
     struct batch batch = {.binning = binning, .room = results->room};
@@ -83,13 +87,13 @@ static void bin_chunks(const struct native_binning *binning, const uint8_t *cons
         results->errors[frame] = begin_chunk(&reader, chunks[frame], lengths[frame], binning->element_size, size);
         if (results->errors[frame]) continue;
         if (batch.lanes == NATIVE_LANES || (batch.lanes && batch.lane[0].reader.block_bytes != reader.block_bytes)) {
-            bin_batch(&batch, results);
+            sum_batch(&batch, results);
             batch = (struct batch){.binning = binning, .room = results->room};
         }
         batch.lane[batch.lanes++] =
             (struct lane){.reader = reader, .frame = frame, .pixels = results->pixels + frame * results->room};
     }
-    if (batch.lanes) bin_batch(&batch, results);
+    if (batch.lanes) sum_batch(&batch, results);
 }
 
 #endif

@@ -14,7 +14,8 @@ OFFERED int32_t native_has(int32_t path)
     __builtin_cpu_init();
     if (path == NATIVE_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("gfni") && native_has(NATIVE_AVX2);
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("gfni") && native_has(NATIVE_AVX2);
     if (path == NATIVE_AVX2) return __builtin_cpu_supports("avx2") != 0;
 #endif
     return path == NATIVE_PORTABLE;
@@ -37,10 +38,10 @@ OFFERED int32_t native_decode(int32_t path, const uint8_t *chunk, size_t length,
     return path_of(path)->decode(chunk, length, element_size, out, size);
 }
 
-OFFERED void native_bin(int32_t path, const struct native_binning *binning, const uint8_t *const *chunks,
+OFFERED void native_sum(int32_t path, const struct native_binning *binning, const uint8_t *const *chunks,
                         const size_t *lengths, size_t frames, const struct native_results *results)
 {
-    path_of(path)->bin(binning, chunks, lengths, frames, results);
+    path_of(path)->sum(binning, chunks, lengths, frames, results);
 }
 
 OFFERED void native_project(int32_t path, const struct native_binning *binning, const uint8_t *const *chunks,

@@ -1,8 +1,9 @@
 """The shared object: where it is, whether it fits, and which of its paths is taken.
 
 One object serves every Python of this platform, because it knows nothing of Python. It holds the same operations
-several times: for AVX-512 with GFNI, for AVX2, and for any processor. All give the same results. The environment
-variable ``MPI_KERNELS_NATIVE`` forces one (``avx512``, ``avx2``, ``portable``) or does without all (``off``).
+several times: for AVX-512 with GFNI, VBMI and VNNI, for AVX2, and for any processor. All give the same results. The
+environment variable ``MPI_KERNELS_NATIVE`` forces one (``avx512``, ``avx2``, ``portable``) or does without all
+(``off``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mpi_kernels.errors import UnusableInput
 
 VARIABLE = "MPI_KERNELS_NATIVE"
 OBJECT = Path(__file__).with_name("libmpi_kernels_native.so")
-INTERFACE = 2
+INTERFACE = 3
 """``NATIVE_INTERFACE`` of ``native.h``; an object that was compiled from other sources isn't used."""
 
 Bytes = ctypes.c_char_p
@@ -37,8 +38,15 @@ class BinningRecord(ctypes.Structure):
     """``struct native_binning``."""
 
     _fields_ = (
+        ("starts", Address),
         ("bin_of", Address),
+        ("weights", Address),
+        ("squares", Address),
         ("valid", Address),
+        ("groups", Address),
+        ("factors", Address),
+        ("first_group", Address),
+        ("most", Address),
         ("pixels", Size),
         ("bins", Size),
         ("element_size", Size),
@@ -95,10 +103,10 @@ def load(path: Path) -> ctypes.CDLL | None:
         return None
     library.native_decode.argtypes = (ctypes.c_int32, Bytes, Size, Size, Address, Size)
     record, results = ctypes.POINTER(BinningRecord), ctypes.POINTER(ResultsRecord)
-    library.native_bin.argtypes = (ctypes.c_int32, record, ctypes.POINTER(Bytes), ctypes.POINTER(Size), Size, results)
-    library.native_bin.restype = None
+    library.native_sum.argtypes = (ctypes.c_int32, record, ctypes.POINTER(Bytes), ctypes.POINTER(Size), Size, results)
+    library.native_sum.restype = None
     sums, totals = ctypes.POINTER(ProjectionRecord), ctypes.POINTER(TotalsRecord)
-    library.native_project.argtypes = (*library.native_bin.argtypes[:-1], sums, totals)
+    library.native_project.argtypes = (*library.native_sum.argtypes[:-1], sums, totals)
     library.native_project.restype = None
     return library
 

@@ -14,13 +14,17 @@
 #include <stdint.h>
 
 /* Changes with everything below that the Python side relies on. */
-#define NATIVE_INTERFACE 2
+#define NATIVE_INTERFACE 3
 
 /* Frames that are binned side by side. */
 #define NATIVE_LANES 16
 
 /* Bytes that must be readable after the bit mask of valid pixels, and entries after the table of bins. */
 #define NATIVE_PADDING 64
+
+/* Pixels that are sorted by bin together, and pixels of one bin that are added together. */
+#define NATIVE_SEGMENT 2048
+#define NATIVE_GROUP 4
 
 #if defined(__x86_64__) && !defined(NATIVE_ONLY_PORTABLE)
 #define NATIVE_X86 1
@@ -39,10 +43,27 @@ enum native_error {
     NATIVE_ELEMENT_SIZE,
 };
 
-/* Which pixel counts into which bin. Values outside low ≤ value ≤ high don't count. */
+/* Up to NATIVE_GROUP pixels of one segment that count into one bin. Within each 64 pixels of the segment, pixel p is at
+ * place p % 16 * 4 + p / 16; place NATIVE_SEGMENT stands for no pixel. */
+struct native_group {
+    uint32_t bin;
+    uint16_t place[NATIVE_GROUP];
+};
+
+/* Which pixel counts into which bin, or, weighted, into which bins. Values outside low ≤ value ≤ high don't count.
+ *
+ * It is there twice: by pixel, and by segment in groups, without the last pixels % 8 pixels. A weight may be divided
+ * among several places of groups, because there it is at most INT16_MAX. */
 struct native_binning {
-    const uint32_t *bin_of; /* per pixel, then NATIVE_PADDING entries; all ≤ bins, where `bins` is no bin */
-    const uint8_t *valid;   /* bit mask of the pixels that have a bin, least significant bit first, then padding */
+    const int64_t *starts;   /* [pixels + 1]: pixel p has pairs starts[p] to starts[p + 1] - 1; NULL: not weighted */
+    const uint32_t *bin_of;  /* per pair; not weighted: per pixel, `bins` for none, then NATIVE_PADDING entries */
+    const uint16_t *weights; /* per pair */
+    const uint16_t *squares; /* per pair, the weights of a second sum; NULL: there is none */
+    const uint8_t *valid;    /* bit mask of the pixels that have a bin, least significant bit first, then padding */
+    const struct native_group *groups;
+    const int16_t *factors;     /* [groups][1, with squares 2][NATIVE_GROUP]: weights, squares */
+    const int64_t *first_group; /* [segments + 1] */
+    const uint32_t *most;       /* [segments]: pixels of a bin, or the sum of its weights or of its squares, at most */
     size_t pixels;
     size_t bins;
     size_t element_size; /* 1, 2 or 4 */
@@ -52,7 +73,7 @@ struct native_binning {
 
 /* What comes out, per frame. Pixels outside the limits are counted, and stored as far as there is room. */
 struct native_results {
-    int64_t *sums;     /* [frames][bins] */
+    int64_t *sums;     /* [frames][1, with squares 2][bins] */
     int64_t *excluded; /* [frames]: how many pixels with a bin were outside the limits */
     int32_t *pixels;   /* [frames][room]: which ones */
     size_t room;
@@ -80,8 +101,8 @@ int32_t native_has(int32_t path);
 /* Decodes a chunk of elements of any size from 1 to 16 into exactly `size` bytes. */
 int32_t native_decode(int32_t path, const uint8_t *chunk, size_t length, size_t element_size, uint8_t *out, size_t size);
 
-/* Bins any number of frames, each one stored in one chunk. */
-void native_bin(int32_t path, const struct native_binning *binning, const uint8_t *const *chunks, const size_t *lengths,
+/* Sums any number of frames, each one stored in one chunk. */
+void native_sum(int32_t path, const struct native_binning *binning, const uint8_t *const *chunks, const size_t *lengths,
                 size_t frames, const struct native_results *results);
 
 /* Adds any number of frames, each one stored in one chunk, to sums pixel by pixel: all of them, or none. Of `binning` the

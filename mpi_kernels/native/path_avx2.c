@@ -115,9 +115,9 @@ static inline void interleave(uint8_t *const *bytes, size_t top, size_t element_
         interleave_any(bytes, top, element_size, count, out);
 }
 
-static inline __m256i wide32(const uint8_t *bytes)
+static inline void store256(uint8_t *bytes, __m256i value)
 {
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
+    _mm256_storeu_si256((__m256i *)bytes, value);
 }
 
 /* The 16 bytes of one pixel side by side, for each of 32 pixels: two transpositions of 16 × 16 bytes, each of them four
@@ -135,29 +135,124 @@ static inline void side_by_side(const uint8_t *lanes, __m256i row[16])
     }
 }
 
+static inline void put_beside(const uint8_t *low, const uint8_t *high, size_t count, uint8_t *beside)
+{
+    __m256i l[16], h[16];
+    for (size_t e = 0; e < count; e += 32) {
+        uint8_t *out = beside + (e / 64 * 64 + e / 16 % 4) * NATIVE_LANES * (high ? 2 : 1);
+        side_by_side(low + e, l);
+        if (high) side_by_side(high + e, h);
+        for (int i = 0; i < 16; i++) {
+            if (high) {
+                const __m256i a = _mm256_unpacklo_epi8(l[i], h[i]), b = _mm256_unpackhi_epi8(l[i], h[i]);
+                store256(out, _mm256_permute2x128_si256(a, b, 0x20));
+                store256(out + 32, _mm256_permute2x128_si256(a, b, 0x31));
+                out += 128;
+            } else {
+                store256(out, l[i]);
+                out += 64;
+            }
+        }
+    }
+}
+
 static inline void add8(uint32_t *sums, __m256i values)
 {
     __m256i *to = (__m256i *)sums;
     _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), values));
 }
 
-static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t count, const uint32_t *bin_of, uint32_t *sums)
+static inline __m256i load256(const uint8_t *bytes)
 {
-    _Alignas(32) __m256i l[16], h[16];
-    for (size_t e = 0; e < count; e += 32) {
-        side_by_side(low + e, l);
-        if (high) side_by_side(high + e, h);
-        for (size_t i = 0; i < 32; i++) {
-            uint32_t *mine = sums + (size_t)bin_of[e + i] * NATIVE_LANES;
-            const size_t at = i % 16 * 32 + i / 16 * 16;
-            const uint8_t *l8 = (const uint8_t *)l + at, *h8 = (const uint8_t *)h + at;
-            if (high) {
-                add8(mine, _mm256_cvtepu16_epi32(_mm_unpacklo_epi8(load128(l8), load128(h8))));
-                add8(mine + 8, _mm256_cvtepu16_epi32(_mm_unpackhi_epi8(load128(l8), load128(h8))));
-            } else {
-                add8(mine, wide32(l8));
-                add8(mine + 8, wide32(l8 + 8));
+    return _mm256_loadu_si256((const __m256i *)bytes);
+}
+
+static inline __m256i values16(const uint8_t *beside, size_t place, size_t width)
+{
+    return width == 1 ? _mm256_cvtepu8_epi16(load128(beside + place * 16)) : load256(beside + place * 32);
+}
+
+static inline void add_groups(const struct native_group *groups, size_t count, const uint8_t *beside, size_t width,
+                              int narrow, uint32_t *sums)
+{
+    for (size_t i = 0; i < count; i++) {
+        fetch_ahead(groups + i);
+        uint32_t *mine = sums + (size_t)groups[i].bin * NATIVE_LANES;
+        __m256i first = _mm256_setzero_si256(), second = first, part = first;
+        for (size_t k = 0; k < NATIVE_GROUP; k++) {
+            const __m256i values = values16(beside, groups[i].place[k], width);
+            if (narrow) {
+                part = _mm256_add_epi16(part, values);
+                continue;
             }
+            first = _mm256_add_epi32(first, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(values)));
+            second = _mm256_add_epi32(second, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(values, 1)));
+        }
+        if (narrow) {
+            first = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(part));
+            second = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(part, 1));
+        }
+        add8(mine, first);
+        add8(mine + 8, second);
+    }
+}
+
+/* The values of two pixels in lanes 0 to 7, and in lanes 8 to 15, as pairs of 16 bits. */
+static inline void two_pixels(const uint16_t *place, const uint8_t *beside, size_t width, __m256i pairs[2])
+{
+    if (width == 1) {
+        const __m128i a = load128(beside + place[0] * (size_t)16), b = load128(beside + place[1] * (size_t)16);
+        pairs[0] = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b));
+        pairs[1] = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b));
+        return;
+    }
+    for (size_t half = 0; half < 2; half++) {
+        const __m128i a = load128(beside + place[0] * (size_t)32 + 16 * half);
+        const __m128i b = load128(beside + place[1] * (size_t)32 + 16 * half);
+        pairs[half] = _mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
+    }
+}
+
+static inline __m256i two_factors(const int16_t *factors)
+{
+    int32_t both;
+    memcpy(&both, factors, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+
+static inline void add4(uint64_t *sums, __m128i values)
+{
+    __m256i *to = (__m256i *)sums;
+    _mm256_store_si256(to, _mm256_add_epi64(_mm256_load_si256(to), _mm256_cvtepu32_epi64(values)));
+}
+
+static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
+                                const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
+{
+    for (size_t i = 0; i < count;) { /* where sums have 32 bits, all groups of a bin: `most` says that they fit */
+        const uint32_t bin = groups[i].bin;
+        __m256i sum[4], a[2], b[2];
+        for (size_t part = 0; part < 2 * sets; part++) sum[part] = _mm256_setzero_si256();
+        do {
+            fetch_ahead(groups + i), fetch_ahead(factors);
+            two_pixels(groups[i].place, beside, width, a);
+            two_pixels(groups[i].place + 2, beside, width, b);
+            for (size_t part = 0; part < 2 * sets; part++) {
+                const int16_t *mine = factors + part / 2 * NATIVE_GROUP;
+                const __m256i first = _mm256_madd_epi16(a[part % 2], two_factors(mine));
+                const __m256i second = _mm256_madd_epi16(b[part % 2], two_factors(mine + 2));
+                sum[part] = _mm256_add_epi32(sum[part], _mm256_add_epi32(first, second));
+            }
+            factors += sets * NATIVE_GROUP;
+        } while (++i < count && sums32 && groups[i].bin == bin);
+        for (size_t part = 0; part < 2 * sets; part++) {
+            const size_t at = (bin * sets * 2 + part) * (NATIVE_LANES / 2);
+            if (sums32) {
+                add8(sums32 + at, sum[part]);
+                continue;
+            }
+            add4(sums64 + at, _mm256_castsi256_si128(sum[part]));
+            add4(sums64 + at + 4, _mm256_extracti128_si256(sum[part], 1));
         }
     }
 }
@@ -174,7 +269,7 @@ static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count)
     return sum[0] + sum[1] + sum[2] + sum[3];
 }
 
-const struct path native_avx2 = {decode_chunk, bin_chunks, project_chunks};
+const struct path native_avx2 = {decode_chunk, sum_chunks, project_chunks};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,11 +1,11 @@
-/* For x86-64 processors with AVX-512 and GFNI (Intel since 2019, AMD since 2022). */
+/* For x86-64 processors with AVX-512, VBMI, VNNI and GFNI (Intel since 2019, AMD since 2022). */
 #include "paths.h"
 
 #ifdef NATIVE_X86
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,gfni,avx2,bmi2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni,avx2,bmi2"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,gfni,avx2,bmi2")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,gfni,avx2,bmi2")
 #endif
 
 #include "project.h"
@@ -101,9 +101,9 @@ static inline void interleave(uint8_t *const *bytes, size_t top, size_t element_
 
 /* The 16 bytes of one pixel side by side, for each of 64 pixels: four transpositions of 16 × 16 bytes, each of them four
  * perfect shuffles of the lanes. Quarter q of row k gets pixel 16 q + k. */
-static inline void side_by_side(const uint8_t *lanes, uint8_t out[16 * 64])
+static inline void side_by_side(const uint8_t *lanes, __m512i row[16])
 {
-    __m512i row[16], other[16];
+    __m512i other[16];
     for (int i = 0; i < 16; i++) row[i] = _mm512_loadu_si512(lanes + i * LANE_STRIDE);
     for (int round = 0; round < 4; round++) {
         for (int i = 0; i < 8; i++) {
@@ -112,21 +112,115 @@ static inline void side_by_side(const uint8_t *lanes, uint8_t out[16 * 64])
         }
         memcpy(row, other, sizeof other);
     }
-    for (int i = 0; i < 16; i++) _mm512_store_si512(out + 64 * i, row[i]);
 }
 
-static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t count, const uint32_t *bin_of, uint32_t *sums)
+static inline void put_beside(const uint8_t *low, const uint8_t *high, size_t count, uint8_t *beside)
 {
-    _Alignas(64) uint8_t l[16 * 64], h[16 * 64];
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m512i l[16], h[16];
     for (size_t e = 0; e < count; e += 64) {
         side_by_side(low + e, l);
         if (high) side_by_side(high + e, h);
-        for (size_t i = 0; i < 64; i++) {
-            uint32_t *mine = sums + (size_t)bin_of[e + i] * NATIVE_LANES;
-            const size_t at = i % 16 * 64 + i / 16 * 16;
-            __m512i values = _mm512_cvtepu8_epi32(load128(l + at));
-            if (high) values = _mm512_or_si512(values, _mm512_slli_epi32(_mm512_cvtepu8_epi32(load128(h + at)), 8));
-            _mm512_store_si512(mine, _mm512_add_epi32(_mm512_load_si512(mine), values));
+        for (int i = 0; i < 16; i++) {
+            if (high) {
+                const __m512i a = _mm512_unpacklo_epi8(l[i], h[i]), b = _mm512_unpackhi_epi8(l[i], h[i]);
+                _mm512_store_si512(beside, _mm512_permutex2var_epi64(a, first, b));
+                _mm512_store_si512(beside + 64, _mm512_permutex2var_epi64(a, second, b));
+                beside += 128;
+            } else {
+                _mm512_store_si512(beside, l[i]);
+                beside += 64;
+            }
+        }
+    }
+}
+
+static inline __m256i load256(const uint8_t *bytes)
+{
+    return _mm256_loadu_si256((const __m256i *)bytes);
+}
+
+static inline __m256i values16(const uint8_t *beside, size_t place, size_t width)
+{
+    return width == 1 ? _mm256_cvtepu8_epi16(load128(beside + place * 16)) : load256(beside + place * 32);
+}
+
+static inline void add_groups(const struct native_group *groups, size_t count, const uint8_t *beside, size_t width,
+                              int narrow, uint32_t *sums)
+{
+    for (size_t i = 0; i < count; i++) {
+        fetch_ahead(groups + i);
+        uint32_t *mine = sums + (size_t)groups[i].bin * NATIVE_LANES;
+        __m512i sum = _mm512_load_si512(mine);
+        __m256i part = _mm256_setzero_si256();
+        for (size_t k = 0; k < NATIVE_GROUP; k++) {
+            const __m256i values = values16(beside, groups[i].place[k], width);
+            if (narrow)
+                part = _mm256_add_epi16(part, values);
+            else
+                sum = _mm512_add_epi32(sum, _mm512_cvtepu16_epi32(values));
+        }
+        if (narrow) sum = _mm512_add_epi32(sum, _mm512_cvtepu16_epi32(part));
+        _mm512_store_si512(mine, sum);
+    }
+}
+
+/* In each of 16 pairs, lane i of one vector and lane i of another that begins `behind` lanes later. */
+static inline __m512i pairs(int behind)
+{
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(behind)), 16));
+}
+
+/* The values of two pixels, as 16 pairs of 16 bits. */
+static inline __m512i two_pixels(const uint16_t *place, const uint8_t *beside, size_t width)
+{
+    if (width == 1) {
+        const __m512i a = _mm512_castsi128_si512(load128(beside + place[0] * (size_t)16));
+        const __m512i b = _mm512_castsi128_si512(load128(beside + place[1] * (size_t)16));
+        return _mm512_maskz_permutex2var_epi8(0x5555555555555555, a, pairs(64), b);
+    }
+    const __m512i a = _mm512_castsi256_si512(load256(beside + place[0] * (size_t)32));
+    const __m512i b = _mm512_castsi256_si512(load256(beside + place[1] * (size_t)32));
+    return _mm512_permutex2var_epi16(a, pairs(32), b);
+}
+
+static inline __m512i two_factors(const int16_t *factors)
+{
+    int32_t both;
+    memcpy(&both, factors, sizeof both);
+    return _mm512_set1_epi32(both);
+}
+
+static inline void add16(uint32_t *sums32, uint64_t *sums64, __m512i values)
+{
+    if (sums32) {
+        _mm512_store_si512(sums32, _mm512_add_epi32(_mm512_load_si512(sums32), values));
+        return;
+    }
+    const __m512i low = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(values));
+    const __m512i high = _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(values, 1));
+    _mm512_store_si512(sums64, _mm512_add_epi64(_mm512_load_si512(sums64), low));
+    _mm512_store_si512(sums64 + 8, _mm512_add_epi64(_mm512_load_si512(sums64 + 8), high));
+}
+
+static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
+                                const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
+{
+    for (size_t i = 0; i < count;) { /* where sums have 32 bits, all groups of a bin: `most` says that they fit */
+        const uint32_t bin = groups[i].bin;
+        __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        do {
+            fetch_ahead(groups + i), fetch_ahead(factors);
+            const __m512i a = two_pixels(groups[i].place, beside, width), b = two_pixels(groups[i].place + 2, beside, width);
+            for (size_t set = 0; set < sets; set++, factors += NATIVE_GROUP) {
+                sum[set] = _mm512_dpwssd_epi32(sum[set], a, two_factors(factors));
+                sum[set] = _mm512_dpwssd_epi32(sum[set], b, two_factors(factors + 2));
+            }
+        } while (++i < count && sums32 && groups[i].bin == bin);
+        for (size_t set = 0; set < sets; set++) {
+            const size_t at = (bin * sets + set) * NATIVE_LANES;
+            add16(sums32 ? sums32 + at : NULL, sums64 ? sums64 + at : NULL, sum[set]);
         }
     }
 }
@@ -139,7 +233,7 @@ static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count)
     return (uint64_t)_mm512_reduce_add_epi64(sums);
 }
 
-const struct path native_avx512 = {decode_chunk, bin_chunks, project_chunks};
+const struct path native_avx512 = {decode_chunk, sum_chunks, project_chunks};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -8,6 +8,7 @@
 #include "project.h"
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
+typedef uint16_t halves8 __attribute__((vector_size(16)));
 typedef uint32_t words4 __attribute__((vector_size(16)));
 typedef uint64_t words2 __attribute__((vector_size(16)));
 
@@ -152,20 +153,93 @@ static inline void side_by_side(const uint8_t *lanes, bytes16 row[16])
     }
 }
 
-static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t count, const uint32_t *bin_of, uint32_t *sums)
+static inline void put_beside(const uint8_t *low, const uint8_t *high, size_t count, uint8_t *beside)
 {
-    const bytes16 zero = {0};
-    bytes16 l[16], h[16] = {{0}};
+    bytes16 l[16], h[16];
     for (size_t e = 0; e < count; e += 16) {
+        uint8_t *out = beside + (e / 64 * 64 + e / 16 % 4) * NATIVE_LANES * (high ? 2 : 1);
         side_by_side(low + e, l);
         if (high) side_by_side(high + e, h);
         for (int i = 0; i < 16; i++) {
-            const bytes16 a = LOW1(l[i], h[i]), b = HIGH1(l[i], h[i]);
-            words4 *mine = (words4 *)(sums + (size_t)bin_of[e + i] * NATIVE_LANES);
-            mine[0] += (words4)LOW2(a, zero);
-            mine[1] += (words4)HIGH2(a, zero);
-            mine[2] += (words4)LOW2(b, zero);
-            mine[3] += (words4)HIGH2(b, zero);
+            if (high) {
+                store(out, LOW1(l[i], h[i]));
+                store(out + 16, HIGH1(l[i], h[i]));
+                out += 128;
+            } else {
+                store(out, l[i]);
+                out += 64;
+            }
+        }
+    }
+}
+
+/* A pixel's values, each with 16 bits. */
+static inline void wide16(const uint8_t *beside, size_t place, size_t width, halves8 values[2])
+{
+    if (width == 1) {
+        const bytes16 zero = {0}, bytes = load(beside + place * 16);
+        values[0] = (halves8)LOW1(bytes, zero), values[1] = (halves8)HIGH1(bytes, zero);
+    } else {
+        values[0] = (halves8)load(beside + place * 32), values[1] = (halves8)load(beside + place * 32 + 16);
+    }
+}
+
+static inline void wide32(const halves8 values[2], words4 wide[4])
+{
+    const bytes16 zero = {0};
+    for (int i = 0; i < 2; i++) {
+        wide[2 * i] = (words4)LOW2((bytes16)values[i], zero);
+        wide[2 * i + 1] = (words4)HIGH2((bytes16)values[i], zero);
+    }
+}
+
+static inline void add_groups(const struct native_group *groups, size_t count, const uint8_t *beside, size_t width,
+                              int narrow, uint32_t *sums)
+{
+    for (size_t i = 0; i < count; i++) {
+        words4 *mine = (words4 *)(sums + (size_t)groups[i].bin * NATIVE_LANES), wide[4];
+        halves8 sum[2] = {{0}}, values[2];
+        for (size_t k = 0; k < NATIVE_GROUP; k++) {
+            wide16(beside, groups[i].place[k], width, values);
+            sum[0] += values[0], sum[1] += values[1];
+            if (narrow && k < NATIVE_GROUP - 1) continue;
+            wide32(sum, wide);
+            for (int part = 0; part < 4; part++) mine[part] += wide[part];
+            sum[0] ^= sum[0], sum[1] ^= sum[1];
+        }
+    }
+}
+
+static inline void add_weighted(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
+                                const uint8_t *beside, size_t width, uint32_t *sums32, uint64_t *sums64)
+{
+    for (size_t i = 0; i < count; i++, factors += sets * NATIVE_GROUP) {
+        words4 sum[8] = {{0}}, wide[4];
+        for (size_t k = 0; k < NATIVE_GROUP; k++) {
+            halves8 values[2];
+            wide16(beside, groups[i].place[k], width, values);
+            wide32(values, wide);
+            for (size_t part = 0; part < 4 * sets; part++)
+                sum[part] += wide[part % 4] * (uint32_t)factors[part / 4 * NATIVE_GROUP + k];
+        }
+        const size_t at = groups[i].bin * sets * NATIVE_LANES;
+        for (size_t part = 0; part < 4 * sets; part++) {
+            if (sums32) {
+                *(words4 *)(sums32 + at + 4 * part) += sum[part];
+                continue;
+            }
+            for (size_t lane = 0; lane < 4; lane++) sums64[at + 4 * part + lane] += sum[part][lane];
+        }
+    }
+}
+
+static inline void add_weighted_values(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
+                                       const int16_t *values, uint64_t *sums)
+{
+    for (size_t i = 0; i < count; i++) {
+        for (size_t set = 0; set < sets; set++, factors += NATIVE_GROUP) {
+            uint64_t *mine = sums + (groups[i].bin * sets + set) * 2;
+            for (size_t k = 0; k < NATIVE_GROUP; k++) mine[k % 2] += (uint64_t)values[groups[i].place[k]] * (uint64_t)factors[k];
         }
     }
 }
@@ -184,4 +258,4 @@ static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count)
     return sum;
 }
 
-const struct path native_portable = {decode_chunk, bin_chunks, project_chunks};
+const struct path native_portable = {decode_chunk, sum_chunks, project_chunks};

@@ -218,7 +218,7 @@ static void take_block(struct projecting *job, struct projected *frame, size_t f
     lane->high = job->next.high;
     load_block(lane, count * job->binning->element_size);
     if (lane->error) return;
-    if (read_tile(job->binning, lane, job->upper, first, 0, count))
+    if (read_piece(job->binning, lane, job->upper, (struct piece){first, 0, count}, 0))
         sift_block(job, frame, first, count);
     else if (lane->level > 0)
         lane->largest = lane->level == 2 ? largest16(lane->low, lane->high, count) : largest8(lane->low, count);

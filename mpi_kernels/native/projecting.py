@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpi_kernels.native.binning import PADDING, fits
+from mpi_kernels.native.binning import fits
+from mpi_kernels.native.grouping import PADDING
 from mpi_kernels.native.library import (
     ERRORS,
     PATH,

@@ -53,4 +53,26 @@ static inline void copy_match(uint8_t *out, size_t offset, size_t length)
     }
 }
 
+static inline void add_weighted_values(const struct native_group *groups, const int16_t *factors, size_t sets, size_t count,
+                                       const int16_t *values, uint64_t *sums)
+{
+    for (size_t i = 0; i < count; i++, factors += sets * NATIVE_GROUP) {
+        fetch_ahead(groups + i), fetch_ahead(factors);
+        uint64_t *mine = sums + groups[i].bin * sets * 2;
+        __m128i four = _mm_cvtsi32_si128(values[groups[i].place[0]]);
+        four = _mm_insert_epi16(four, values[groups[i].place[1]], 1);
+        four = _mm_insert_epi16(four, values[groups[i].place[2]], 2);
+        four = _mm_insert_epi16(four, values[groups[i].place[3]], 3);
+        if (sets == 2) {
+            const __m128i products = _mm_madd_epi16(_mm_unpacklo_epi64(four, four), load128((const uint8_t *)factors));
+            __m256i *to = (__m256i *)mine;
+            _mm256_store_si256(to, _mm256_add_epi64(_mm256_load_si256(to), _mm256_cvtepu32_epi64(products)));
+        } else {
+            const __m128i products = _mm_madd_epi16(four, _mm_loadl_epi64((const __m128i *)factors));
+            __m128i *to = (__m128i *)mine;
+            _mm_store_si128(to, _mm_add_epi64(_mm_load_si128(to), _mm_cvtepu32_epi64(products)));
+        }
+    }
+}
+
 #endif

@@ -14,12 +14,14 @@
 #define SEEDS 256
 #define FRAMES 5
 #define ROOM 3
-#define BINS 11
 
 struct seed {
     uint64_t element_size, size, length;
     uint8_t *chunk;
 };
+
+/* What pixels count into: not weighted, weighted, weighted with squares. */
+enum kind { WHOLE, WEIGHTED, SQUARED, KINDS };
 
 struct outcome {
     int32_t error, errors[FRAMES];
@@ -78,21 +80,54 @@ static uint8_t *mutated(const struct seed *seed, size_t *length)
     return chunk;
 }
 
-static uint64_t bin(int path, const struct native_binning *binning, const uint8_t *const *chunks, const size_t *lengths,
-                    size_t count, uint64_t so_far, int32_t *all_errors)
+/* Each pair of a pixel and a bin is a group of its own. */
+static void assign(struct native_binning *binning, enum kind kind)
 {
-    int64_t *sums = room(count * BINS * sizeof *sums), *excluded = room(count * sizeof *excluded);
-    int32_t *which = room(count * ROOM * sizeof *which), *errors = room(count * sizeof *errors);
-    native_bin(path, binning, chunks, lengths, count, &(struct native_results){sums, excluded, which, ROOM, errors});
-    for (size_t i = 0; i < count; i++) {
-        all_errors[i] = errors[i];
-        if (errors[i]) continue;
-        so_far = digest(so_far, sums + i * BINS, BINS * sizeof *sums);
-        so_far = digest(so_far, excluded + i, sizeof *excluded);
-        so_far = digest(so_far, which + i * ROOM, sizeof *which * (size_t)(excluded[i] < ROOM ? excluded[i] : ROOM));
+    const size_t pixels = binning->pixels, bins = binning->bins, pairs = kind == WHOLE ? pixels + NATIVE_PADDING : 2 * pixels;
+    const size_t sets = kind == SQUARED ? 2 : 1, segments = (pixels / 8 * 8 + NATIVE_SEGMENT - 1) / NATIVE_SEGMENT;
+    uint32_t *bin_of = room(pairs * sizeof *bin_of), *most = room(segments * sizeof *most);
+    uint16_t *weights = room(pairs * sizeof *weights), *squares = room(pairs * sizeof *squares);
+    uint8_t *valid = calloc(1, (pixels + 7) / 8 + NATIVE_PADDING);
+    int64_t *starts = room((pixels + 1) * sizeof *starts), *first = room((segments + 1) * sizeof *first), groups = 0;
+    struct native_group *group = room(2 * pixels * sizeof *group);
+    int16_t *factors = room(2 * pixels * sets * NATIVE_GROUP * sizeof *factors), *next = factors;
+    if (!valid) abort();
+    for (size_t i = 0; i < pairs; i++) {
+        bin_of[i] = i < pixels || kind != WHOLE ? (uint32_t)(i * 7 % (bins + (kind == WHOLE))) : (uint32_t)bins;
+        weights[i] = (uint16_t)(i * 7919 % 32768), squares[i] = (uint16_t)(i * 104729 % 32768);
     }
-    free(sums), free(excluded), free(which), free(errors);
-    return so_far;
+    for (size_t i = 0; i < segments; i++) most[i] = 2 * NATIVE_SEGMENT * (kind == WHOLE ? 1 : INT16_MAX);
+    for (size_t i = 0, pair = 0; i < pixels; i++) {
+        const size_t end = kind == WHOLE ? pair + 1 : pair + i % 3;
+        starts[i] = (int64_t)pair;
+        starts[i + 1] = (int64_t)end;
+        if (i % NATIVE_SEGMENT == 0 && i / NATIVE_SEGMENT < segments) first[i / NATIVE_SEGMENT] = groups;
+        valid[i / 8] |= (uint8_t)((kind == WHOLE ? bin_of[i] < bins : end > pair) << i % 8);
+        for (; pair < end; pair++) {
+            if (bin_of[pair] == bins || i >= pixels / 8 * 8) continue;
+            const size_t within = i % NATIVE_SEGMENT;
+            group[groups] = (struct native_group){bin_of[pair], {NATIVE_SEGMENT, NATIVE_SEGMENT, NATIVE_SEGMENT, NATIVE_SEGMENT}};
+            group[groups].place[pair % NATIVE_GROUP] = (uint16_t)(within / 64 * 64 + within % 16 * 4 + within / 16 % 4);
+            groups++;
+            for (size_t set = 0; set < sets; set++)
+                for (size_t k = 0; k < NATIVE_GROUP; k++)
+                    *next++ = (int16_t)(k != pair % NATIVE_GROUP ? 0 : set == 0 ? weights[pair] : squares[pair]);
+        }
+    }
+    first[segments] = groups;
+    binning->starts = kind == WHOLE ? NULL : starts, binning->bin_of = bin_of;
+    binning->weights = weights, binning->squares = kind == SQUARED ? squares : NULL, binning->valid = valid;
+    binning->groups = realloc(group, (size_t)groups * sizeof *group + !groups), binning->factors = factors;
+    binning->first_group = first, binning->most = most;
+    if (kind == WHOLE) free(starts);
+    if (kind != SQUARED) free(squares);
+}
+
+static void release(const struct native_binning *binning)
+{
+    const void *const all[] = {binning->starts, binning->bin_of, binning->weights, binning->squares, binning->valid,
+                               binning->groups, binning->factors, binning->first_group, binning->most};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free((void *)(uintptr_t)all[i]);
 }
 
 /* Sums that aren't zero beforehand: if a chunk is broken, they must be the same afterwards. */
@@ -122,7 +157,36 @@ static uint64_t project(int path, const struct native_binning *binning, const ui
     return so_far;
 }
 
-static struct outcome take(int path, const struct seed *seed, const uint8_t *chunk, size_t length)
+static void take_sums(int path, enum kind kind, const struct seed *seed, const uint8_t *chunk, size_t length,
+                      struct outcome *outcome)
+{
+    const size_t pixels = seed->size / seed->element_size, bins = 11, count = pixels % 2 ? 1 : FRAMES;
+    const size_t values = bins * (kind == SQUARED ? 2 : 1);
+    struct native_binning binning = {.pixels = pixels, .bins = bins, .element_size = seed->element_size,
+                                     .low = -3, .high = 120, .is_signed = (int32_t)(seed->length % 2)};
+    assign(&binning, kind);
+    const uint8_t *const chunks[FRAMES] = {seed->chunk, chunk, seed->chunk, seed->chunk, chunk};
+    const size_t lengths[FRAMES] = {seed->length, length, seed->length, seed->length, length};
+    int64_t *sums = room(count * values * sizeof *sums), *excluded = room(count * sizeof *excluded);
+    int32_t *which = room(count * ROOM * sizeof *which), *errors = room(count * sizeof *errors);
+    native_sum(path, &binning, chunks, lengths, count,
+               &(struct native_results){sums, excluded, which, ROOM, errors});
+    for (size_t i = 0; i < count; i++) {
+        outcome->errors[i] = errors[i];
+        if (errors[i]) continue;
+        outcome->digest = digest(outcome->digest, sums + i * values, values * sizeof *sums);
+        outcome->digest = digest(outcome->digest, excluded + i, sizeof *excluded);
+        outcome->digest = digest(outcome->digest, which + i * ROOM,
+                                 sizeof *which * (size_t)(excluded[i] < ROOM ? excluded[i] : ROOM));
+    }
+    binning.low = 0;
+    binning.high = seed->element_size == 4 ? 1 << 20 : 120;
+    if (kind == WHOLE) outcome->digest = project(path, &binning, chunks, lengths, count, outcome->digest);
+    release(&binning);
+    free(sums), free(excluded), free(which), free(errors);
+}
+
+static struct outcome take(int path, enum kind kind, const struct seed *seed, const uint8_t *chunk, size_t length)
 {
     struct outcome outcome = {.digest = 14695981039346656037u};
     uint8_t *frame = room(seed->size);
@@ -130,23 +194,7 @@ static struct outcome take(int path, const struct seed *seed, const uint8_t *chu
     if (!outcome.error) outcome.digest = digest(outcome.digest, frame, seed->size);
     free(frame);
     if (seed->element_size > 4) return outcome;
-
-    const size_t pixels = seed->size / seed->element_size, count = pixels % 2 ? 1 : FRAMES;
-    const uint8_t *const chunks[FRAMES] = {seed->chunk, chunk, seed->chunk, seed->chunk, chunk};
-    const size_t lengths[FRAMES] = {seed->length, length, seed->length, seed->length, length};
-    uint32_t *bin_of = room((pixels + NATIVE_PADDING) * sizeof *bin_of);
-    uint8_t *valid = calloc(1, (pixels + 7) / 8 + NATIVE_PADDING);
-    if (!valid) abort();
-    for (size_t i = 0; i < pixels + NATIVE_PADDING; i++) bin_of[i] = i < pixels ? (uint32_t)(i * 7 % (BINS + 1)) : BINS;
-    for (size_t i = 0; i < pixels; i++) valid[i / 8] |= (uint8_t)((bin_of[i] < BINS) << i % 8);
-    struct native_binning binning = {
-        .bin_of = bin_of, .valid = valid, .pixels = pixels, .bins = BINS, .element_size = seed->element_size,
-        .low = -3, .high = 120, .is_signed = (int32_t)(seed->length % 2)};
-    outcome.digest = bin(path, &binning, chunks, lengths, count, outcome.digest, outcome.errors);
-    binning.low = 0;
-    binning.high = seed->element_size == 4 ? 1 << 20 : 120;
-    outcome.digest = project(path, &binning, chunks, lengths, count, outcome.digest);
-    free(bin_of), free(valid);
+    take_sums(path, kind, seed, chunk, length, &outcome);
     return outcome;
 }
 
@@ -176,10 +224,11 @@ int main(int count, char **arguments)
         const struct seed *seed = &seeds[any(known)];
         size_t length;
         uint8_t *chunk = mutated(seed, &length);
-        const struct outcome first = take(NATIVE_PORTABLE, seed, chunk, length);
+        const enum kind kind = (enum kind)any(KINDS);
+        const struct outcome first = take(NATIVE_PORTABLE, kind, seed, chunk, length);
         for (int path = NATIVE_PORTABLE + 1; path < NATIVE_PATHS; path++) {
             if (!native_has(path)) continue;
-            const struct outcome other = take(path, seed, chunk, length);
+            const struct outcome other = take(path, kind, seed, chunk, length);
             if (!same(&first, &other)) {
                 printf("path %d: round %ld: error %d, not %d, or other results\n", path, round, other.error, first.error);
                 return 1;
