@@ -26,12 +26,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.native.splitting import WEIGHT_ONE
+
 Values: TypeAlias = NDArray[np.float64]
 Share: TypeAlias = Callable[[NDArray[np.intp], Values], Values]
 """Pixels of a block, and for each a position in bins: the share of the pixel that lies below it."""
-
-WEIGHT_ONE = 65535
-"""The weight of a whole pixel; the largest uint16."""
 
 _BLOCK = 65536
 """Pixels that are split at a time, about; what is computed of them takes some 50 megabytes."""

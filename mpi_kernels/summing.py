@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from mpi_kernels.jit import places_of, sum_split_pixels, sum_whole_pixels
 from mpi_kernels.native import binning
 from mpi_kernels.native.library import PATH as NATIVE
-from mpi_kernels.splitting import WEIGHT_ONE, Pairs, value_sums, weighted_sums, whole
+from mpi_kernels.native.splitting import WEIGHT_ONE, SplitBinner
+from mpi_kernels.splitting import Pairs, value_sums, weighted_sums, whole
 from mpi_kernels.splitting import azimuthal_variance as scatter
 
 _BLOCK = 32768
 """Pixels that numpy sums at a time; as float64 with their bins they are half a megabyte, which stays in the cache."""
 _NONE = np.empty(0, np.intp)
-_TABLES = {"_binner", "_places", "_pairs"}
+_TABLES = {"_binner", "_places", "_pairs", "_splitter"}
 """What each rank makes for itself."""
 
 Values = NDArray[np.float64]
@@ -254,10 +255,16 @@ class SplitPixels:
 
     @property
     def takes_chunks(self) -> bool:
-        return False
+        return NATIVE is not None and binning.fits(self._dtype) and self._least_variance == 0
 
     def of_chunks(self, chunks: Sequence[bytes]) -> list[Counts | str]:
-        raise NotImplementedError
+        sums = self._splitter.sums(chunks)
+        assert sums.squares is not None  # noqa: S101  it was given those of the weights
+        signal, variance = sums.counts / WEIGHT_ONE, sums.squares / WEIGHT_ONE
+        return [
+            Counts(signal[index], variance[index], excluded.astype(np.intp)) if error is None else error
+            for index, (excluded, error) in enumerate(zip(sums.excluded, sums.errors, strict=True))
+        ]
 
     def of_frame(self, counts: NDArray[Any]) -> Counts:
         if self._least_variance == 0 and sum_split_pixels is not None and _is_short(counts.dtype):
@@ -294,6 +301,21 @@ class SplitPixels:
 
     def without_bins(self, pixels: NDArray[np.intp]) -> NDArray[np.intp]:
         return pixels[np.diff(self._given.starts)[pixels] > 0]
+
+    @cached_property
+    def _splitter(self) -> SplitBinner:
+        low, high = self._limits.whole
+        pairs = self._given
+        return SplitBinner(
+            pairs.starts,
+            pairs.bin_of,
+            pairs.weights,
+            squares=pairs.squares,
+            bins=self.bins,
+            dtype=self._dtype,
+            low=low,
+            high=high,
+        )
 
     def _of(self, pixels: Where) -> Pairs:
         return self._given if isinstance(pixels, slice) else self._given.of(pixels)

@@ -16,7 +16,8 @@ from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 from mpi_kernels import splitting
 from mpi_kernels.azimuthal import UPPER_EDGE
 from mpi_kernels.geometry import Geometry, Poni, Unit
-from mpi_kernels.splitting import WEIGHT_ONE, Pairs, azimuthal_variance, value_sums, weighted_sums
+from mpi_kernels.native.splitting import WEIGHT_ONE
+from mpi_kernels.splitting import Pairs, azimuthal_variance, value_sums, weighted_sums
 
 SHAPE, PIXEL_M = (180, 230), 172e-6
 UNITS: list[Unit] = ["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad", "r_mm"]

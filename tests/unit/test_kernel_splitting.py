@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mpi_kernels import splitting
 from mpi_kernels.geometry import Geometry, from_beam_centre
+from mpi_kernels.native.splitting import WEIGHT_ONE
 from mpi_kernels.splitting import (
-    WEIGHT_ONE,
     Pairs,
     azimuthal_variance,
     bounding_box,
