@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import h5py
 import hdf5plugin  # noqa: F401  registers its filters with HDF5
+import numpy as np
 
 from mpi_kernels.errors import NotThereYet, UnusableInput
 
@@ -109,6 +111,16 @@ class Mapping(NamedTuple):
     source: h5py.h5s.SpaceID
 
 
+@dataclass(frozen=True)
+class Virtual:
+    """A virtual dataset: its own shape and type, what it maps, and what its elements are that it doesn't map."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    fill: np.generic
+    mappings: Sequence[Mapping]
+
+
 class Library:
     """The HDF5 files and datasets this process has open, each of them once.
 
@@ -134,7 +146,7 @@ class Library:
 
     def let_go(self, path: Path) -> None:
         """Close one file and its datasets."""
-        key = _identity(path)
+        key = identity(path)
         self._datasets = {place: dataset for place, dataset in self._datasets.items() if place[0] != key}
         self._live.pop(key, None)
         if (file := self._files.pop(key, None)) is not None:
@@ -149,7 +161,7 @@ class Library:
             No such file, not HDF5 (yet), truncated, or open for writing but not in SWMR mode.
         """
         try:
-            key = _identity(path)
+            key = identity(path)
         except FileNotFoundError as error:
             raise NotThereYet(f"{path}: no such file", remedy="check --input and the detector's writer") from error
         except OSError as error:
@@ -174,7 +186,7 @@ class Library:
     def is_live(self, path: Path) -> bool:
         """Whether the file was opened in SWMR mode."""
         self.file(path)
-        return self._live[_identity(path)]
+        return self._live[identity(path)]
 
     def locate(self, file: Path, path: str, *, links_left: int = _MOST_LINKS) -> Place:
         """Follow soft and external links to the object's own place.
@@ -219,17 +231,18 @@ class Library:
             return None
         return opened[place.path]
 
-    def mappings(self, place: Place) -> list[Mapping] | None:
+    def virtual(self, place: Place) -> Virtual | None:
         """Return what a virtual dataset maps, None if the dataset is a real one.
 
         The virtual dataset is closed again at once: while it is open, HDF5 may hold its sources open behind our back.
         """
         self.dataset_address(place)
         opened = self.file(place.file)
-        plist = h5py.h5d.open(opened.id, place.path.encode()).get_create_plist()
+        dataset = h5py.Dataset(h5py.h5d.open(opened.id, place.path.encode()))
+        plist = dataset.id.get_create_plist()
         if plist.get_layout() != h5py.h5d.VIRTUAL:
             return None
-        return [
+        mappings = [
             Mapping(
                 plist.get_virtual_vspace(index),
                 plist.get_virtual_filename(index),
@@ -238,6 +251,7 @@ class Library:
             )
             for index in range(plist.get_virtual_count())
         ]
+        return Virtual(dataset.shape, dataset.dtype, dataset.fillvalue, mappings)
 
     def dataset(self, file: Path, path: str) -> h5py.Dataset:
         """Return the one handle of a dataset, links followed.
@@ -250,9 +264,9 @@ class Library:
             When it is something else than a dataset.
         """
         place = self.locate(file, path)
-        key = (_identity(place.file), self.dataset_address(place))
+        key = (identity(place.file), self.dataset_address(place))
         if key not in self._datasets:
-            if self.mappings(place) is not None:
+            if self.virtual(place) is not None:
                 raise UnusableInput(f"{place}: a virtual dataset", remedy="give the dataset that holds the values")
             self._datasets[key] = self.file(place.file)[place.path]
         return self._datasets[key]
@@ -273,7 +287,8 @@ class Library:
         return address
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from all others, whatever its path: device and inode."""
     status = path.stat()
     return status.st_dev, status.st_ino
 

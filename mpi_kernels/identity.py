@@ -64,8 +64,8 @@ def identify(file: Path, dataset: str, layout: Layout, first: FrameDataset) -> I
 def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
     found: dict[Path, FileIdentity] = {}
     itself = file.resolve()
-    for segment in layout.segments:
-        path = segment.file.resolve()
+    for source, dataset in (place for segment in layout.segments for place in segment.datasets):
+        path = source.resolve()
         if path == itself or path in found:
             continue
         try:
@@ -74,7 +74,7 @@ def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
             continue
         found[path] = FileIdentity(
             path=str(path),
-            dataset=segment.dataset,
+            dataset=dataset,
             size=status.st_size,
             mtime_ns=status.st_mtime_ns,
             inode=status.st_ino,

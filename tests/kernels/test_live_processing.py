@@ -43,6 +43,11 @@ WRITERS = {
     "three data files and a master": {"files": 3},
     "keys of the whole scan": {"scan_keys": True, "chunks": (5, 30, 40), "preallocate": True},
     "three data files and keys of the whole scan": {"scan_keys": True, "files": 3, "preallocate": True},
+    "tiles, LZ4": {"compression": "lz4", "chunks": (1, 25, 33)},
+    "time series of a grid, several frames per chunk": {"lead": (2, 2, 3), "chunks": (1, 2, 2, 60, 80)},
+    "four modules": {"modules": 4},
+    "three modules, one late, chunks of two frames": {"modules": 3, "files_late_s": 0.5, "chunks": (2, 20, 40)},
+    "two modules with keys, allocated beforehand": {"modules": 2, "keys": True, "preallocate": True},
     "data files later than the master": {"files": 3, "files_late_s": 1.0, "keys": True},
 }
 

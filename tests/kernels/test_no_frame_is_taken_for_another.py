@@ -15,7 +15,8 @@ import pytest
 from mpi_kernels.errors import FrameUnreadable, KernelError
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.segments import Layout
-from mpi_kernels.source import FrameDataset, FrameSource
+from mpi_kernels.source import FrameSource
+from mpi_kernels.stored_frames import StoredFrames
 
 from .harness import NEXUS_DATASET, assert_same_results, run_kernel
 from .writers import Spec, frame_of, write
@@ -55,7 +56,7 @@ def test_a_dataset_has_one_handle_whatever_its_name(tmp_path: Path, storage: dic
     library = Library("live")
     handles = [library.dataset(file, path) for file, path in names]
     assert all(handle is handles[0] for handle in handles)
-    frames = FrameDataset(handles[0], Path(spec.path), live=True)
+    frames = StoredFrames(handles[0], Path(spec.path), live=True)
     for _ in range(3):
         frames.refresh()
         for number in range(spec.frames):
@@ -75,7 +76,7 @@ def test_virtual_dataset_is_never_open_beside_its_sources(tmp_path: Path) -> Non
             for index in range(4):
                 frame = source.read(segment, index)
                 np.testing.assert_array_equal(frame, frame_of(spec, segment.frames.at(index)))
-        library.mappings(library.locate(Path(spec.path), NEXUS_DATASET))
+        library.virtual(library.locate(Path(spec.path), NEXUS_DATASET))
     open_datasets = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_DATASET)
     assert open_datasets == len(layout.segments)
     library.close()
@@ -90,7 +91,7 @@ def test_wrong_frames_from_hdf5_would_end_the_run(tmp_path: Path, storage: dict[
     spec = Spec(path=str(tmp_path / "scan.h5"), **storage)
     write(spec)
     library = Library("live")
-    frames = FrameDataset(library.dataset(Path(spec.path), NEXUS_DATASET), Path(spec.path), live=True)
+    frames = StoredFrames(library.dataset(Path(spec.path), NEXUS_DATASET), Path(spec.path), live=True)
     frames.read(3)
     with h5py.File(spec.path, "r", swmr=True, locking=False) as behind_our_back:
         second = behind_our_back[NEXUS_DATASET]
@@ -103,7 +104,7 @@ def test_wrong_frames_from_hdf5_would_end_the_run(tmp_path: Path, storage: dict[
             except FrameUnreadable:
                 continue  # HDF5 noticed by itself
             except KernelError as error:
-                assert f"HDF5 returned frame 0 for frame {number}" in str(error)  # noqa: PT017  either outcome is right
+                assert f"HDF5 returned what is at (0, 0, 0) for what is at ({number}, 0, 0)" in str(error)  # noqa: PT017  either outcome is right
             else:
                 np.testing.assert_array_equal(frame, frame_of(spec, number))
     library.close()
@@ -114,7 +115,7 @@ def test_equal_frames_in_a_file_are_no_fault(tmp_path: Path) -> None:
     with h5py.File(path, "w", libver="latest") as file:
         file.create_dataset("data", data=np.ones((5, 8, 9), "u4"), chunks=(1, 8, 9), compression="gzip")
     library = Library()
-    frames = FrameDataset(library.dataset(path, "/data"), path, live=False)
+    frames = StoredFrames(library.dataset(path, "/data"), path, live=False)
     for number in (0, 1, 4, 4, 2):
         assert (frames.read(number) == 1).all()
     library.close()

@@ -142,24 +142,6 @@ def test_links_in_a_circle(scan: Path, tmp_path: Path) -> None:
     assert_refused(run_kernel(scan, tmp_path / "r.nxs", dataset="/entry/a"), 3, "links", "circle")
 
 
-def test_virtual_dataset_of_detector_modules_is_refused(scan: Path, tmp_path: Path) -> None:
-    layout = h5py.VirtualLayout(shape=(4, 120, 80), dtype="u4")
-    layout[:, :60] = layout[:, 60:] = h5py.VirtualSource(str(scan), NEXUS_DATASET, shape=(4, 60, 80))
-    path = tmp_path / "master.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        file.create_virtual_dataset("data", layout)
-    assert_refused(run_kernel(aged(path), tmp_path / "r.nxs", dataset="/data"), 3, "parts of frames", "modules")
-
-
-def test_virtual_dataset_that_crops_frames_is_refused(scan: Path, tmp_path: Path) -> None:
-    layout = h5py.VirtualLayout(shape=(4, 30, 80), dtype="u4")
-    layout[:] = h5py.VirtualSource(str(scan), NEXUS_DATASET, shape=(4, 60, 80))[:, :30]
-    path = tmp_path / "master.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        file.create_virtual_dataset("data", layout)
-    assert_refused(run_kernel(aged(path), tmp_path / "r.nxs", dataset="/data"), 3, "takes a part (30, 80)")
-
-
 PARAMETERS = {
     "unknown name": ({"bin": 10}, ["bin: unknown", "--schema"]),
     "wrong type": ({"bins": "many"}, ["bins: "]),

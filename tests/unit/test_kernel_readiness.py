@@ -13,10 +13,12 @@ import h5py
 import numpy as np
 import pytest
 
+from mpi_kernels.frame_numbers import ALL
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.readiness import MOST_AT_ONCE, Keys, Readiness, SegmentWatch
 from mpi_kernels.segments import Layout, Segment
-from mpi_kernels.source import FrameDataset, FrameSource
+from mpi_kernels.source import FrameSource
+from mpi_kernels.stored_frames import StoredFrames
 
 
 def stack(path: Path, frames: int, written: range, chunk: int = 1) -> None:
@@ -75,7 +77,7 @@ def test_long_stack_is_found_in_portions_each_frame_once(tmp_path: Path) -> None
     library.close()
 
 
-class Counting(FrameDataset):
+class Counting(StoredFrames):
     """Counts how often storage is looked up."""
 
     looks = 0
@@ -87,7 +89,7 @@ class Counting(FrameDataset):
 
 def watch(library: Library, path: Path, *, live: bool) -> tuple[SegmentWatch, Counting]:
     dataset = Counting(library.dataset(path, "/data"), path, live=live)
-    return SegmentWatch(0, Segment(path, "/data"), dataset, None), dataset
+    return SegmentWatch(0, Segment(path, "/data"), dataset, ()), dataset
 
 
 def test_file_that_nobody_writes_is_searched_only_once(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_short_data_file_is_taken_as_it_is_when_it_has_not_changed_for_a_while_o
 def test_keys_of_any_shape_are_counted_in_c_order(tmp_path: Path, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).integers(0, 2, shape)
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        keys = Keys(file.create_dataset("uid", data=values), live=False, by_frame=False)
+        keys = Keys(file.create_dataset("uid", data=values), ALL, live=False)
         for start, stop in ((0, 24), (5, 7), (7, 99), (23, 24)):
             keys.look(start, stop)
             written = [keys.has(number) for number in range(start, min(stop, 24))]

@@ -1,0 +1,313 @@
+"""Frames that are put together from detector modules read as HDF5 itself reads the virtual dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+
+from mpi_kernels.errors import FrameUnreadable, NotThereYet, UnusableInput
+from mpi_kernels.hdf5_files import Library
+from mpi_kernels.readiness import Readiness
+from mpi_kernels.segments import Layout
+from mpi_kernels.source import FrameSource
+
+FRAMES, ROWS, COLUMNS = 6, 5, 7
+GAP = 2
+FILL = 2**32 - 1
+
+
+def module(path: Path, number: int, lead: tuple[int, ...] = (FRAMES,), **options: object) -> Path:
+    values = np.random.default_rng(number).integers(0, 1000, (*lead, ROWS, COLUMNS), dtype="u4")
+    with h5py.File(path / f"module{number}.h5", "w", libver="latest") as file:
+        file.create_dataset("data", data=values, chunks=(*(1,) * len(lead), ROWS, COLUMNS), **options)
+    return path / f"module{number}.h5"
+
+
+def virtual(
+    path: Path, shape: tuple[int, ...], mapping: Callable[[h5py.VirtualLayout], None], **options: object
+) -> Path:
+    layout = h5py.VirtualLayout(shape=shape, dtype="u4", **options)
+    mapping(layout)
+    with h5py.File(path / "master.h5", "w", libver="latest") as file:
+        file.create_virtual_dataset("data", layout, fillvalue=FILL)
+    return path / "master.h5"
+
+
+def source_of(number: int, lead: tuple[int, ...] = (FRAMES,), **options: object) -> h5py.VirtualSource:
+    return h5py.VirtualSource(f"module{number}.h5", "data", shape=(*lead, ROWS, COLUMNS), **options)
+
+
+def assert_read_as_hdf5_does(master: Path) -> list[str]:
+    """Compare every frame, in an odd order; return the routes of the segments."""
+    with h5py.File(master) as file:
+        expected = file["data"][()]
+    expected = expected.reshape(-1, *expected.shape[-2:])
+    library = Library()
+    layout = Layout(library, master, "/data")
+    source = FrameSource(library)
+    seen = np.zeros(len(expected), int)
+    for segment in layout.segments:
+        for index in reversed(range(segment.count or 0)):
+            number = segment.frames.at(index)
+            np.testing.assert_array_equal(source.read(segment, index), expected[number])
+            seen[number] += 1
+    mapped = (expected != FILL).any(axis=(1, 2))
+    assert (seen == mapped).all()
+    routes = [source.dataset(segment).route for segment in layout.segments]
+    library.close()
+    return routes
+
+
+def four_quarters(layout: h5py.VirtualLayout, sources: list[h5py.VirtualSource]) -> None:
+    for number, part in enumerate(sources):
+        top, left = number // 2 * (ROWS + GAP), number % 2 * (COLUMNS + GAP)
+        layout[..., top : top + ROWS, left : left + COLUMNS] = part
+
+
+QUARTERS = (2 * ROWS + GAP, 2 * COLUMNS + GAP)
+
+
+@pytest.mark.parametrize("options", [{}, dict(hdf5plugin.Bitshuffle()), dict(hdf5plugin.Zstd())])
+@pytest.mark.parametrize("lead", [(FRAMES,), (), (2, 3), (2, 1, 3)])
+def test_modules_with_gaps_between_them(tmp_path: Path, lead: tuple[int, ...], options: dict[str, object]) -> None:
+    for number in range(4):
+        module(tmp_path, number, lead, **options)
+    sources = [source_of(number, lead) for number in range(4)]
+    master = virtual(tmp_path, (*lead, *QUARTERS), lambda layout: four_quarters(layout, sources))
+    (route,) = assert_read_as_hdf5_does(master)
+    assert route.endswith("4 tiles a frame")
+
+
+def test_one_mapping_per_frame_and_module_makes_no_more_segments(tmp_path: Path) -> None:
+    for number in range(2):
+        module(tmp_path, number)
+
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        for frame in range(FRAMES):
+            for number in range(2):
+                layout[frame, :, number * COLUMNS : (number + 1) * COLUMNS] = source_of(number)[FRAMES - 1 - frame]
+
+    assert len(assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping))) == 1
+
+
+def test_modules_whose_files_end_at_different_frames(tmp_path: Path) -> None:
+    for number in range(4):
+        module(tmp_path, number)
+
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        layout[0:4, :, :COLUMNS] = source_of(0)[:4]
+        layout[4:9, :, :COLUMNS] = source_of(1)[1:6]
+        layout[0:6, :, COLUMNS:] = source_of(2)
+        layout[6:9, :, COLUMNS:] = source_of(3)[2:5]
+
+    assert len(assert_read_as_hdf5_does(virtual(tmp_path, (9, ROWS, 2 * COLUMNS), mapping))) == 3
+
+
+def test_modules_along_a_dimension_of_the_source(tmp_path: Path) -> None:
+    module(tmp_path, 0, (FRAMES, 3))
+
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        for number in range(3):
+            layout[:, number * ROWS : (number + 1) * ROWS] = source_of(0, (FRAMES, 3))[:, number]
+
+    assert len(assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, 3 * ROWS, COLUMNS), mapping))) == 1
+
+
+def test_chips_of_a_module_are_drawn_apart(tmp_path: Path) -> None:
+    module(tmp_path, 0)
+
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        part = source_of(0)
+        layout[:, :2, :3], layout[:, 4:7, :3] = part[:, :2, :3], part[:, 2:, :3]
+        layout[:, :2, 5:9], layout[:, 4:7, 5:9] = part[:, :2, 3:], part[:, 2:, 3:]
+
+    (route,) = assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, 7, 9), mapping))
+    assert route.endswith("4 tiles a frame")
+
+
+def test_rows_of_two_modules_interleave(tmp_path: Path) -> None:
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        for number in range(2):
+            module(tmp_path, number)
+            layout[:, number::2, :] = source_of(number)
+
+    assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, 2 * ROWS, COLUMNS), mapping))
+
+
+def test_where_modules_overlap_the_later_mapping_counts(tmp_path: Path) -> None:
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        for number in range(2):
+            module(tmp_path, number)
+            layout[:, number : number + ROWS] = source_of(number)
+
+    assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, ROWS + 1, COLUMNS), mapping))
+
+
+def test_grid_scan_whose_rows_lie_in_a_file_each_and_come_as_a_snake(tmp_path: Path) -> None:
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        for row in range(4):
+            module(tmp_path, row, (3,))
+            for column in range(3):
+                layout[row, column] = source_of(row, (3,))[column if row % 2 == 0 else 2 - column]
+
+    assert len(assert_read_as_hdf5_does(virtual(tmp_path, (4, 3, ROWS, COLUMNS), mapping))) == 4
+
+
+def test_time_series_of_grids_over_a_source_of_grids(tmp_path: Path) -> None:
+    module(tmp_path, 0, (4, 2, 3))
+
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        layout[0:2] = source_of(0, (4, 2, 3))[1:3]
+
+    routes = assert_read_as_hdf5_does(virtual(tmp_path, (3, 2, 3, ROWS, COLUMNS), mapping))
+    assert not any("tiles" in route for route in routes)
+
+
+def test_part_of_the_frames_of_a_dataset(tmp_path: Path) -> None:
+    module(tmp_path, 0)
+    mapping = lambda layout: layout.__setitem__(slice(None), source_of(0)[:, 1:4, 2:6])  # noqa: E731
+    assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, 3, 4), mapping))
+
+
+def test_modules_behind_links_and_in_the_same_file(tmp_path: Path) -> None:
+    for number in range(2):
+        module(tmp_path, number)
+    layout = h5py.VirtualLayout(shape=(FRAMES, ROWS, 2 * COLUMNS), dtype="u4")
+    with h5py.File(tmp_path / "master.h5", "w", libver="latest") as file:
+        file["near"] = np.arange(FRAMES * ROWS * COLUMNS, dtype="u4").reshape(FRAMES, ROWS, COLUMNS)
+        file["far"] = h5py.ExternalLink("module1.h5", "/data")
+        for number, name in enumerate(("near", "far")):
+            part = h5py.VirtualSource(".", name, shape=(FRAMES, ROWS, COLUMNS))
+            layout[:, :, number * COLUMNS : (number + 1) * COLUMNS] = part
+        file.create_virtual_dataset("data", layout, fillvalue=FILL)
+    assert_read_as_hdf5_does(tmp_path / "master.h5")
+
+
+def test_whole_frames_can_be_taken_as_they_are_stored(tmp_path: Path) -> None:
+    module(tmp_path, 0, **hdf5plugin.Bitshuffle())
+    master = virtual(tmp_path, (3, ROWS, COLUMNS), lambda layout: layout.__setitem__(slice(None), source_of(0)[2:5]))
+    library = Library()
+    (segment,) = Layout(library, master, "/data").segments
+    source = FrameSource(library)
+    with h5py.File(tmp_path / "module0.h5") as file:
+        raw = file["data"].id.read_direct_chunk((3, 0, 0))[1]
+    assert source.chunk(segment, 1) == (raw if source.dataset(segment).fusable else None)
+    library.close()
+
+
+# ------------------------------------------------------------------------------------------------------- what is wrong
+
+
+def test_source_of_another_shape_is_refused(tmp_path: Path) -> None:
+    module(tmp_path, 0)
+    whole = h5py.VirtualSource("module0.h5", "data", shape=(FRAMES, ROWS, COLUMNS - 1))
+    for part in (whole, h5py.VirtualSource("module0.h5", "data", shape=(FRAMES, ROWS, 9))[:, :, :9]):
+        columns = part.shape[-1]
+        master = virtual(tmp_path, (FRAMES, ROWS, columns), lambda layout, part=part: layout.__setitem__(..., part))
+        library = Library()
+        (segment,) = Layout(library, master, "/data").segments
+        with pytest.raises(UnusableInput, match=r"module0.h5::/data: frames \(5, 7\), of which the virtual dataset"):
+            FrameSource(library).dataset(segment)
+        library.close()
+
+
+def test_mapping_to_another_shape_is_refused(tmp_path: Path) -> None:
+    part = h5py.VirtualSource("module0.h5", "data", shape=(FRAMES, COLUMNS, ROWS))
+    master = virtual(tmp_path, (FRAMES, ROWS, COLUMNS), lambda layout: layout.__setitem__(..., part[:, :, :]))
+    library = Library()
+    with pytest.raises(UnusableInput, match="another shape"):
+        Layout(library, master, "/data")
+    library.close()
+
+
+def test_source_that_the_virtual_type_does_not_hold_is_refused(tmp_path: Path) -> None:
+    for number in range(4):
+        module(tmp_path, number)
+    layout = h5py.VirtualLayout(shape=(FRAMES, *QUARTERS), dtype="u2")
+    four_quarters(layout, [source_of(number) for number in range(4)])
+    with h5py.File(tmp_path / "master.h5", "w", libver="latest") as file:
+        file.create_virtual_dataset("data", layout)
+    library = Library()
+    (segment,) = Layout(library, tmp_path / "master.h5", "/data").segments
+    with pytest.raises(UnusableInput, match="uint32, but the virtual dataset over it has uint16"):
+        FrameSource(library).dataset(segment)
+    library.close()
+
+
+def test_one_corrupt_module_makes_one_frame_unreadable(tmp_path: Path) -> None:
+    for number in range(4):
+        module(tmp_path, number, compression="gzip")
+    with h5py.File(tmp_path / "module2.h5", "r+") as file:
+        file["data"].id.write_direct_chunk((3, 0, 0), b"no gzip at all")
+    sources = [source_of(number) for number in range(4)]
+    master = virtual(tmp_path, (FRAMES, *QUARTERS), lambda layout: four_quarters(layout, sources))
+    library = Library()
+    (segment,) = Layout(library, master, "/data").segments
+    source = FrameSource(library)
+    with pytest.raises(FrameUnreadable, match=r"module2.h5::/data\[3\]"):
+        source.read(segment, 3)
+    assert source.read(segment, 4) is not None
+    library.close()
+
+
+def test_frames_wait_for_their_last_module(tmp_path: Path) -> None:
+    sources = [source_of(number) for number in range(4)]
+    master = virtual(tmp_path, (FRAMES, *QUARTERS), lambda layout: four_quarters(layout, sources))
+    for number in range(3):
+        module(tmp_path, number)
+    library = Library()
+    source = FrameSource(library)
+    found = Readiness(library, Layout(library, master, "/data"), source, None, finished=False)
+    assert found.poll(master, full=True) == []
+    with pytest.raises(NotThereYet, match=r"module3\.h5"):
+        source.dataset(found.segments[0])
+    assert not found.nothing_more_to_come(master, stall_timeout_s=60)
+    with h5py.File(tmp_path / "hidden", "w", libver="latest") as file:
+        data = file.create_dataset("data", (FRAMES, ROWS, COLUMNS), "u4", chunks=(1, ROWS, COLUMNS))
+        data[1:3] = 5
+    (tmp_path / "hidden").rename(tmp_path / "module3.h5")
+    assert [ready.frame for ready in found.poll(master, full=True, final=True)] == [1, 2]
+    library.close()
+
+
+def test_keys_beside_each_module_must_all_be_set(tmp_path: Path) -> None:
+    for number, written in enumerate(([1, 1, 1, 0, 1, 1], [1, 0, 1, 1, 1, 0])):
+        with h5py.File(module(tmp_path, number), "r+") as file:
+            file["uid"] = written
+
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        for number in range(2):
+            layout[:, :, number * COLUMNS : (number + 1) * COLUMNS] = source_of(number)
+
+    master = virtual(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping)
+    library = Library("live")
+    found = Readiness(library, Layout(library, master, "/data"), FrameSource(library), None, finished=False)
+    assert [ready.frame for ready in found.poll(master, full=True)] == [0, 2, 4]
+    library.close()
+
+
+def test_endless_modules_are_followed(tmp_path: Path) -> None:
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        for number in range(2):
+            module(tmp_path, number)
+            part = source_of(number, maxshape=(None, ROWS, COLUMNS))
+            layout[: h5py.h5s.UNLIMITED, :, number * COLUMNS : (number + 1) * COLUMNS] = part[: h5py.h5s.UNLIMITED]
+
+    master = virtual(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping, maxshape=(None, ROWS, 2 * COLUMNS))
+    library = Library()
+    (segment,) = Layout(library, master, "/data").segments
+    dataset = FrameSource(library).dataset(segment)
+    assert (segment.count, dataset.extent) == (None, FRAMES)
+    assert dataset.route.endswith("2 tiles a frame")
+    library.close()
+    with h5py.File(tmp_path / "module0.h5") as left, h5py.File(tmp_path / "module1.h5") as right:
+        expected = np.concatenate([left["data"][()], right["data"][()]], axis=2)
+    source = FrameSource(library)
+    for number in range(FRAMES):
+        np.testing.assert_array_equal(source.read(segment, number), expected[number])
+    library.close()
