@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from mpi_kernels.averaging import AverageRequest, run_average
 from mpi_kernels.errors import ExitCode, InvalidParameters, OutputUnwritable
 from mpi_kernels.identity import software
+from mpi_kernels.native.library import check_wish
 from mpi_kernels.parameters import AverageParameters, AzimuthalParameters, read_parameters
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.request import Request
@@ -179,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command line on this rank; rank 0 returns the run's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        check_wish()
         given = _parser().parse_args(arguments or ["--help"])
         if given.kernel == "average":
             averaging = _average_request(given, arguments)

@@ -198,6 +198,19 @@ def test_wrong_command_line_is_said_once(tmp_path: Path, ranks: int | None) -> N
     assert progress["parameters"] is None
 
 
+@pytest.mark.parametrize("ranks", [None, pytest.param(2, marks=pytest.mark.mpi)])
+def test_native_path_that_is_not_there_is_refused_in_one_line(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int | None
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "MPI_KERNELS_NATIVE", "fast")
+    done = run_kernel(scan, tmp_path / "r.nxs", ranks=ranks)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "MPI_KERNELS_NATIVE=fast: not possible here" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "MPI_KERNELS_NATIVE" in str(progress_of(tmp_path / "r.nxs")["message"])
+
+
 def test_signal_while_waiting_for_the_input_says_so(tmp_path: Path) -> None:
     result = tmp_path / "r.nxs"
     with running_kernel(tmp_path / "none.h5", result) as process:
