@@ -13,7 +13,7 @@ import pytest
 
 from mpi_kernels import source as module
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
-from mpi_kernels.hdf5_files import Library
+from mpi_kernels.hdf5_files import Library, Mode
 from mpi_kernels.segments import Segment
 from mpi_kernels.source import FrameSource
 from mpi_kernels.stored_frames import StoredFrames
@@ -120,3 +120,30 @@ def test_frames_stored_outside_hdf5_are_refused(tmp_path: Path) -> None:
         file.create_dataset("frames", (1, 4, 4), "u1", external=[(str(secret), 0, 16)])
     with h5py.File(tmp_path / "x.h5") as file, pytest.raises(UnusableInput, match="stored outside HDF5"):
         StoredFrames(file["frames"], tmp_path / "x.h5", live=False)
+
+
+@pytest.mark.parametrize("mode", ["live", "finished"])
+def test_file_that_is_replaced_while_it_is_read_is_named(tmp_path: Path, mode: Mode) -> None:
+    path = tmp_path / "a.h5"
+    frames = five_frames(path, chunks=(1, 20, 30))
+    library = Library(mode)
+    source, segment = FrameSource(library), Segment(path, "/data")
+    np.testing.assert_array_equal(source.read(segment, 0), frames[0])
+    source.look_again(segment)
+    five_frames(tmp_path / "b.h5", chunks=(1, 20, 30))
+    (tmp_path / "b.h5").rename(path)
+    with pytest.raises(UnusableInput, match=r"a\.h5: replaced by another file while it was read"):
+        source.look_again(segment)
+    library.close()
+
+
+def test_file_that_is_moved_away_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    frames = five_frames(path, chunks=(1, 20, 30))
+    library = Library()
+    source, segment = FrameSource(library), Segment(path, "/data")
+    source.read(segment, 0)
+    path.rename(tmp_path / "archived.h5")
+    source.look_again(segment)
+    np.testing.assert_array_equal(source.read(segment, 4), frames[4])
+    library.close()
