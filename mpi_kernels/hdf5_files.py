@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import h5py
 import hdf5plugin  # noqa: F401  registers its filters with HDF5
 import numpy as np
+from mpi4py import MPI
 
 from mpi_kernels.errors import NotThereYet, UnusableInput
 
@@ -128,10 +129,16 @@ class Library:
     ----------
     mode
         ``auto`` decides per file by its superblock; ``live`` insists on SWMR, ``finished`` on a file nobody writes.
+    comm
+        Given, files that nobody writes are read through MPI-IO, where h5py is built with MPI; the values are the same.
+        Such files are opened by all ranks of a communicator together or not at all, but here each rank opens what it
+        needs when it needs it: so it is a communicator of this rank alone (``MPI.COMM_SELF``).
     """
 
-    def __init__(self, mode: Mode = "auto") -> None:
-        self._mode = mode
+    def __init__(self, mode: Mode = "auto", comm: MPI.Comm | None = None) -> None:
+        if comm is not None and comm.size != 1:
+            raise ValueError(f"a communicator of {comm.size} ranks: they don't open files at the same time")
+        self._mode, self._comm = mode, comm if h5py.get_config().mpi else None
         self._files: dict[tuple[int, int], h5py.File] = {}
         self._live: dict[tuple[int, int], bool] = {}
         self._datasets: dict[tuple[tuple[int, int], int], h5py.Dataset] = {}
@@ -168,7 +175,7 @@ class Library:
             raise UnusableInput(f"{path}: {error.strerror}", remedy="check the path and its permissions") from error
         if key not in self._files:
             live = self._opens_live(path)
-            self._files[key] = _open(path, swmr=live)
+            self._files[key] = _open(path, swmr=live, comm=self._comm)
             self._live[key] = live
         return self._files[key]
 
@@ -312,8 +319,10 @@ def _too_many_files(path: Path) -> UnusableInput:
     )
 
 
-def _open(path: Path, *, swmr: bool) -> h5py.File:
+def _open(path: Path, *, swmr: bool, comm: MPI.Comm | None) -> h5py.File:
     try:
+        if comm is not None and not swmr:
+            return h5py.File(path, "r", driver="mpio", comm=comm)
         return h5py.File(path, "r", swmr=swmr, locking=False)
     except OSError as error:
         text = str(error)

@@ -87,11 +87,12 @@ class StoredFrames(FrameDataset):
 
     @property
     def route(self) -> str:
+        through = ", through MPI-IO" if self._dataset.file.driver == "mpio" else ""
         if self._pipeline is None:
-            return "HDF5 pipeline (not chunked)"
+            return f"HDF5 pipeline (not chunked){through}"
         how = "direct chunk read" if self.direct else "HDF5 pipeline"
         shape = "" if self._chunk_is_frame else f", chunks {self.chunks}"
-        return f"{how} ({self._pipeline.label}{shape})"
+        return f"{how} ({self._pipeline.label}{shape}){through}"
 
     @property
     def frames_per_chunk(self) -> int:
