@@ -10,11 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_kernels.errors import UnusableInput
 from mpi_kernels.frame_numbers import (
@@ -114,44 +116,50 @@ def _parts(mapping: Mapping, file: Path, place: str) -> Iterator[_Part]:
         )
     path = file if mapping.file_name == "." else external_file(file, mapping.file_name)
     whole = mapping.source.get_select_type() == h5py.h5s.SEL_ALL
-    target = _axes(mapping.virtual, place)
-    source = None if whole else _axes(mapping.source, place)
     try:
+        target = _axes(mapping.virtual)
+        source = None if whole else _axes(mapping.source)
         frames = selected(target[:-2]).resolved(mapping.virtual.shape[:-2])
         positions = ALL if source is None else selected(source[:-2])
+        rectangles = _rectangles(target[-2:], None if source is None else source[-2:])
     except ValueError as error:
-        raise UnusableInput(f"{place}: {error}", remedy="map whole rows of the scan") from error
-    rows, columns = (
-        _pieces(target[axis], None if source is None else source[axis], f"{place}, {path}::{mapping.dataset_name}")
-        for axis in (-2, -1)
-    )
-    alone = len(rows) == len(columns) == 1
-    for top, from_top, height in rows:
-        for left, from_left, width in columns:
-            to, origin = Rectangle(top, left, height, width), Rectangle(from_top, from_left, height, width)
-            yield _Part(frames, Tile(path, mapping.dataset_name, positions, to, origin, is_all=whole and alone))
+        raise UnusableInput(
+            f"{place}: {error}, over {path}::{mapping.dataset_name}", remedy="map rectangles of frames"
+        ) from error
+    for to, origin in rectangles:
+        is_all = whole and len(rectangles) == 1
+        yield _Part(frames, Tile(path, mapping.dataset_name, positions, to, origin, is_all))
 
 
-def _axes(space: h5py.h5s.SpaceID, place: str) -> list[Axis]:
+def _axes(space: h5py.h5s.SpaceID) -> tuple[Axis, ...]:
     if space.get_select_type() == h5py.h5s.SEL_ALL:
-        return [Axis(0, 1, 1, size) for size in space.shape]
+        return tuple(Axis(0, 1, 1, size) for size in space.shape)
     if len(space.shape) < 2 or not space.is_regular_hyperslab():
-        raise UnusableInput(f"{place}: an irregular mapping of a virtual dataset", remedy="map rectangles of frames")
-    return [
+        raise ValueError("an irregular mapping")
+    return tuple(
         Axis(start, stride, None if count == _UNLIMITED else count, None if block == _UNLIMITED else block)
         for start, stride, count, block in zip(*space.get_regular_hyperslab(), strict=True)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _rectangles(target: tuple[Axis, ...], source: tuple[Axis, ...] | None) -> list[tuple[Rectangle, Rectangle]]:
+    """Return what parts of frames a mapping fills, each with the part of the source's frames that it takes."""
+    rows, columns = (_pieces(target[axis], None if source is None else source[axis]) for axis in (0, 1))
+    return [
+        (Rectangle(top, left, height, width), Rectangle(from_top, from_left, height, width))
+        for top, from_top, height in rows
+        for left, from_left, width in columns
     ]
 
 
-def _pieces(target: Axis, source: Axis | None, place: str) -> list[tuple[int, int, int]]:
+def _pieces(target: Axis, source: Axis | None) -> list[tuple[int, int, int]]:
     """Return what rows or columns a mapping takes to where: (first in the frame, first in the source, how many)."""
-    to = _runs(target, place)
+    to = _runs(target)
     total = sum(length for _start, length in to)
-    of = [(0, total)] if source is None else _runs(source, place)
+    of = [(0, total)] if source is None else _runs(source)
     if sum(length for _start, length in of) != total:
-        raise UnusableInput(
-            f"{place}: a mapping that gives frames another shape", remedy="map rectangles to rectangles"
-        )
+        raise ValueError("a mapping that gives frames another shape")
     cuts = sorted({0, *_ends(to), *_ends(of)})
     return [(_at(to, cut), _at(of, cut), end - cut) for cut, end in itertools.pairwise(cuts)]
 
@@ -169,78 +177,99 @@ def _at(runs: Sequence[tuple[int, int]], offset: int) -> int:
     raise AssertionError("offsets are cut from the same runs")
 
 
-def _runs(axis: Axis, place: str) -> list[tuple[int, int]]:
+def _runs(axis: Axis) -> list[tuple[int, int]]:
     if axis.blocks is None or axis.length is None:
-        raise UnusableInput(f"{place}: a mapping that is endless within frames", remedy="map rectangles of frames")
+        raise ValueError("a mapping that is endless within frames")
     if axis.blocks == 1 or axis.stride == axis.length:
         return [(axis.start, axis.blocks * axis.length)]
     if axis.blocks > _MOST_RUNS:
-        raise UnusableInput(f"{place}: a mapping of single rows or columns", remedy="map rectangles of frames")
+        raise ValueError("a mapping of single rows or columns")
     return [(axis.start + number * axis.stride, axis.length) for number in range(axis.blocks)]
 
 
 # ------------------------------------------------------------------------------------------- rectangles to frames
 
 
-def _bounded(parts: Sequence[_Part]) -> list[MappedFrames]:
+@dataclass(frozen=True)
+class _Run:
+    """The same tile of some frames: their numbers, ascending, and for each its position and which part says so."""
+
+    tile: Tile
+    frames: Integers
+    positions: Integers
+    part: Integers
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, _Part]]) -> _Run:
+        """Join parts that differ in their frames only, each with its number."""
+        counts = [part.count or 0 for _number, part in parts]
+        each = [part for _number, part in parts]
+        frames = np.concatenate([part.frames.values(count) for part, count in zip(each, counts, strict=True)])
+        positions = np.concatenate([_values(part, count) for part, count in zip(each, counts, strict=True)])
+        numbers = np.repeat([number for number, _part in parts], counts)
+        order = np.argsort(frames, kind="stable")
+        order = order[np.append(np.diff(frames[order]) != 0, True)]  # the last word on a frame counts
+        return cls(each[0].tile, frames[order], positions[order], numbers[order])
+
+    def indices(self, frames: Integers) -> NDArray[np.intp]:
+        return np.searchsorted(self.frames, frames)
+
+    def tile_of(self, frames: Integers) -> Tile:
+        """Return the tile of some of its frames."""
+        positions = self.positions[self.indices(frames)]
+        return replace(self.tile, positions=Coordinates(positions) if positions.ndim > 1 else listed(positions))
+
+
+def _values(part: _Part, count: int) -> Integers:
+    assert not isinstance(part.tile.positions, Endless)  # noqa: S101  bounded, as its frames are
+    return part.tile.positions.values(count)
+
+
+def _bounded(parts: Sequence[_Part]) -> Iterator[MappedFrames]:
     """Bring together the frames that consist of the same parts."""
-    merged = _merged(parts)
-    if not merged:
-        return []
-    numbers = [part.frames.values(part.count or 0) for part in merged]
-    consists_of = np.zeros(max(int(frames.max(initial=-1)) for frames in numbers) + 1, np.int64)
+    alike: dict[tuple[object, ...], list[tuple[int, _Part]]] = {}
+    for number, part in enumerate(parts):
+        tile = part.tile
+        key = (tile.file, tile.dataset, tile.place, tile.origin, tile.is_all, isinstance(tile.positions, Coordinates))
+        alike.setdefault(key, []).append((number, part))
+    runs = [_Run.of(group) for group in alike.values()]
+    if not runs:
+        return
+    for members, frames in _by_members([run.frames for run in runs]):
+        for order, same in _by_order([runs[index] for index in members], frames):
+            yield MappedFrames(listed(same), tuple(run.tile_of(same) for run in order))
+
+
+def _by_members(sets: Sequence[Integers]) -> Iterator[tuple[tuple[int, ...], Integers]]:
+    """Give all numbers that are in the same ones of some sets, with these sets' indices."""
+    group_of = np.zeros(max(int(numbers.max(initial=-1)) for numbers in sets) + 1, np.int64)
     members: list[tuple[int, ...]] = [()]
     known: dict[tuple[int, int], int] = {}
-    for index, frames in enumerate(numbers):
-        before = consists_of[frames]
+    for index, numbers in enumerate(sets):
+        before = group_of[numbers]
         for old in np.unique(before).tolist():
             new = known.setdefault((old, index), len(members))
             if new == len(members):
                 members.append((*members[old], index))
-            consists_of[frames[before == old]] = new
-    order = np.argsort(consists_of, kind="stable")
-    kinds, starts = np.unique(consists_of[order], return_index=True)
-    groups = zip(kinds.tolist(), np.split(order, starts[1:]), strict=True)
-    return [
-        MappedFrames(
-            listed(frames), tuple(_at_frames(merged[index], numbers[index], frames) for index in members[kind])
-        )
-        for kind, frames in groups
-        if kind
-    ]
+            group_of[numbers[before == old]] = new
+    for group, numbers in _alike(group_of):
+        if group:
+            yield members[group], numbers
 
 
-def _merged(parts: Sequence[_Part]) -> list[_Part]:
-    """Make one part of those that differ in their frames only."""
-    alike: dict[tuple[object, ...], list[_Part]] = {}
-    for part in parts:
-        tile = part.tile
-        key = (tile.file, tile.dataset, tile.place, tile.origin, tile.is_all, isinstance(tile.positions, Coordinates))
-        alike.setdefault(key, []).append(part)
-    return [group[0] if len(group) == 1 else _joined(group) for group in alike.values()]
+def _by_order(runs: Sequence[_Run], frames: Integers) -> Iterator[tuple[Sequence[_Run], Integers]]:
+    """Give the frames whose tiles were mapped in the same order, with the tiles in this order."""
+    parts = np.stack([run.part[run.indices(frames)] for run in runs])
+    orders, which = np.unique(np.argsort(parts, axis=0), axis=1, return_inverse=True)
+    for index, numbers in _alike(which.ravel()):
+        yield [runs[run] for run in orders[:, index]], frames[numbers]
 
 
-def _joined(parts: Sequence[_Part]) -> _Part:
-    frames = np.concatenate([part.frames.values(part.count or 0) for part in parts])
-    order = np.argsort(frames, kind="stable")
-    order = order[np.append(np.diff(frames[order]) != 0, True)]  # of several words on a frame the last one counts
-    positions = np.concatenate([_values(part.tile.positions, part.count or 0) for part in parts])[order]
-    kind = Coordinates if isinstance(parts[0].tile.positions, Coordinates) else listed
-    return _Part(listed(frames[order]), replace(parts[0].tile, positions=kind(positions)))
-
-
-def _values(positions: Positions, count: int) -> Integers:
-    assert not isinstance(positions, Endless)  # noqa: S101  bounded, as its frames are
-    return positions.values(count)
-
-
-def _at_frames(part: _Part, numbers: Integers, frames: Integers) -> Tile:
-    """Return a part's tile for some of its frames only."""
-    if len(frames) == len(numbers):
-        return part.tile
-    chosen = _values(part.tile.positions, len(numbers))[np.searchsorted(numbers, frames)]
-    kind = Coordinates if isinstance(part.tile.positions, Coordinates) else listed
-    return replace(part.tile, positions=kind(chosen))
+def _alike(values: NDArray[np.integer[Any]]) -> Iterator[tuple[int, Integers]]:
+    """Give each value with the indices that have it, ascending."""
+    order = np.argsort(values, kind="stable")
+    found, starts = np.unique(values[order], return_index=True)
+    return zip(found.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def _endless(parts: Sequence[_Part]) -> list[MappedFrames]:

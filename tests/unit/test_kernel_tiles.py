@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import h5py
 import hdf5plugin
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mpi_kernels.errors import FrameUnreadable, NotThereYet, UnusableInput
 from mpi_kernels.hdf5_files import Library
@@ -21,21 +24,28 @@ GAP = 2
 FILL = 2**32 - 1
 
 
+def values_of(number: int, lead: tuple[int, ...] = (FRAMES,)) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 1000, (*lead, ROWS, COLUMNS), dtype="u4")
+
+
 def module(path: Path, number: int, lead: tuple[int, ...] = (FRAMES,), **options: object) -> Path:
-    values = np.random.default_rng(number).integers(0, 1000, (*lead, ROWS, COLUMNS), dtype="u4")
     with h5py.File(path / f"module{number}.h5", "w", libver="latest") as file:
-        file.create_dataset("data", data=values, chunks=(*(1,) * len(lead), ROWS, COLUMNS), **options)
+        file.create_dataset("data", data=values_of(number, lead), chunks=(*(1,) * len(lead), ROWS, COLUMNS), **options)
     return path / f"module{number}.h5"
 
 
-def virtual(
+def virtual(path: Path, layout: h5py.VirtualLayout) -> Path:
+    with h5py.File(path / "master.h5", "w", libver="latest") as file:
+        file.create_virtual_dataset("data", layout, fillvalue=FILL)
+    return path / "master.h5"
+
+
+def mapped(
     path: Path, shape: tuple[int, ...], mapping: Callable[[h5py.VirtualLayout], None], **options: object
 ) -> Path:
     layout = h5py.VirtualLayout(shape=shape, dtype="u4", **options)
     mapping(layout)
-    with h5py.File(path / "master.h5", "w", libver="latest") as file:
-        file.create_virtual_dataset("data", layout, fillvalue=FILL)
-    return path / "master.h5"
+    return virtual(path, layout)
 
 
 def source_of(number: int, lead: tuple[int, ...] = (FRAMES,), **options: object) -> h5py.VirtualSource:
@@ -43,23 +53,24 @@ def source_of(number: int, lead: tuple[int, ...] = (FRAMES,), **options: object)
 
 
 def assert_read_as_hdf5_does(master: Path) -> list[str]:
-    """Compare every frame, in an odd order; return the routes of the segments."""
+    """Compare every frame; return the routes of the segments."""
     with h5py.File(master) as file:
-        expected = file["data"][()]
-    expected = expected.reshape(-1, *expected.shape[-2:])
-    library = Library()
-    layout = Layout(library, master, "/data")
-    source = FrameSource(library)
+        values = file["data"][()]
+    return assert_read_as(master, values)
+
+
+def assert_read_as(master: Path, values: np.ndarray) -> list[str]:
+    expected = values.reshape(-1, *values.shape[-2:])
     seen = np.zeros(len(expected), int)
-    for segment in layout.segments:
-        for index in reversed(range(segment.count or 0)):
-            number = segment.frames.at(index)
-            np.testing.assert_array_equal(source.read(segment, index), expected[number])
-            seen[number] += 1
-    mapped = (expected != FILL).any(axis=(1, 2))
-    assert (seen == mapped).all()
-    routes = [source.dataset(segment).route for segment in layout.segments]
-    library.close()
+    with closing(Library()) as library:
+        source, segments = FrameSource(library), Layout(library, master, "/data").segments
+        for segment in segments:
+            for index in reversed(range(segment.count or 0)):
+                number = segment.frames.at(index)
+                np.testing.assert_array_equal(source.read(segment, index), expected[number])
+                seen[number] += 1
+        routes = [source.dataset(segment).route for segment in segments]
+    assert (seen == (expected != FILL).any(axis=(1, 2))).all()
     return routes
 
 
@@ -78,7 +89,7 @@ def test_modules_with_gaps_between_them(tmp_path: Path, lead: tuple[int, ...], o
     for number in range(4):
         module(tmp_path, number, lead, **options)
     sources = [source_of(number, lead) for number in range(4)]
-    master = virtual(tmp_path, (*lead, *QUARTERS), lambda layout: four_quarters(layout, sources))
+    master = mapped(tmp_path, (*lead, *QUARTERS), lambda layout: four_quarters(layout, sources))
     (route,) = assert_read_as_hdf5_does(master)
     assert route.endswith("4 tiles a frame")
 
@@ -92,7 +103,7 @@ def test_one_mapping_per_frame_and_module_makes_no_more_segments(tmp_path: Path)
             for number in range(2):
                 layout[frame, :, number * COLUMNS : (number + 1) * COLUMNS] = source_of(number)[FRAMES - 1 - frame]
 
-    assert len(assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping))) == 1
+    assert len(assert_read_as_hdf5_does(mapped(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping))) == 1
 
 
 def test_modules_whose_files_end_at_different_frames(tmp_path: Path) -> None:
@@ -105,7 +116,7 @@ def test_modules_whose_files_end_at_different_frames(tmp_path: Path) -> None:
         layout[0:6, :, COLUMNS:] = source_of(2)
         layout[6:9, :, COLUMNS:] = source_of(3)[2:5]
 
-    assert len(assert_read_as_hdf5_does(virtual(tmp_path, (9, ROWS, 2 * COLUMNS), mapping))) == 3
+    assert len(assert_read_as_hdf5_does(mapped(tmp_path, (9, ROWS, 2 * COLUMNS), mapping))) == 3
 
 
 def test_modules_along_a_dimension_of_the_source(tmp_path: Path) -> None:
@@ -115,7 +126,7 @@ def test_modules_along_a_dimension_of_the_source(tmp_path: Path) -> None:
         for number in range(3):
             layout[:, number * ROWS : (number + 1) * ROWS] = source_of(0, (FRAMES, 3))[:, number]
 
-    assert len(assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, 3 * ROWS, COLUMNS), mapping))) == 1
+    assert len(assert_read_as_hdf5_does(mapped(tmp_path, (FRAMES, 3 * ROWS, COLUMNS), mapping))) == 1
 
 
 def test_chips_of_a_module_are_drawn_apart(tmp_path: Path) -> None:
@@ -126,7 +137,7 @@ def test_chips_of_a_module_are_drawn_apart(tmp_path: Path) -> None:
         layout[:, :2, :3], layout[:, 4:7, :3] = part[:, :2, :3], part[:, 2:, :3]
         layout[:, :2, 5:9], layout[:, 4:7, 5:9] = part[:, :2, 3:], part[:, 2:, 3:]
 
-    (route,) = assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, 7, 9), mapping))
+    (route,) = assert_read_as_hdf5_does(mapped(tmp_path, (FRAMES, 7, 9), mapping))
     assert route.endswith("4 tiles a frame")
 
 
@@ -136,7 +147,7 @@ def test_rows_of_two_modules_interleave(tmp_path: Path) -> None:
             module(tmp_path, number)
             layout[:, number::2, :] = source_of(number)
 
-    assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, 2 * ROWS, COLUMNS), mapping))
+    assert_read_as_hdf5_does(mapped(tmp_path, (FRAMES, 2 * ROWS, COLUMNS), mapping))
 
 
 def test_where_modules_overlap_the_later_mapping_counts(tmp_path: Path) -> None:
@@ -145,7 +156,7 @@ def test_where_modules_overlap_the_later_mapping_counts(tmp_path: Path) -> None:
             module(tmp_path, number)
             layout[:, number : number + ROWS] = source_of(number)
 
-    assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, ROWS + 1, COLUMNS), mapping))
+    assert_read_as_hdf5_does(mapped(tmp_path, (FRAMES, ROWS + 1, COLUMNS), mapping))
 
 
 def test_grid_scan_whose_rows_lie_in_a_file_each_and_come_as_a_snake(tmp_path: Path) -> None:
@@ -155,7 +166,7 @@ def test_grid_scan_whose_rows_lie_in_a_file_each_and_come_as_a_snake(tmp_path: P
             for column in range(3):
                 layout[row, column] = source_of(row, (3,))[column if row % 2 == 0 else 2 - column]
 
-    assert len(assert_read_as_hdf5_does(virtual(tmp_path, (4, 3, ROWS, COLUMNS), mapping))) == 4
+    assert len(assert_read_as_hdf5_does(mapped(tmp_path, (4, 3, ROWS, COLUMNS), mapping))) == 4
 
 
 def test_time_series_of_grids_over_a_source_of_grids(tmp_path: Path) -> None:
@@ -164,14 +175,56 @@ def test_time_series_of_grids_over_a_source_of_grids(tmp_path: Path) -> None:
     def mapping(layout: h5py.VirtualLayout) -> None:
         layout[0:2] = source_of(0, (4, 2, 3))[1:3]
 
-    routes = assert_read_as_hdf5_does(virtual(tmp_path, (3, 2, 3, ROWS, COLUMNS), mapping))
+    routes = assert_read_as_hdf5_does(mapped(tmp_path, (3, 2, 3, ROWS, COLUMNS), mapping))
     assert not any("tiles" in route for route in routes)
+
+
+@st.composite
+def mapped_rectangles(draw: st.DrawFn, frames: int) -> tuple[tuple[slice, ...], tuple[int | slice, ...], int]:
+    """Draw where in the frames what part of which source goes."""
+    number = draw(st.integers(0, 2))
+    height, width = draw(st.integers(1, ROWS)), draw(st.integers(1, COLUMNS))
+    count = draw(st.integers(1, frames))
+    lead = []
+    for size in (frames, FRAMES):
+        step = draw(st.integers(1, max(1, (size - 1) // max(1, count - 1))))
+        start = draw(st.integers(0, size - 1 - (count - 1) * step))
+        lead.append(slice(start, start + (count - 1) * step + 1, step))
+    corners = [(draw(st.integers(0, 9 - height)), draw(st.integers(0, 10 - width)))]
+    corners.append((draw(st.integers(0, ROWS - height)), draw(st.integers(0, COLUMNS - width))))
+    to, of = ((slice(top, top + height), slice(left, left + width)) for top, left in corners)
+    layer = (draw(st.integers(0, 1)),) if number == 2 else ()
+    return (lead[0], *to), (lead[1], *layer, *of), number
+
+
+@pytest.fixture(scope="module")
+def three_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("modules")
+    for number, lead in LEADS.items():
+        module(path, number, lead)
+    return path
+
+
+LEADS = {0: (FRAMES,), 1: (FRAMES,), 2: (FRAMES, 2)}
+
+
+@settings(max_examples=60)
+@given(data=st.data(), frames=st.integers(1, FRAMES))
+def test_any_rectangles_of_any_frames(three_modules: Path, data: st.DataObject, frames: int) -> None:
+    """HDF5 itself leaves gaps unfilled where other pixels are mapped twice, so numpy is the measure."""
+    drawn = data.draw(st.lists(mapped_rectangles(frames), min_size=1, max_size=8))
+    expected = np.full((frames, 9, 10), FILL, "u4")
+    layout = h5py.VirtualLayout(shape=expected.shape, dtype="u4")
+    for to, of, number in drawn:
+        layout[to] = source_of(number, LEADS[number])[of]
+        expected[to] = values_of(number, LEADS[number])[of]
+    assert_read_as(virtual(three_modules, layout), expected)
 
 
 def test_part_of_the_frames_of_a_dataset(tmp_path: Path) -> None:
     module(tmp_path, 0)
     mapping = lambda layout: layout.__setitem__(slice(None), source_of(0)[:, 1:4, 2:6])  # noqa: E731
-    assert_read_as_hdf5_does(virtual(tmp_path, (FRAMES, 3, 4), mapping))
+    assert_read_as_hdf5_does(mapped(tmp_path, (FRAMES, 3, 4), mapping))
 
 
 def test_modules_behind_links_and_in_the_same_file(tmp_path: Path) -> None:
@@ -190,7 +243,7 @@ def test_modules_behind_links_and_in_the_same_file(tmp_path: Path) -> None:
 
 def test_whole_frames_can_be_taken_as_they_are_stored(tmp_path: Path) -> None:
     module(tmp_path, 0, **hdf5plugin.Bitshuffle())
-    master = virtual(tmp_path, (3, ROWS, COLUMNS), lambda layout: layout.__setitem__(slice(None), source_of(0)[2:5]))
+    master = mapped(tmp_path, (3, ROWS, COLUMNS), lambda layout: layout.__setitem__(slice(None), source_of(0)[2:5]))
     library = Library()
     (segment,) = Layout(library, master, "/data").segments
     source = FrameSource(library)
@@ -208,7 +261,7 @@ def test_source_of_another_shape_is_refused(tmp_path: Path) -> None:
     whole = h5py.VirtualSource("module0.h5", "data", shape=(FRAMES, ROWS, COLUMNS - 1))
     for part in (whole, h5py.VirtualSource("module0.h5", "data", shape=(FRAMES, ROWS, 9))[:, :, :9]):
         columns = part.shape[-1]
-        master = virtual(tmp_path, (FRAMES, ROWS, columns), lambda layout, part=part: layout.__setitem__(..., part))
+        master = mapped(tmp_path, (FRAMES, ROWS, columns), lambda layout, part=part: layout.__setitem__(..., part))
         library = Library()
         (segment,) = Layout(library, master, "/data").segments
         with pytest.raises(UnusableInput, match=r"module0.h5::/data: frames \(5, 7\), of which the virtual dataset"):
@@ -218,7 +271,7 @@ def test_source_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 def test_mapping_to_another_shape_is_refused(tmp_path: Path) -> None:
     part = h5py.VirtualSource("module0.h5", "data", shape=(FRAMES, COLUMNS, ROWS))
-    master = virtual(tmp_path, (FRAMES, ROWS, COLUMNS), lambda layout: layout.__setitem__(..., part[:, :, :]))
+    master = mapped(tmp_path, (FRAMES, ROWS, COLUMNS), lambda layout: layout.__setitem__(..., part[:, :, :]))
     library = Library()
     with pytest.raises(UnusableInput, match="another shape"):
         Layout(library, master, "/data")
@@ -245,7 +298,7 @@ def test_one_corrupt_module_makes_one_frame_unreadable(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "module2.h5", "r+") as file:
         file["data"].id.write_direct_chunk((3, 0, 0), b"no gzip at all")
     sources = [source_of(number) for number in range(4)]
-    master = virtual(tmp_path, (FRAMES, *QUARTERS), lambda layout: four_quarters(layout, sources))
+    master = mapped(tmp_path, (FRAMES, *QUARTERS), lambda layout: four_quarters(layout, sources))
     library = Library()
     (segment,) = Layout(library, master, "/data").segments
     source = FrameSource(library)
@@ -257,7 +310,7 @@ def test_one_corrupt_module_makes_one_frame_unreadable(tmp_path: Path) -> None:
 
 def test_frames_wait_for_their_last_module(tmp_path: Path) -> None:
     sources = [source_of(number) for number in range(4)]
-    master = virtual(tmp_path, (FRAMES, *QUARTERS), lambda layout: four_quarters(layout, sources))
+    master = mapped(tmp_path, (FRAMES, *QUARTERS), lambda layout: four_quarters(layout, sources))
     for number in range(3):
         module(tmp_path, number)
     library = Library()
@@ -284,7 +337,7 @@ def test_keys_beside_each_module_must_all_be_set(tmp_path: Path) -> None:
         for number in range(2):
             layout[:, :, number * COLUMNS : (number + 1) * COLUMNS] = source_of(number)
 
-    master = virtual(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping)
+    master = mapped(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping)
     library = Library("live")
     found = Readiness(library, Layout(library, master, "/data"), FrameSource(library), None, finished=False)
     assert [ready.frame for ready in found.poll(master, full=True)] == [0, 2, 4]
@@ -298,7 +351,7 @@ def test_endless_modules_are_followed(tmp_path: Path) -> None:
             part = source_of(number, maxshape=(None, ROWS, COLUMNS))
             layout[: h5py.h5s.UNLIMITED, :, number * COLUMNS : (number + 1) * COLUMNS] = part[: h5py.h5s.UNLIMITED]
 
-    master = virtual(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping, maxshape=(None, ROWS, 2 * COLUMNS))
+    master = mapped(tmp_path, (FRAMES, ROWS, 2 * COLUMNS), mapping, maxshape=(None, ROWS, 2 * COLUMNS))
     library = Library()
     (segment,) = Layout(library, master, "/data").segments
     dataset = FrameSource(library).dataset(segment)
