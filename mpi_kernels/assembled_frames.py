@@ -15,23 +15,22 @@ from numpy.typing import NDArray
 
 from mpi_kernels.errors import UnusableInput
 from mpi_kernels.frame_dataset import FrameDataset, Holder
-from mpi_kernels.frame_numbers import Numbers
+from mpi_kernels.frame_numbers import ALL, Numbers
 from mpi_kernels.mappings import Rectangle, Tile
 from mpi_kernels.segments import Assembly
-from mpi_kernels.stored_frames import StoredFrames
 
 
 @dataclass(frozen=True)
 class Part:
     """One tile of each frame: the `k`-th frame's is `origin` of frame `numbers.at(k)` of a dataset."""
 
-    dataset: StoredFrames
+    dataset: FrameDataset
     numbers: Numbers
     place: Rectangle
     origin: Rectangle
 
     @classmethod
-    def of(cls, tile: Tile, dataset: StoredFrames) -> Part:
+    def of(cls, tile: Tile, dataset: FrameDataset) -> Part:
         """Find a tile in its dataset.
 
         Raises
@@ -56,9 +55,12 @@ class Part:
         return self.origin == (0, 0, *self.dataset.frame_shape)
 
     @property
-    def holder(self) -> Holder:
-        """The dataset, and where the tiles lie in it."""
-        return self.dataset.holders[0]._replace(positions=self.numbers)
+    def holders(self) -> list[Holder]:
+        """The real datasets, and where the tiles lie in them."""
+        return [
+            holder._replace(positions=self.numbers if holder.positions is ALL else None)
+            for holder in self.dataset.holders
+        ]
 
     def count_needed(self, count: int) -> int:
         """Return how many frames the dataset must have so that `count` tiles can be there."""
@@ -79,7 +81,7 @@ class Part:
         return self.numbers.count is None or index < self.numbers.count
 
 
-def _unfitting(dataset: StoredFrames, origin: Rectangle) -> UnusableInput:
+def _unfitting(dataset: FrameDataset, origin: Rectangle) -> UnusableInput:
     return UnusableInput(
         f"{dataset.place}: frames {dataset.frame_shape}, of which the virtual dataset takes rows {origin.top} to "
         f"{origin.top + origin.height - 1}, columns {origin.left} to {origin.left + origin.width - 1}",
@@ -111,7 +113,7 @@ class AssembledFrames(FrameDataset):
                     f"{dataset.place}: {dataset.dtype}, but the virtual dataset over it has {self.dtype}",
                     remedy="give the virtual dataset a type that holds the values of its sources",
                 )
-        self.holders = tuple(part.holder for part in parts)
+        self.holders = tuple(holder for part in parts for holder in part.holders)
         self.chunks = None
         self.allocated_as_written = all(dataset.allocated_as_written for dataset in self._datasets)
         self.fusable = self._alone and parts[0].dataset.fusable

@@ -13,11 +13,11 @@ from mpi_kernels.frame_numbers import Numbers
 
 
 class Holder(NamedTuple):
-    """A real dataset that holds frames, or parts of them, and at which of its positions."""
+    """A real dataset that holds frames, or parts of them, and at which of its positions; None: it can't be said."""
 
     file: Path
     path: str
-    positions: Numbers
+    positions: Numbers | None
 
 
 class FrameDataset(ABC):

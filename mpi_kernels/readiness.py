@@ -297,6 +297,8 @@ class Readiness:
             return [self._keys(self._library.locate(file, self._keys_dataset), segment.frames)]
         beside = []
         for holder in dataset.holders:
+            if holder.positions is None:
+                continue
             parent = holder.path.rpartition("/")[0] or "/"
             group = self._library.file(holder.file)[parent]
             name = next((name for name in _KEY_NAMES if group.get(name, getclass=True) is h5py.Dataset), None)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from mpi_kernels.assembled_frames import AssembledFrames, Part
 from mpi_kernels.errors import FrameUnreadable, NotThereYet, UnusableInput
 from mpi_kernels.frame_dataset import FrameDataset
-from mpi_kernels.hdf5_files import Library, settled
-from mpi_kernels.segments import Segment
+from mpi_kernels.hdf5_files import Library, Place, Virtual, settled
+from mpi_kernels.joined_frames import JoinedFrames
+from mpi_kernels.segments import Layout, Segment
 from mpi_kernels.stored_frames import RETRY_S, VISIBLE_WITHIN_S, StoredFrames
 
 __all__ = ["FrameDataset", "FrameSource"]
@@ -23,7 +24,8 @@ class FrameSource:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._stored: dict[tuple[Path, str], StoredFrames] = {}
+        self._sources: dict[tuple[Path, str], FrameDataset] = {}
+        self._joining: set[Place] = set()
         self._opened: dict[Segment, FrameDataset] = {}
         self._give_up_at: dict[Path, float] = {}
 
@@ -48,18 +50,35 @@ class FrameSource:
         return self._opened[segment]
 
     def _open(self, segment: Segment) -> FrameDataset:
-        stored = {place: self._open_stored(*place) for place in segment.datasets}
+        sources = {place: self._open_source(*place) for place in segment.datasets}
         if segment.assembly is None:
-            return stored[segment.file, segment.dataset]
-        parts = [Part.of(tile, stored[tile.file, tile.dataset]) for tile in segment.assembly.tiles]
+            return sources[segment.file, segment.dataset]
+        parts = [Part.of(tile, sources[tile.file, tile.dataset]) for tile in segment.assembly.tiles]
         return AssembledFrames(parts, segment.assembly)
 
-    def _open_stored(self, file: Path, path: str) -> StoredFrames:
-        if (file, path) not in self._stored:
-            dataset = self._library.dataset(file, path)
+    def _open_source(self, file: Path, path: str) -> FrameDataset:
+        if (file, path) not in self._sources:
             place = self._library.locate(file, path)
-            self._stored[file, path] = StoredFrames(dataset, place.file, live=self._library.is_live(place.file))
-        return self._stored[file, path]
+            if (virtual := self._library.virtual(place)) is not None:
+                self._sources[file, path] = self._join(place, virtual)
+            else:
+                dataset, live = self._library.dataset(place.file, place.path), self._library.is_live(place.file)
+                self._sources[file, path] = StoredFrames(dataset, place.file, live=live)
+        return self._sources[file, path]
+
+    def _join(self, place: Place, virtual: Virtual) -> FrameDataset:
+        """Open what is behind a virtual dataset that is itself the source of one."""
+        if place in self._joining:
+            raise UnusableInput(f"{place}: a virtual dataset over itself", remedy="correct the virtual dataset")
+        self._joining.add(place)
+        try:
+            segments = Layout(self._library, place.file, place.path).segments
+            if any(segment.count is None for segment in segments):
+                raise UnusableInput(f"{place}: an endless source of a virtual dataset", remedy="map its own sources")
+            members = [(segment.frames.values(segment.count or 0), self._open(segment)) for segment in segments]
+        finally:
+            self._joining.discard(place)
+        return JoinedFrames(members, f"{place}", virtual.shape[:-2])
 
     def look_again(self, segment: Segment) -> None:
         """See what the writers of a segment have flushed, if its files are open already.
@@ -89,7 +108,7 @@ class FrameSource:
         def elsewhere(frames: FrameDataset) -> bool:
             return all(holder.file != file for holder in frames.holders)
 
-        self._stored = {place: frames for place, frames in self._stored.items() if elsewhere(frames)}
+        self._sources = {place: frames for place, frames in self._sources.items() if elsewhere(frames)}
         self._opened = {segment: frames for segment, frames in self._opened.items() if elsewhere(frames)}
         self._library.let_go(file)
 

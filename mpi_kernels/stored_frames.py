@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class StoredFrames(FrameDataset):
         self._live = live
         self._id = dataset.id
         self._dataset = dataset
-        self._file, self._file_identity = file, identity(file)
+        self._file, self._file_identity = file, _identity(file)
         self.holders = (Holder(file, dataset.name, ALL),)
         if len(self._id.shape) < 2 or self._id.dtype.kind not in "uif":
             raise UnusableInput(
@@ -67,8 +67,7 @@ class StoredFrames(FrameDataset):
         if self._pipeline is not None:
             self._pipeline.check_available(self.place)
         self.direct = self._pipeline is not None and self._pipeline.decodable
-        self._chunk_is_frame = self.frames_per_chunk == 1 and self.chunks is not None
-        self._chunk_is_frame = self._chunk_is_frame and self.chunks[-2:] == self.frame_shape
+        self._chunk_is_frame = self.chunks == (*(1,) * len(self._lead), *self.frame_shape)
         self.fusable = self._chunk_is_frame and self._pipeline is not None and self._pipeline.fusable
         early = self._id.get_create_plist().get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY
         self.allocated_as_written = self.chunks is not None and not early
@@ -130,12 +129,12 @@ class StoredFrames(FrameDataset):
         self._lead = lead
 
     def _check_not_replaced(self) -> None:
-        with suppress(OSError):  # a file that was deleted or moved can be read on
-            if identity(self._file) != self._file_identity:
-                raise UnusableInput(
-                    f"{self._file}: replaced by another file while it was read",
-                    remedy="the frames so far are those of the first one; process the new one by itself",
-                )
+        now = _identity(self._file)
+        if now is not None and self._file_identity not in {None, now}:
+            raise UnusableInput(
+                f"{self._file}: replaced by another file while it was read",
+                remedy="the frames so far are those of the first one; process the new one by itself",
+            )
 
     @property
     def stored_frames(self) -> int:
@@ -304,3 +303,11 @@ class StoredFrames(FrameDataset):
         except RuntimeError:
             return False
         return True
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Return what tells a file from others; None when it isn't at its place: deleted or moved, it can be read on."""
+    try:
+        return identity(file)
+    except OSError:
+        return None

@@ -241,6 +241,46 @@ def test_modules_behind_links_and_in_the_same_file(tmp_path: Path) -> None:
     assert_read_as_hdf5_does(tmp_path / "master.h5")
 
 
+def nested(path: Path) -> Path:
+    """Map whole frames and halves of a virtual dataset that joins the frames of two files."""
+    for number in range(2):
+        module(path, number, **hdf5plugin.Bitshuffle())
+    inner = h5py.VirtualLayout(shape=(2 * FRAMES, ROWS, COLUMNS), dtype="u4")
+    inner[::2], inner[1::2] = source_of(0), source_of(1)
+    virtual(path, inner).rename(path / "inner.h5")
+    outer = h5py.VirtualLayout(shape=(4, ROWS, COLUMNS), dtype="u4")
+    outer[:3] = h5py.VirtualSource("inner.h5", "data", shape=inner.shape)[3:9:2]
+    outer[3, :, :4] = h5py.VirtualSource("inner.h5", "data", shape=inner.shape)[8, :, 3:]
+    return virtual(path, outer)
+
+
+def test_virtual_dataset_over_virtual_datasets(tmp_path: Path) -> None:
+    assert len(assert_read_as_hdf5_does(nested(tmp_path))) == 2
+
+
+def test_frames_behind_two_virtual_datasets_become_ready(tmp_path: Path) -> None:
+    master = nested(tmp_path)
+    (tmp_path / "module1.h5").rename(tmp_path / "later")
+    with closing(Library()) as library:
+        found = Readiness(library, Layout(library, master, "/data"), FrameSource(library), None, finished=False)
+        assert found.poll(master, full=True) == []
+        (tmp_path / "later").rename(tmp_path / "module1.h5")
+        assert [ready.frame for ready in found.poll(master, full=True)] == [0, 1, 2, 3]
+
+
+def test_virtual_dataset_over_itself_is_refused(tmp_path: Path) -> None:
+    layout = h5py.VirtualLayout(shape=(FRAMES, ROWS, COLUMNS), dtype="u4")
+    layout[...] = h5py.VirtualSource("other.h5", "data", shape=(FRAMES, ROWS, COLUMNS))
+    virtual(tmp_path, layout).rename(tmp_path / "circle.h5")
+    layout = h5py.VirtualLayout(shape=(FRAMES, ROWS, COLUMNS), dtype="u4")
+    layout[...] = h5py.VirtualSource("circle.h5", "data", shape=(FRAMES, ROWS, COLUMNS))
+    virtual(tmp_path, layout).rename(tmp_path / "other.h5")
+    with closing(Library()) as library:
+        (segment,) = Layout(library, tmp_path / "circle.h5", "/data").segments
+        with pytest.raises(UnusableInput, match="a virtual dataset over itself"):
+            FrameSource(library).dataset(segment)
+
+
 def test_whole_frames_can_be_taken_as_they_are_stored(tmp_path: Path) -> None:
     module(tmp_path, 0, **hdf5plugin.Bitshuffle())
     master = mapped(tmp_path, (3, ROWS, COLUMNS), lambda layout: layout.__setitem__(slice(None), source_of(0)[2:5]))
