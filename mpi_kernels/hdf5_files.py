@@ -243,7 +243,8 @@ class Library:
 
         The virtual dataset is closed again at once: while it is open, HDF5 may hold its sources open behind our back.
         """
-        self.dataset_address(place)
+        if (identity(place.file), self.dataset_address(place)) in self._datasets:
+            return None  # it is open, so it is a real one, and isn't opened a second time
         opened = self.file(place.file)
         dataset = h5py.Dataset(h5py.h5d.open(opened.id, place.path.encode()))
         plist = dataset.id.get_create_plist()
@@ -258,7 +259,9 @@ class Library:
             )
             for index in range(plist.get_virtual_count())
         ]
-        return Virtual(dataset.shape, dataset.dtype, dataset.fillvalue, mappings)
+        # asked for the shape of one without end, HDF5 would open its sources
+        shape = mappings[0].virtual.shape if mappings else ()
+        return Virtual(shape, dataset.dtype, dataset.fillvalue, mappings)
 
     def dataset(self, file: Path, path: str) -> h5py.Dataset:
         """Return the one handle of a dataset, links followed.
