@@ -131,6 +131,10 @@ class Pipeline:
                     remedy="install the plug-in and set HDF5_PLUGIN_PATH, or have the detector write bitshuffle-LZ4",
                 )
 
+    def may_be_unfiltered(self, raw: bytes, filter_mask: int) -> bool:
+        """Whether a chunk is as long as its array although no filter is said to have been skipped."""
+        return bool(self.filters) and not filter_mask and len(raw) == self._bytes
+
     def decode(self, raw: bytes, filter_mask: int) -> NDArray[Any]:
         """Return the chunk's array, `shape`, possibly read-only.
 
@@ -159,12 +163,12 @@ class Pipeline:
     def _undo(self, item: Filter, data: bytes | memoryview) -> bytes | memoryview:
         size = self.dtype.itemsize
         if item.number == GZIP:
-            return _gunzip(data, self._most_bytes)
+            return _gunzip(data, self._bytes + _MOST_EXTRA)
         if item.number == SHUFFLE:
             return _unshuffle(np.frombuffer(data, np.uint8), size)
         if item.number == FLETCHER32:
             return without_checksum(data)
-        if (claimed := int.from_bytes(data[:8], "big")) > self._most_bytes:
+        if (claimed := int.from_bytes(data[:8], "big")) > self._bytes + _MOST_EXTRA:
             raise ValueError(f"it says that it is of {claimed} bytes")
         if item.known_to_core and bitshuffle_lz4_decoder() is not decompress:
             return decoding.decode(bytes(data), size).data
@@ -172,8 +176,8 @@ class Pipeline:
         return decoded
 
     @property
-    def _most_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize + _MOST_EXTRA
+    def _bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def bitshuffle_lz4_decoder() -> object:

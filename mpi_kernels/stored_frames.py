@@ -31,6 +31,10 @@ VISIBLE_WITHIN_S = 2.0
 RETRY_S = 0.005
 
 
+class _MaybeUnfiltered(Exception):
+    """HDF5 alone knows whether a chunk at the edge has been through its filters (``H5Pset_chunk_opts``)."""
+
+
 class StoredFrames(FrameDataset):
     """A dataset ``(…, y, x)`` of frames, counted in C order over its leading dimensions.
 
@@ -201,6 +205,12 @@ class StoredFrames(FrameDataset):
         """Return all frames of the chunks whose first frame is `start`, shape ``(…, y, x)``."""
         if not self.direct:
             return self._sliced(start)
+        try:
+            return self._decoded_box(start)
+        except _MaybeUnfiltered:
+            return self._sliced_unseen(start)
+
+    def _decoded_box(self, start: Offset) -> NDArray[Any]:
         assert self.chunks is not None  # noqa: S101  direct says so
         if self.chunks[-2:] == self.frame_shape:
             return self._decoded((*start, 0, 0))
@@ -214,7 +224,14 @@ class StoredFrames(FrameDataset):
     def _decoded(self, offset: Offset) -> NDArray[Any]:
         assert self._pipeline is not None  # noqa: S101  direct says so
         mask, raw = self._stored(offset)
+        if self._pipeline.may_be_unfiltered(raw, mask) and self._reaches_over_edge(offset):
+            raise _MaybeUnfiltered
         return self._pipeline.decode(raw, mask)
+
+    def _reaches_over_edge(self, offset: Offset) -> bool:
+        assert self.chunks is not None  # noqa: S101
+        shape = (*self._lead, *self.frame_shape)
+        return any(start + length > size for start, length, size in zip(offset, self.chunks, shape, strict=True))
 
     def _stored(self, offset: Offset) -> tuple[int, bytes]:
         mask, raw = self._stored_unseen(offset)
