@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import h5py
@@ -175,7 +176,7 @@ class Pipeline:
         decoded: bytes = decompress(bytes(data), _DECTRIS_NAMES[item.label], elem_size=size)
         return decoded
 
-    @property
+    @cached_property
     def _bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 

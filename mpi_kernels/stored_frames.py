@@ -11,7 +11,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,28 +163,24 @@ class StoredFrames(FrameDataset):
     def chunk(self, position: int) -> bytes | None:
         if not self.fusable:
             return None
-        with self._named(position):
+        try:
             self._wait_for(position)
             mask, raw = self._stored((*self._coordinates(position), 0, 0))
+        except FrameUnreadable as error:
+            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
         return None if mask else raw
 
     def read(self, position: int) -> NDArray[Any] | None:
-        with self._named(position):
+        try:
             self._wait_for(position)
             frame = self._frame(self._coordinates(position))
+        except FrameUnreadable as error:
+            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
         if self.frames_per_chunk > 1 and self._is_fill(frame):
             return None
         return frame
 
     # -------------------------------------------------------------------------------------------------------- reading
-
-    @contextmanager
-    def _named(self, position: int) -> Iterator[None]:
-        """Say in errors which frame it is."""
-        try:
-            yield
-        except FrameUnreadable as error:
-            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
 
     def _frame(self, coordinates: Offset) -> NDArray[Any]:
         if self._chunk_is_frame and self.direct:
