@@ -76,11 +76,6 @@ class Segment:
             return ((self.file, self.dataset),)
         return tuple(dict.fromkeys((tile.file, tile.dataset) for tile in self.assembly.tiles))
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files that hold these frames."""
-        return tuple(dict.fromkeys(file for file, _dataset in self.datasets))
-
     def __str__(self) -> str:
         return f"{self.file}::{self.dataset}"
 

@@ -404,3 +404,50 @@ def test_endless_modules_are_followed(tmp_path: Path) -> None:
     for number in range(FRAMES):
         np.testing.assert_array_equal(source.read(segment, number), expected[number])
     library.close()
+
+
+WITHOUT_END = h5py.h5s.UNLIMITED
+
+
+def test_endless_modules_along_a_dimension_of_the_source(tmp_path: Path) -> None:
+    module(tmp_path, 0, (FRAMES, 3))
+
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        part = source_of(0, (FRAMES, 3), maxshape=(None, 3, ROWS, COLUMNS))
+        for number in range(2):
+            layout[:WITHOUT_END, number * ROWS : (number + 1) * ROWS] = part[:WITHOUT_END, 2 - number]
+
+    master = mapped(tmp_path, (FRAMES, 2 * ROWS, COLUMNS), mapping, maxshape=(None, 2 * ROWS, COLUMNS))
+    with closing(Library()) as library:
+        (segment,) = Layout(library, master, "/data").segments
+        source, values = FrameSource(library), values_of(0, (FRAMES, 3))
+        assert (segment.count, source.dataset(segment).extent) == (None, FRAMES)
+        for number in range(FRAMES):
+            expected = np.vstack([values[number, 2], values[number, 1]])
+            np.testing.assert_array_equal(source.read(segment, number), expected)
+
+
+@pytest.mark.parametrize(("stride", "segments"), [(2, 2), (3, 0)])
+def test_endless_modules_in_turns_must_keep_the_same_pace(tmp_path: Path, stride: int, segments: int) -> None:
+    def mapping(layout: h5py.VirtualLayout) -> None:
+        for file in range(2):
+            for half in range(2):
+                module(tmp_path, 2 * file + half)
+                part = source_of(2 * file + half, maxshape=(None, ROWS, COLUMNS))[:WITHOUT_END]
+                pace = stride if file else 2
+                layout[file:WITHOUT_END:pace, :, half * COLUMNS : (half + 1) * COLUMNS] = part
+
+    shape = (2 * FRAMES, ROWS, 2 * COLUMNS)
+    master = mapped(tmp_path, shape, mapping, maxshape=(None, *shape[1:]))
+    with closing(Library()) as library:
+        if not segments:
+            with pytest.raises(UnusableInput, match="different rates"):
+                Layout(library, master, "/data")
+            return
+        source = FrameSource(library)
+        for segment in Layout(library, master, "/data").segments:
+            first = segment.frames.at(0)
+            expected = np.concatenate([values_of(2 * first), values_of(2 * first + 1)], axis=2)
+            for index in range(FRAMES):
+                assert segment.frames.at(index) == first + 2 * index
+                np.testing.assert_array_equal(source.read(segment, index), expected[index])
