@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpi_kernels.decode import Pipeline, decompress
+from mpi_kernels.decode import Pipeline, bitshuffle_lz4_decoder, decompress
 from mpi_kernels.errors import FrameUnreadable
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.stored_frames import StoredFrames
@@ -34,7 +34,9 @@ COMPRESSIONS: dict[str, dict[str, Any]] = {
     "blosc2": dict(hdf5plugin.Blosc2()),
     "zstd": dict(hdf5plugin.Zstd()),
 }
-THROUGH_HDF5 = {"scaleoffset", "szip", "blosc", "blosc2", "zstd"} | ({"lz4"} if decompress is None else set())
+THROUGH_HDF5 = {"scaleoffset", "szip", "blosc", "blosc2", "zstd"}
+THROUGH_HDF5 |= {"lz4"} if decompress is None else set()
+THROUGH_HDF5 |= {"bitshuffle-lz4"} if bitshuffle_lz4_decoder() is None else set()
 
 
 @contextmanager
