@@ -15,10 +15,12 @@ from mpi4py import MPI
 from pydantic import BaseModel
 
 from mpi_kernels.averaging import AverageRequest, run_average
+from mpi_kernels.doctor import examine, worded
 from mpi_kernels.errors import ExitCode, InvalidParameters, OutputUnwritable
 from mpi_kernels.identity import software
+from mpi_kernels.kernels import KERNELS
 from mpi_kernels.native.library import check_wish
-from mpi_kernels.parameters import AverageParameters, AzimuthalParameters, read_parameters
+from mpi_kernels.parameters import AverageParameters, read_parameters
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.request import Request
 from mpi_kernels.run import run
@@ -28,10 +30,7 @@ _IMAGES = (
     "relative paths count from the parameter file"
 )
 _KERNELS: dict[str, tuple[type[BaseModel], str]] = {
-    "azimuthal": (
-        AzimuthalParameters,
-        "azimuthal integration to one dimension: I(q) or I(2θ) of every frame, with errors",
-    ),
+    **{name: (kernel.parameters, kernel.summary) for name, kernel in KERNELS.items()},
     "average": (AverageParameters, "the mean of the frames of a finished result, with errors and scatter"),
 }
 
@@ -78,7 +77,11 @@ class _PrintSchema(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m mpi_kernels", description="Process detector frames while they are written.")
+    parser = _Parser(
+        prog="python -m mpi_kernels",
+        description="Process detector frames while they are written.",
+        epilog="python -m mpi_kernels doctor [--json] says what this interpreter has for the kernels.",
+    )
     kernels = parser.add_subparsers(dest="kernel", metavar="KERNEL", required=True, parser_class=_Parser)
     for name, (kind, summary) in _KERNELS.items():
         kernel = kernels.add_parser(
@@ -96,8 +99,10 @@ def _parser() -> argparse.ArgumentParser:
 def _parameters_help(kind: type[BaseModel]) -> str:
     lines = ["parameters (JSON file; unknown names are refused):"]
     for name, field in kind.model_fields.items():
-        lines.append(f"  {name} (default {json.dumps(field.default)}): {field.description}")
-    return "\n".join([*lines, _IMAGES] if kind is AzimuthalParameters else lines)
+        lines.append(
+            f"  {name} (default {json.dumps(field.get_default(call_default_factory=True))}): {field.description}"
+        )
+    return "\n".join([*lines, _IMAGES] if kind is not AverageParameters else lines)
 
 
 def _add_common_options(kernel: argparse.ArgumentParser) -> None:
@@ -121,6 +126,9 @@ def _add_options(kernel: argparse.ArgumentParser) -> None:
     kernel.add_argument("--end-file", type=Path, metavar="FILE", help="the run's collection-end.json")
     kernel.add_argument("--appear-timeout", type=_seconds, default=120.0, metavar="S", help="default: 120")
     kernel.add_argument("--stall-timeout", type=_seconds, default=300.0, metavar="S", help="default: 300")
+    kernel.add_argument(
+        "--resume", action="store_true", help="keep what an interrupted run of the same left at --output"
+    )
     kernel.add_argument("--keys-dataset", metavar="PATH", help="one whole number per frame, non-zero once written")
     kernel.add_argument("--finished-dataset", metavar="PATH", help="one whole number, non-zero once all is written")
 
@@ -140,12 +148,14 @@ def _seconds(text: str) -> float:
 
 
 def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
+    kernel = KERNELS[given.kernel]
     return Request(
-        kernel=given.kernel,
+        name=given.kernel,
+        kernel=kernel,
         input=given.input,
         dataset=given.dataset,
         output=given.output,
-        parameters=read_parameters(given.parameters, AzimuthalParameters),
+        parameters=read_parameters(given.parameters, kernel.parameters),
         parameters_path=given.parameters,
         mode=given.mode,
         expected=given.expected,
@@ -154,6 +164,7 @@ def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
         appear_timeout_s=given.appear_timeout,
         stall_timeout_s=given.stall_timeout,
         run_id=given.run_id,
+        resume=given.resume,
         keys_dataset=given.keys_dataset,
         finished_dataset=given.finished_dataset,
         command_line=_command_line(arguments),
@@ -176,10 +187,24 @@ def _command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "mpi_kernels", *arguments])
 
 
+def _doctor(arguments: Sequence[str]) -> ExitCode:
+    """``doctor``: no kernel, so it has none of their options."""
+    parser = _Parser(prog="python -m mpi_kernels doctor", description="What this interpreter has for the kernels.")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    given = parser.parse_args(arguments)
+    if MPI.COMM_WORLD.rank != 0:
+        return ExitCode.COMPLETE
+    report = examine()
+    print(json.dumps(report.as_json(), indent=2, ensure_ascii=False) if given.json else worded(report))
+    return report.exit_code
+
+
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command line on this rank; rank 0 returns the run's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments[:1] == ["doctor"]:
+            return _doctor(arguments[1:])
         check_wish()
         given = _parser().parse_args(arguments or ["--help"])
         if given.kernel == "average":

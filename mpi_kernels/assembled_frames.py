@@ -144,6 +144,9 @@ class AssembledFrames(FrameDataset):
     def stored_frames(self) -> int:
         return min(dataset.stored_frames for dataset in self._datasets)
 
+    def place_of(self, position: int) -> str:
+        return " + ".join(dict.fromkeys(part.dataset.place_of(part.numbers.at(position)) for part in self._parts))
+
     def closed_but_short(self, count: int) -> set[Path]:
         short = (part.dataset.closed_but_short(part.count_needed(count)) for part in self._parts)
         return set().union(*short)

@@ -90,7 +90,7 @@ def _average(request: AverageRequest, tally: Tally, progress: ProgressFile) -> E
     for frame, status in enumerate(patterns.status, start=patterns.first):
         if status != Status.MISSING:
             tally.see(frame)
-            tally.settle(frame, Status(int(status)))
+            tally.settle(frame, int(status))
     progress.note_input("end", _identity(request, patterns))
     progress.write("finished", tally, ended_because="file finished", now=True)
     return ExitCode.COMPLETE if done.all() else ExitCode.PARTIAL

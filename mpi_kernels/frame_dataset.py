@@ -76,6 +76,10 @@ class FrameDataset(ABC):
         """Return the files that nobody writes although some of the first `count` frames aren't there."""
 
     @abstractmethod
+    def place_of(self, position: int) -> str:
+        """Return where one frame lies, for messages."""
+
+    @abstractmethod
     def refresh(self) -> None:
         """See what the writer has flushed. Nothing to do for finished files.
 

@@ -1,4 +1,4 @@
-"""Detector geometry to the quantities that integration needs, per pixel centre. Pure: no files, no MPI.
+"""Detector geometry to the quantities that integration needs, per pixel. Pure: no files, no MPI.
 
 The laboratory frame has its origin at the sample, z along the beam; x and y span the plane across it, x in the
 horizontal plane (the plane of polarisation). A flat detector is an origin (the outer corner of the first pixel) and two
@@ -19,7 +19,7 @@ from mpi_kernels.errors import InvalidParameters, UnusableInput
 
 Vector: TypeAlias = NDArray[np.float64]
 Image: TypeAlias = NDArray[np.float64]
-Unit: TypeAlias = Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad"]
+Unit: TypeAlias = Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad", "r_mm"]
 
 HC_KEV_ANGSTROM = 12.398419843320026
 """Planck's constant times the speed of light (exact in the SI of 2019)."""
@@ -50,6 +50,17 @@ class Geometry:
     def positions(self, shape: tuple[int, int]) -> NDArray[np.float64]:
         """Return the pixel centres in metres, shape ``(3, y, x)``."""
         slow, fast = (np.arange(size, dtype=np.float64) + 0.5 for size in shape)
+        return self._places(slow, fast)
+
+    def corners(self, shape: tuple[int, int]) -> NDArray[np.float64]:
+        """Return the pixel corners in metres, shape ``(3, y + 1, x + 1)``.
+
+        Pixel ``[y, x]`` has the corners ``[y, x]``, ``[y + 1, x]``, ``[y + 1, x + 1]`` and ``[y, x + 1]``.
+        """
+        slow, fast = (np.arange(size + 1, dtype=np.float64) for size in shape)
+        return self._places(slow, fast)
+
+    def _places(self, slow: Vector, fast: Vector) -> NDArray[np.float64]:
         return (
             self.origin_m[:, None, None]
             + slow[None, :, None] * self.slow_m[:, None, None]
@@ -58,23 +69,36 @@ class Geometry:
 
     def two_theta(self, shape: tuple[int, int]) -> Image:
         """Return the scattering angle in radians, shape ``(y, x)``."""
-        x, y, z = self.positions(shape)
-        return np.asarray(np.arctan2(np.hypot(x, y), z))
+        return _two_theta(self.positions(shape))
 
     def azimuth(self, shape: tuple[int, int]) -> Image:
         """Return the azimuthal angle in radians from the x axis towards y, in (-π, π], shape ``(y, x)``."""
-        x, y, _ = self.positions(shape)
-        return np.asarray(np.arctan2(y, x))
+        return _azimuth(self.positions(shape))
+
+    def corner_azimuth(self, shape: tuple[int, int]) -> Image:
+        """Return the azimuthal angle at the pixel corners, shape ``(y + 1, x + 1)``."""
+        return _azimuth(self.corners(shape))
 
     def radial(self, shape: tuple[int, int], unit: Unit) -> Image:
-        """Return the radial coordinate, shape ``(y, x)``; q = 4π/λ sin θ.
+        """Return the radial coordinate of the pixel centres, shape ``(y, x)``.
+
+        That is q = 4π/λ sin θ, 2θ, or r, the distance from the axis of the beam (pyFAI's r).
 
         Raises
         ------
         UnusableInput
             When q is wanted and the wavelength isn't known.
         """
-        two_theta = self.two_theta(shape)
+        return self._radial(self.positions(shape), unit)
+
+    def corner_radial(self, shape: tuple[int, int], unit: Unit) -> Image:
+        """Return the radial coordinate of the pixel corners, shape ``(y + 1, x + 1)``; as `radial` else."""
+        return self._radial(self.corners(shape), unit)
+
+    def _radial(self, places: NDArray[np.float64], unit: Unit) -> Image:
+        if unit == "r_mm":
+            return np.asarray(np.hypot(places[0], places[1])) * 1e3
+        two_theta = _two_theta(places)
         if unit == "2th_rad":
             return two_theta
         if unit == "2th_deg":
@@ -82,7 +106,7 @@ class Geometry:
         if self.wavelength_m is None:
             raise UnusableInput(
                 f"{self.source}: no wavelength",
-                remedy="give the parameter wavelength_m, or a unit of 2th_deg or 2th_rad",
+                remedy="give the parameter wavelength_m, or a unit of 2th_deg, 2th_rad or r_mm",
             )
         per_metre = 4 * np.pi / self.wavelength_m * np.sin(two_theta / 2)
         return np.asarray(per_metre) * (1e-9 if unit == "q_nm^-1" else 1e-10)
@@ -92,11 +116,23 @@ class Geometry:
 
         Bösecke & Diat, J. Appl. Cryst. 30 (1997) 867-871, as in pyFAI.
         """
+        return np.asarray(self._cosine_of_incidence(shape) ** 3)
+
+    def sensor_absorption(self, shape: tuple[int, int], thickness_m: float, attenuation_per_m: float) -> Image:
+        """Return the share of photons each pixel absorbs over that at normal incidence, shape ``(y, x)``.
+
+        (1 - exp(-μt / cos i)) / (1 - exp(-μt)) at the angle of incidence i: Wu, Rodrigues & Coppens, J. Appl. Cryst. 35
+        (2002) 356-359, and the angular efficiency of Pauw et al., J. Appl. Cryst. 50 (2017) 1800-1811; pyFAI's
+        ``calc_transmission``. What is absorbed is taken to count in the pixel where it entered (no parallax).
+        """
+        depth = thickness_m * attenuation_per_m
+        return np.asarray(np.expm1(-depth / self._cosine_of_incidence(shape)) / np.expm1(-depth))
+
+    def _cosine_of_incidence(self, shape: tuple[int, int]) -> Image:
         positions = self.positions(shape)
         normal = np.cross(self.fast_m, self.slow_m)
         normal /= np.linalg.norm(normal)
-        cosine = np.abs(np.tensordot(normal, positions, 1)) / np.sqrt((positions**2).sum(axis=0))
-        return np.asarray(cosine**3)
+        return np.asarray(np.abs(np.tensordot(normal, positions, 1)) / np.sqrt((positions**2).sum(axis=0)))
 
     def polarisation(self, shape: tuple[int, int], factor: float) -> Image:
         """Return the polarisation factor of scattering, 1 on the beam, shape ``(y, x)``.
@@ -110,6 +146,15 @@ class Geometry:
     def with_wavelength(self, wavelength_m: float) -> Geometry:
         """Return the same detector with another wavelength."""
         return replace(self, wavelength_m=wavelength_m)
+
+
+def _two_theta(places: NDArray[np.float64]) -> Image:
+    x, y, z = places
+    return np.asarray(np.arctan2(np.hypot(x, y), z))
+
+
+def _azimuth(places: NDArray[np.float64]) -> Image:
+    return np.asarray(np.arctan2(places[1], places[0]))
 
 
 def from_beam_centre(

@@ -76,6 +76,10 @@ class JoinedFrames(FrameDataset):
     def stored_frames(self) -> int:
         return sum(dataset.stored_frames for dataset in self._datasets)
 
+    def place_of(self, position: int) -> str:
+        dataset, index = self._find(position)
+        return dataset.place_of(index)
+
     def closed_but_short(self, count: int) -> set[Path]:  # noqa: ARG002  the members have them in any order
         members = zip(self._datasets, self._counts, strict=True)
         return set().union(*(dataset.closed_but_short(own) for dataset, own in members))

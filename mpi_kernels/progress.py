@@ -44,8 +44,12 @@ class Tally:
         self.highest = max(self.highest, frame)
         return True
 
-    def settle(self, frame: int, status: Status) -> None:
-        """Note what became of a frame; later words replace earlier ones."""
+    def forget(self, frame: int) -> None:
+        """Take back that a frame was seen."""
+        self._mark(frame, _UNSEEN)
+
+    def settle(self, frame: int, status: int) -> None:
+        """Note what became of a frame, a `Status`; later words replace earlier ones."""
         self._mark(frame, _SETTLED + status)
 
     def _mark(self, frame: int, mark: int) -> None:
@@ -59,7 +63,7 @@ class Tally:
 
     @property
     def processed(self) -> int:
-        return self._counts[_SETTLED + Status.PROCESSED]
+        return self._counts[_SETTLED + Status.PROCESSED] + self._counts[_SETTLED + Status.PROVISIONAL]
 
     @property
     def failed(self) -> int:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from mpi_kernels.hdf5_files import Mode
-from mpi_kernels.parameters import AzimuthalParameters
+from mpi_kernels.kernel import Kernel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What the command line asks for."""
 
-    kernel: str
+    name: str
+    kernel: Kernel
     input: Path
     dataset: str
     output: Path
-    parameters: AzimuthalParameters
+    parameters: BaseModel
     parameters_path: Path
     mode: Mode = "auto"
     expected: int | None = None
@@ -26,6 +29,7 @@ class Request:
     appear_timeout_s: float = 120.0
     stall_timeout_s: float = 300.0
     run_id: str = ""
+    resume: bool = False
     keys_dataset: str | None = None
     finished_dataset: str | None = None
     command_line: str = ""

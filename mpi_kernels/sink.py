@@ -1,4 +1,4 @@
-"""NeXus out: the result file, NXazint1d, growing in SWMR mode. Only rank 0 has one.
+"""NeXus out: the result file, growing in SWMR mode. Only rank 0 has one.
 
 The file is made under another name and renamed when its structure is complete and SWMR has begun, so that a reader
 never finds it half made. Values that change later (counts, flags, texts) are chunked datasets: HDF5 can't show
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,21 +20,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from mpi_kernels.errors import OutputUnwritable
-from mpi_kernels.geometry import HC_KEV_ANGSTROM
-from mpi_kernels.preparation import Prepared
-from mpi_kernels.rows import Row, Status
+from mpi_kernels.kernel import Accumulating, Array, Column, Prepared
+from mpi_kernels.nexus import TEXT_BYTES, clipped, group, readable
+from mpi_kernels.rows import Rows, Status
 
-_LABELS = {
-    "q_nm^-1": ("q", "1/nm"),
-    "q_A^-1": ("q", "1/angstrom"),
-    "2th_deg": ("2theta", "degree"),
-    "2th_rad": ("2theta", "rad"),
-}
 _CHUNK_BYTES = 65536
-_TEXT = 256
+_PICTURE_CHUNK_BYTES = 1 << 20
 
 _abandoned: list[ResultFile] = []
 """Results that couldn't be written. Letting go of their handles would make HDF5 try again, and complain or crash."""
@@ -52,7 +45,13 @@ class Making:
     dataset: str
     ranks: int
     host: str
+    boot_id: str
+    """Of the machine since its last start; what was written before a later one may not have reached the disk."""
     software: str
+    fingerprint: str
+    """Of all that the rows depend on (`earlier`)."""
+    parameters: Mapping[str, Any]
+    parameters_json: str
     started_at: datetime
 
 
@@ -63,6 +62,8 @@ class ResultFile:
     ----------
     path
         Its final name; an older file there is replaced.
+    earlier
+        Rows of an earlier run, which it begins with.
 
     Raises
     ------
@@ -70,7 +71,9 @@ class ResultFile:
         Also from every method: no space, no permission.
     """
 
-    def __init__(self, path: Path, prepared: Prepared, making: Making, *, expected: int | None) -> None:
+    def __init__(
+        self, path: Path, prepared: Prepared, making: Making, *, expected: int | None, earlier: Iterable[Rows] = ()
+    ) -> None:
         self._path = path
         temporary = path.with_name(f".{path.name}.making")
         with self._writable():
@@ -78,38 +81,36 @@ class ResultFile:
             self._file = h5py.File(temporary, "x", libver=("v110", "v110"))
             entry = _entry(self._file, prepared, making)
             # handles are kept: looking datasets up by name for every batch takes longer than writing them
-            self._data = _datasets(_data_group(entry, prepared))
-            self._frames = _datasets(_frames_group(entry, expected))
-            datasets = (*self._data.values(), *self._frames.values())
-            self._growing = [item for item in datasets if "per_frame" in item.attrs]
+            self._columns = {item.path: _growing(entry, item) for item in prepared.reduction.columns}
+            self._frames = _frames_group(entry, expected)
+            self._pictures = _picture_datasets(entry, prepared)
+            self._growing = [*self._columns.values(), *(self._frames[name] for name in _PER_FRAME)]
+            for rows in earlier:
+                self._write_rows(rows)
             self._file.swmr_mode = True
             self._file.flush()
             temporary.replace(path)
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Write results and make them readable; rows may come in any order and replace earlier ones."""
-        if not rows:
-            return
-        with self._writable():
-            self._grow(max(row.frame for row in rows) + 1)
-            runs = list(_neighbours(rows))
-            for first, run in runs:
-                self._write_values("I", first, [row.intensity for row in run])
-                if "I_errors" in self._data:
-                    self._write_values("I_errors", first, [row.sigma for row in run])
-            self._file.flush()
-            now = time.time()
-            for first, run in runs:
-                self._frames["status"][first : first + len(run)] = [row.status for row in run]
-                self._frames["processed_time"][first : first + len(run)] = now
-            for row in rows:
-                if row.reason:
-                    self._frames["message"][row.frame] = _clipped(row.reason)
+    def write(self, rows: Rows) -> None:
+        """Write results and make them readable; `rows` are in the order of their frames and replace earlier ones."""
+        if len(rows):
+            with self._writable():
+                self._write_rows(rows)
 
-    def _write_values(self, name: str, first: int, values: Sequence[NDArray[np.float64] | None]) -> None:
-        dataset = self._data[name]
-        none = np.full(dataset.shape[1], np.nan)
-        dataset[first : first + len(values)] = np.stack([none if value is None else value for value in values])
+    def _write_rows(self, rows: Rows) -> None:
+        self._grow(int(rows.frames[-1]) + 1)
+        runs = list(_neighbours(rows))
+        for path, dataset in self._columns.items():
+            for place, own in runs:
+                dataset[place] = rows.columns[path][own]
+        self._file.flush()
+        now = time.time()
+        for place, own in runs:
+            self._frames["status"][place] = rows.status[own]
+            self._frames["computed_time"][place] = rows.computed_time[own]
+            self._frames["processed_time"][place] = now
+        for frame, text in rows.messages.items():
+            self._frames["message"][frame] = clipped(text)
 
     def write_counts(self, *, written: int, processed: int, failed: int) -> None:
         """Write the counts and make them, and the rows' status, readable."""
@@ -118,16 +119,23 @@ class ResultFile:
                 self._frames[name][0] = value
             self._file.flush()
 
+    def write_pictures(self, pictures: Mapping[str, Array]) -> None:
+        """Replace what was gathered over all frames, and make it readable."""
+        with self._writable():
+            for path, values in pictures.items():
+                self._pictures[path][...] = values
+            self._file.flush()
+
     def write_reading_route(self, text: str) -> None:
         """Say how frames are read."""
         with self._writable():
-            self._frames["reading_route"][0] = _clipped(text)
+            self._frames["reading_route"][0] = clipped(text)
 
     def finish(self, *, finished: bool, ended_because: str) -> None:
         """Write the last words and close the file."""
         with self._writable():
-            self._frames["ended_because"][0] = _clipped(ended_because)
-            self._frames["end_time"][0] = _clipped(datetime.now(UTC).isoformat())
+            self._frames["ended_because"][0] = clipped(ended_because)
+            self._frames["end_time"][0] = clipped(datetime.now(UTC).isoformat())
             self._frames["finished"][0] = int(finished)
             self._file.flush()
             self._file.close()
@@ -151,137 +159,60 @@ class ResultFile:
             ) from error
 
 
-def _neighbours(rows: Sequence[Row]) -> Iterator[tuple[int, list[Row]]]:
-    """Yield runs of rows with adjacent frames, each with its first frame: one write takes as long as one row's."""
-    latest = {row.frame: row for row in rows}
-    for _, run in itertools.groupby(enumerate(sorted(latest)), key=lambda item: item[1] - item[0]):
-        frames = [frame for _, frame in run]
-        yield frames[0], [latest[frame] for frame in frames]
-
-
-def _datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
-    return dict(group.items())
-
-
-def _clipped(text: str) -> bytes:
-    return _readable(text).encode()[:_TEXT].decode("utf-8", "ignore").encode()
-
-
-def _readable(text: str) -> str:
-    """Return `text` with escapes for what UTF-8 and HDF5 can't hold: bytes of another encoding in names and paths."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", r"\0")
-
-
-def _group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
-    group = parent.create_group(name)
-    group.attrs["NX_class"] = nx_class
-    return group
+def _neighbours(rows: Rows) -> Iterator[tuple[slice, slice]]:
+    """Yield runs of adjacent frames, where they belong and where they are: one write takes as long as one row's."""
+    breaks = np.flatnonzero(np.diff(rows.frames) != 1) + 1
+    edges = [0, *breaks.tolist(), len(rows)]
+    for first, last in itertools.pairwise(edges):
+        frame = int(rows.frames[first])
+        yield slice(frame, frame + last - first), slice(first, last)
 
 
 def _entry(file: h5py.File, prepared: Prepared, making: Making) -> h5py.Group:
     file.attrs["default"] = "entry"
     file.attrs["creator"] = making.program
-    entry = _group(file, "entry", "NXentry")
+    entry = group(file, "entry", "NXentry")
     entry.attrs["default"] = "data"
-    entry["definition"] = "NXazint1d"
-    entry["title"] = _readable(f"azimuthal integration of {making.input}::{making.dataset}")
+    if prepared.definition:
+        entry["definition"] = prepared.definition
+    entry["title"] = readable(f"{prepared.title} of {making.input}::{making.dataset}")
     entry["start_time"] = making.started_at.isoformat()
-    entry["solid_angle_applied"] = np.bool_(prepared.parameters.solid_angle)
-    entry["polarization_applied"] = np.bool_(prepared.parameters.polarization_factor is not None)
-    entry["normalization_applied"] = np.bool_(True)
-    entry["monitor_applied"] = np.bool_(False)
-    _instrument(entry, prepared)
-    _reduction(entry, prepared, making)
+    _process(entry, prepared, making)
+    prepared.describe(entry)
     return entry
 
 
-def _instrument(entry: h5py.Group, prepared: Prepared) -> None:
-    names, wavelength_m = prepared.names, prepared.geometry.wavelength_m
-    instrument = _group(entry, "instrument", "NXinstrument")
-    instrument["name"] = _readable(names.instrument) or "not stated"
-    source = _group(instrument, "source", "NXsource")
-    source["name"] = _readable(names.source) or "not stated"
-    source["type"] = _readable(names.source_type) or "not stated"
-    source["probe"] = _readable(names.probe) or "not stated"
-    if wavelength_m is not None:
-        monochromator = _group(instrument, "monochromator", "NXmonochromator")
-        angstrom = wavelength_m * 1e10
-        for name, value, units in (("wavelength", angstrom, "angstrom"), ("energy", HC_KEV_ANGSTROM / angstrom, "keV")):
-            monochromator[name] = value
-            monochromator[name].attrs["units"] = units
-
-
-def _reduction(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
-    process = _group(entry, "reduction", "NXprocess")
+def _process(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
+    process = group(entry, "reduction", "NXprocess")
     process["program"] = making.program
     process["version"] = making.version
     process["date"] = making.started_at.isoformat()
-    process["reference"] = "docs/reference/azimuthal.md; Ashiotis et al., J. Appl. Cryst. 48 (2015) 510-519"
-    process["note"] = (
-        "no pixel splitting; I is the sum of corrected counts over the sum of normalisations per bin; "
-        "azimuth and geometry in the laboratory frame x horizontal, z along the beam, origin at the sample"
-    )
-    given = _group(process, "input", "NXparameters")
-    for name, value in prepared.parameters.model_dump().items():
-        given[name] = "none" if value is None else value
-    given["parameters_json"] = prepared.parameters.model_dump_json()
-    for name in ("command_line", "run_id", "input", "dataset", "host", "software"):
-        given[f"made_{name}"] = _readable(getattr(making, name))
+    process["reference"] = prepared.reference
+    process["note"] = prepared.note
+    given = group(process, "input", "NXparameters")
+    for name, value in making.parameters.items():
+        given[name] = "none" if value is None else json.dumps(value) if isinstance(value, dict) else value
+    given["parameters_json"] = making.parameters_json
+    for name in ("command_line", "run_id", "input", "dataset", "host", "boot_id", "software", "fingerprint"):
+        given[f"made_{name}"] = readable(getattr(making, name))
     given["made_ranks"] = making.ranks
-    given["masked_pixels"] = prepared.masked_pixels
-    given["geometry_json"] = _geometry_json(prepared)
+    for name, value in prepared.notes.items():
+        given[name] = value
 
 
-def _geometry_json(prepared: Prepared) -> str:
-    geometry = prepared.geometry
-    return json.dumps(
-        {
-            "source": geometry.source,
-            "origin_m": geometry.origin_m.tolist(),
-            "fast_m": geometry.fast_m.tolist(),
-            "slow_m": geometry.slow_m.tolist(),
-            "wavelength_m": geometry.wavelength_m,
-        }
-    )
+_PER_FRAME = ("status", "frame_index", "computed_time", "processed_time", "message")
 
 
-def _data_group(entry: h5py.Group, prepared: Prepared) -> h5py.Group:
-    integrator = prepared.integrator
-    data = _group(entry, "data", "NXdata")
-    data.attrs["signal"] = "I"
-    data.attrs["axes"] = [".", "radial_axis"]
-    data.attrs["interpretation"] = "spectrum"
-    data.attrs["radial_axis_indices"] = 1
-    names = [("I", "intensity")]
-    if prepared.parameters.error_model != "none":
-        names.append(("I_errors", "estimated intensity error"))
-    for name, long_name in names:
-        dataset = _per_frame(data, name, np.float64, np.nan, width=integrator.bins)
-        dataset.attrs["long_name"] = long_name
-        dataset.attrs["units"] = "arbitrary units"
-        dataset.attrs["interpretation"] = "spectrum"
-    label, units = _LABELS[prepared.parameters.unit]
-    norm_label = "effective number of pixels contributing to the corresponding bin"
-    for name, values, long_name, unit in (
-        ("radial_axis", integrator.centres, label, units),
-        ("radial_axis_edges", integrator.edges, f"{label} bin edges", units),
-        ("norm", integrator.norm, norm_label, "arbitrary units"),
-    ):
-        data[name] = values
-        data[name].attrs["long_name"] = long_name
-        data[name].attrs["units"] = unit
-    return data
-
-
-def _frames_group(entry: h5py.Group, expected: int | None) -> h5py.Group:
-    frames = _group(entry, "frames", "NXcollection")
+def _frames_group(entry: h5py.Group, expected: int | None) -> dict[str, h5py.Dataset]:
+    frames = group(entry, "frames", "NXcollection")
+    text = h5py.string_dtype("utf-8", TEXT_BYTES)
     status = _per_frame(frames, "status", np.uint8, Status.MISSING)
     status.attrs["meaning"] = ", ".join(f"{item.value} {item.name.lower()}" for item in Status)
     _per_frame(frames, "frame_index", np.int64, -1)
-    times = _per_frame(frames, "processed_time", np.float64, np.nan)
-    times.attrs["units"] = "s"
-    times.attrs["start"] = "1970-01-01T00:00:00+00:00"
-    text = h5py.string_dtype("utf-8", _TEXT)
+    for name in ("computed_time", "processed_time"):
+        times = _per_frame(frames, name, np.float64, np.nan)
+        times.attrs["units"] = "s"
+        times.attrs["start"] = "1970-01-01T00:00:00+00:00"
     _per_frame(frames, "message", text, None)
     _changing(frames, "expected", -1 if expected is None else expected)
     for name in ("written", "processed", "failed"):
@@ -289,19 +220,39 @@ def _frames_group(entry: h5py.Group, expected: int | None) -> h5py.Group:
     _changing(frames, "finished", 0)
     for name in ("ended_because", "end_time", "reading_route"):
         frames.create_dataset(name, shape=(1,), maxshape=(None,), chunks=(1,), dtype=text, data=[b""])
-    return frames
+    return dict(frames.items())
 
 
-def _changing(group: h5py.Group, name: str, value: int) -> None:
-    group.create_dataset(name, data=[value], maxshape=(None,), chunks=(1,), dtype=np.int64)
+def _changing(parent: h5py.Group, name: str, value: int) -> None:
+    parent.create_dataset(name, data=[value], maxshape=(None,), chunks=(1,), dtype=np.int64)
 
 
-def _per_frame(group: h5py.Group, name: str, dtype: Any, fill: Any, width: int | None = None) -> h5py.Dataset:
-    row_bytes = np.dtype(dtype).itemsize * (width or 1)
+def _growing(entry: h5py.Group, column: Column) -> h5py.Dataset:
+    dataset = _per_frame(entry[column.group], column.name, column.dtype, column.fill, column.shape)
+    dataset.attrs.update(column.attributes)
+    return dataset
+
+
+def _per_frame(parent: h5py.Group, name: str, dtype: Any, fill: Any, shape: tuple[int, ...] = ()) -> h5py.Dataset:
+    row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=int))
     rows = max(1, min(1024, _CHUNK_BYTES // row_bytes))
-    inner = () if width is None else (width,)
-    dataset = group.create_dataset(
-        name, shape=(0, *inner), maxshape=(None, *inner), chunks=(rows, *inner), dtype=dtype, fillvalue=fill
+    return parent.create_dataset(
+        name, shape=(0, *shape), maxshape=(None, *shape), chunks=(rows, *shape), dtype=dtype, fillvalue=fill
     )
-    dataset.attrs["per_frame"] = 1
+
+
+def _picture_datasets(entry: h5py.Group, prepared: Prepared) -> dict[str, h5py.Dataset]:
+    if not isinstance(prepared.reduction, Accumulating):
+        return {}
+    pictures = prepared.reduction.pictures(final=False)
+    return {path: _picture(entry, path, values, prepared.attributes.get(path, {})) for path, values in pictures.items()}
+
+
+def _picture(entry: h5py.Group, path: str, values: Array, attributes: Mapping[str, str]) -> h5py.Dataset:
+    # chunked, because what changes in a contiguous dataset isn't seen by all readers
+    rows = max(1, min(values.shape[0], _PICTURE_CHUNK_BYTES // values[0].nbytes))
+    parent, _, name = path.rpartition("/")
+    chunks = (rows, *values.shape[1:])
+    dataset = entry[parent].create_dataset(name, data=values, chunks=chunks)
+    dataset.attrs.update(attributes)
     return dataset

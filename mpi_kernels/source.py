@@ -16,7 +16,7 @@ from mpi_kernels.joined_frames import JoinedFrames
 from mpi_kernels.segments import Layout, Segment
 from mpi_kernels.stored_frames import RETRY_S, VISIBLE_WITHIN_S, StoredFrames
 
-__all__ = ["FrameDataset", "FrameSource"]
+__all__ = ["RETRY_S", "VISIBLE_WITHIN_S", "FrameDataset", "FrameSource"]
 
 
 class FrameSource:
@@ -121,6 +121,10 @@ class FrameSource:
             As `read` does.
         """
         return self._dataset_soon(segment).chunk(segment.positions.at(index))
+
+    def place(self, segment: Segment, index: int) -> str:
+        """Return where the `index`-th frame of a segment lies, for messages."""
+        return self.dataset(segment).place_of(segment.positions.at(index))
 
     def read(self, segment: Segment, index: int) -> NDArray[Any] | None:
         """Return the `index`-th frame of a segment; None when nobody wrote it, as far as can be told.

@@ -108,6 +108,9 @@ class StoredFrames(FrameDataset):
     def scan_shape(self) -> tuple[int, ...]:
         return self._lead
 
+    def place_of(self, position: int) -> str:
+        return f"{self.place}[{position}]"
+
     def closed_but_short(self, count: int) -> set[Path]:
         return set() if self.live or self.holds(count) else {self._file}
 
@@ -167,7 +170,7 @@ class StoredFrames(FrameDataset):
             self._wait_for(position)
             mask, raw = self._stored((*self._coordinates(position), 0, 0))
         except FrameUnreadable as error:
-            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
+            raise FrameUnreadable(f"{self.place_of(position)}: {error}") from error
         return None if mask else raw
 
     def read(self, position: int) -> NDArray[Any] | None:
@@ -175,7 +178,7 @@ class StoredFrames(FrameDataset):
             self._wait_for(position)
             frame = self._frame(self._coordinates(position))
         except FrameUnreadable as error:
-            raise FrameUnreadable(f"{self.place}[{position}]: {error}") from error
+            raise FrameUnreadable(f"{self.place_of(position)}: {error}") from error
         if self.frames_per_chunk > 1 and self._is_fill(frame):
             return None
         return frame

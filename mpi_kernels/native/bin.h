@@ -84,13 +84,18 @@ static inline uint32_t largest16(const uint8_t *low, const uint8_t *high, size_t
     return largest;
 }
 
+static inline int64_t with_sign(uint32_t value, size_t element_size, int is_signed)
+{
+    if (!is_signed) return value;
+    const uint32_t sign = (uint32_t)1 << (8 * element_size - 1);
+    return (int64_t)(value ^ sign) - sign;
+}
+
 static inline int64_t value_of(const uint8_t *bytes, size_t element_size, int is_signed)
 {
     uint32_t value = 0;
     for (size_t k = 0; k < element_size; k++) value |= (uint32_t)bytes[k] << 8 * k;
-    if (!is_signed) return value;
-    const uint32_t sign = (uint32_t)1 << (8 * element_size - 1);
-    return (int64_t)(value ^ sign) - sign;
+    return with_sign(value, element_size, is_signed);
 }
 
 /* One pixel; returns what is left for `add_lanes`. */
@@ -114,11 +119,12 @@ static inline int is_valid(const struct native_binning *binning, size_t pixel)
 }
 
 /* Pixel by pixel: leaves only what `add_lanes` may add. */
-static void sift(struct batch *batch, size_t lane, size_t first, size_t count, size_t top)
+static void sift(struct batch *batch, size_t lane, size_t first, size_t count)
 {
     const struct native_binning *binning = batch->binning;
     struct lane *mine = &batch->lane[lane];
     const uint8_t *bytes[4] = {mine->low, mine->high, batch->upper[0], batch->upper[1]};
+    const size_t top = (size_t)mine->level;
     uint32_t any = 0;
     for (size_t e = 0; e < count; e++) {
         uint8_t element[4] = {0, 0, 0, 0};
@@ -134,27 +140,26 @@ static void sift(struct batch *batch, size_t lane, size_t first, size_t count, s
     mine->level = any == 0 ? 0 : any > UINT8_MAX ? 2 : 1;
 }
 
-/* Makes a tile of one lane ready to be added: `count` pixels from `first` on, at byte `offset` of each plane. */
-static void load_tile(struct batch *batch, size_t lane, size_t first, size_t offset, size_t count)
+/* Reads a tile of one lane: `count` pixels from `first` on, at byte `offset` of each plane. Returns whether it holds
+ * values that must be sifted out; `level` then says how many bytes of each value are in use. */
+static int read_tile(const struct native_binning *binning, struct lane *lane, uint8_t *const upper[2], size_t first,
+                     size_t offset, size_t count)
 {
-    const struct native_binning *binning = batch->binning;
     const size_t element_size = binning->element_size;
-    struct lane *mine = &batch->lane[lane];
-    const size_t stride = mine->buffer->size / element_size / 8;
-    const uint8_t *planes = mine->buffer->bytes + offset, *valid = binning->valid + first / 8;
-    size_t top = bytes_in_use(mine->buffer, stride, element_size);
+    const size_t stride = lane->buffer->size / element_size / 8;
+    const uint8_t *planes = lane->buffer->bytes + offset, *valid = binning->valid + first / 8;
+    size_t top = bytes_in_use(lane->buffer, stride, element_size);
     while (top > 0 && !any_set(planes + 8 * (top - 1) * stride, stride, count / 8, valid)) top--;
-    uint8_t *bytes[4] = {mine->low, mine->high, batch->upper[0], batch->upper[1]};
+    uint8_t *bytes[4] = {lane->low, lane->high, upper[0], upper[1]};
     for (size_t k = 0; k < top; k++) untranspose(planes + 8 * k * stride, stride, count / 8, valid, bytes[k]);
-    mine->level = (int)top;
-    mine->largest = top == 0 ? 0 : top == 1 ? UINT8_MAX : UINT16_MAX;
-    if (top == 2) mine->largest = bits_in_use(mine->high, count) << 8 | UINT8_MAX; /* quicker than the largest value */
-    if (top == 2 && mine->largest > binning->high) mine->largest = largest16(mine->low, mine->high, count);
-    if (top == 1 && (binning->high < UINT8_MAX || element_size == 1)) mine->largest = largest8(mine->low, count);
+    lane->level = (int)top;
+    lane->largest = top == 0 ? 0 : top == 1 ? UINT8_MAX : UINT16_MAX;
+    if (top == 2) lane->largest = bits_in_use(lane->high, count) << 8 | UINT8_MAX; /* quicker than the largest value */
+    if (top == 2 && lane->largest > binning->high) lane->largest = largest16(lane->low, lane->high, count);
+    if (top == 1 && (binning->high < UINT8_MAX || element_size == 1)) lane->largest = largest8(lane->low, count);
     const uint32_t never_negative = (uint32_t)1 << (8 * element_size - 1);
-    if (top > 2 || binning->low > 0 || mine->largest > binning->high ||
-        (binning->is_signed && mine->largest >= never_negative))
-        sift(batch, lane, first, count, top);
+    return top > 2 || binning->low > 0 || lane->largest > binning->high ||
+           (binning->is_signed && lane->largest >= never_negative);
 }
 
 /* Moves the sums to where they have 64 bits. */
@@ -249,7 +254,8 @@ static void bin_blocks(struct batch *batch, size_t block_pixels)
             const size_t count = smaller(TILE, pixels - tile);
             for (size_t i = 0; i < batch->lanes; i++) {
                 if (tile == 0) load_block(&batch->lane[i], pixels * binning->element_size);
-                if (!batch->lane[i].error) load_tile(batch, i, first + tile, tile / 8, count);
+                if (!batch->lane[i].error && read_tile(binning, &batch->lane[i], batch->upper, first + tile, tile / 8, count))
+                    sift(batch, i, first + tile, count);
             }
             add_tile(batch, first + tile, count);
         }

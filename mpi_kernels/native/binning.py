@@ -25,8 +25,8 @@ from mpi_kernels.native.library import (
     functions,
 )
 
-_PADDING = 64
-"""``NATIVE_PADDING`` of ``native.h``."""
+PADDING = 64
+"""``NATIVEPADDING`` of ``native.h``."""
 _ROOM = 4096
 """Pixels outside the limits, per frame, for which there is room at first."""
 
@@ -85,8 +85,8 @@ class Binner:
         if bin_of.size > np.iinfo(np.int32).max or bins > np.iinfo(np.int32).max:
             raise ValueError(f"{bin_of.size} pixels in {bins} bins are too many")
         self.bins, self.pixels, self._path, self._room = bins, bin_of.size, path, _ROOM
-        self._bin_of = np.concatenate([bin_of.ravel(), np.full(_PADDING, bins)]).astype(np.uint32)
-        self._valid = np.append(np.packbits(bin_of.ravel() < bins, bitorder="little"), np.zeros(_PADDING, np.uint8))
+        self._bin_of = np.concatenate([bin_of.ravel(), np.full(PADDING, bins)]).astype(np.uint32)
+        self._valid = np.append(np.packbits(bin_of.ravel() < bins, bitorder="little"), np.zeros(PADDING, np.uint8))
         span = np.iinfo(dtype)
         self._record = BinningRecord(
             bin_of=self._bin_of.ctypes.data,

@@ -42,3 +42,10 @@ OFFERED void native_bin(int32_t path, const struct native_binning *binning, cons
 {
     path_of(path)->bin(binning, chunks, lengths, frames, results);
 }
+
+OFFERED void native_project(int32_t path, const struct native_binning *binning, const uint8_t *const *chunks,
+                            const size_t *lengths, size_t frames, const struct native_projection *sums,
+                            const struct native_totals *totals)
+{
+    path_of(path)->project(binning, chunks, lengths, frames, sums, totals);
+}

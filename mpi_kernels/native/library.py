@@ -17,7 +17,7 @@ from mpi_kernels.errors import InvalidParameters
 
 VARIABLE = "MPI_KERNELS_NATIVE"
 OBJECT = Path(__file__).with_name("libmpi_kernels_native.so")
-INTERFACE = 1
+INTERFACE = 2
 """``NATIVE_INTERFACE`` of ``native.h``; an object that was compiled from other sources isn't used."""
 
 Bytes = ctypes.c_char_p
@@ -54,6 +54,25 @@ class ResultsRecord(ctypes.Structure):
     _fields_ = (("sums", Address), ("excluded", Address), ("pixels", Address), ("room", Size), ("errors", Address))
 
 
+class ProjectionRecord(ctypes.Structure):
+    """``struct native_projection``."""
+
+    _fields_ = (
+        ("total", Address),
+        ("squares_low", Address),
+        ("squares_high", Address),
+        ("excluded", Address),
+        ("largest_before", Address),
+        ("largest", Address),
+    )
+
+
+class TotalsRecord(ctypes.Structure):
+    """``struct native_totals``."""
+
+    _fields_ = (("totals", Address), ("excluded", Address), ("largest", Address), ("errors", Address))
+
+
 ERRORS = {
     1: "it is shorter than its header",
     2: "its header says another size",
@@ -78,6 +97,9 @@ def load(path: Path) -> ctypes.CDLL | None:
     record, results = ctypes.POINTER(BinningRecord), ctypes.POINTER(ResultsRecord)
     library.native_bin.argtypes = (ctypes.c_int32, record, ctypes.POINTER(Bytes), ctypes.POINTER(Size), Size, results)
     library.native_bin.restype = None
+    sums, totals = ctypes.POINTER(ProjectionRecord), ctypes.POINTER(TotalsRecord)
+    library.native_project.argtypes = (*library.native_bin.argtypes[:-1], sums, totals)
+    library.native_project.restype = None
     return library
 
 

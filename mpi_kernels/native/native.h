@@ -1,4 +1,4 @@
-/* Chunks as HDF5's filter 32008 (bitshuffle with LZ4) stores them: decoding, and decoding with binning in one go.
+/* Chunks as HDF5's filter 32008 (bitshuffle with LZ4) stores them: decoding, and with it binning or projecting in one go.
  *
  * A chunk is: 8 bytes, its decoded size; 4 bytes, the size of a block (both big-endian); then for each block 4 bytes of
  * length (big-endian) and that many bytes of LZ4. A decoded block holds bit planes: bit b of byte k of all its elements
@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 /* Changes with everything below that the Python side relies on. */
-#define NATIVE_INTERFACE 1
+#define NATIVE_INTERFACE 2
 
 /* Frames that are binned side by side. */
 #define NATIVE_LANES 16
@@ -59,6 +59,21 @@ struct native_results {
     int32_t *errors; /* [frames]: an error; the frame's other results mean nothing then */
 };
 
+/* Sums over frames, each [pixels]; of a value's square the low and the high 32 bits are summed apart. */
+struct native_projection {
+    uint64_t *total, *squares_low, *squares_high;
+    uint32_t *excluded;             /* in how many frames a valid pixel was outside the limits */
+    const uint32_t *largest_before; /* of the frames before; may be `largest` only if no chunk is broken */
+    uint32_t *largest;              /* with these frames */
+};
+
+/* What comes out, per frame: sums of its valid pixels within the limits, how many were outside, the largest inside. */
+struct native_totals {
+    int64_t *totals, *excluded;
+    uint32_t *largest;
+    int32_t *errors; /* if any isn't NATIVE_DONE, the frame's other results mean nothing, and no frame was added */
+};
+
 int32_t native_interface(void);
 int32_t native_has(int32_t path);
 
@@ -68,5 +83,11 @@ int32_t native_decode(int32_t path, const uint8_t *chunk, size_t length, size_t 
 /* Bins any number of frames, each one stored in one chunk. */
 void native_bin(int32_t path, const struct native_binning *binning, const uint8_t *const *chunks, const size_t *lengths,
                 size_t frames, const struct native_results *results);
+
+/* Adds any number of frames, each one stored in one chunk, to sums pixel by pixel: all of them, or none. Of `binning` the
+ * bins aren't used, and `low` must not be negative. After an error `largest` means nothing. */
+void native_project(int32_t path, const struct native_binning *binning, const uint8_t *const *chunks,
+                    const size_t *lengths, size_t frames, const struct native_projection *sums,
+                    const struct native_totals *totals);
 
 #endif

@@ -8,7 +8,7 @@
 #pragma GCC target("avx2,bmi2")
 #endif
 
-#include "batch.h"
+#include "project.h"
 #include "x86.h"
 
 /* Swaps the bits of `a` that `mask` has after a shift by `by` with those of `b` that it has. */
@@ -162,7 +162,19 @@ static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t cou
     }
 }
 
-const struct path native_avx2 = {decode_chunk, bin_chunks};
+static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count)
+{
+    __m256i sums = _mm256_setzero_si256();
+    for (size_t e = 0; e < count; e += 32) {
+        const __m256i these = _mm256_loadu_si256((const __m256i *)(bytes + e));
+        sums = _mm256_add_epi64(sums, _mm256_sad_epu8(these, _mm256_setzero_si256()));
+    }
+    uint64_t sum[4];
+    memcpy(sum, &sums, sizeof sum);
+    return sum[0] + sum[1] + sum[2] + sum[3];
+}
+
+const struct path native_avx2 = {decode_chunk, bin_chunks, project_chunks};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -8,7 +8,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,gfni,avx2,bmi2")
 #endif
 
-#include "batch.h"
+#include "project.h"
 #include "x86.h"
 
 /* Transposes 8 × 8 bits in each of eight places, where byte 7 - j holds plane j. The instruction multiplies a matrix, here
@@ -131,7 +131,15 @@ static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t cou
     }
 }
 
-const struct path native_avx512 = {decode_chunk, bin_chunks};
+static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count)
+{
+    __m512i sums = _mm512_setzero_si512();
+    for (size_t e = 0; e < count; e += 64)
+        sums = _mm512_add_epi64(sums, _mm512_sad_epu8(_mm512_loadu_si512(bytes + e), _mm512_setzero_si512()));
+    return (uint64_t)_mm512_reduce_add_epi64(sums);
+}
+
+const struct path native_avx512 = {decode_chunk, bin_chunks, project_chunks};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -5,7 +5,7 @@
 #error "values are put together from bytes, the least significant one first"
 #endif
 
-#include "batch.h"
+#include "project.h"
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef uint32_t words4 __attribute__((vector_size(16)));
@@ -170,4 +170,18 @@ static inline void add_lanes(const uint8_t *low, const uint8_t *high, size_t cou
     }
 }
 
-const struct path native_portable = {decode_chunk, bin_chunks};
+/* In the four 16-bit fields of words: 128 words at a time, because 128 × 2 × 255 is below 2^16. */
+static inline uint64_t sum_of_bytes(const uint8_t *bytes, size_t count)
+{
+    const uint64_t fields = 0x00ff00ff00ff00ff;
+    uint64_t sum = 0;
+    for (size_t from = 0; from < count; from += 1024) {
+        const size_t stop = smaller(count, from + 1024);
+        uint64_t words = 0;
+        for (size_t e = from; e < stop; e += 8) words += (load64(bytes + e) & fields) + (load64(bytes + e) >> 8 & fields);
+        sum += (words & 0xffff) + (words >> 16 & 0xffff) + (words >> 32 & 0xffff) + (words >> 48);
+    }
+    return sum;
+}
+
+const struct path native_portable = {decode_chunk, bin_chunks, project_chunks};

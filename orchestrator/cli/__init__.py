@@ -32,6 +32,7 @@ ENTRIES = (
     _command(_RUN, "plan", "Show what a message would lead to; nothing is submitted."),
     _command(_RUN, "submit", "Take one message from a file, without a broker."),
     _command(_RUN, "cancel", "End a run that isn't wanted any more.", module="submit"),
+    _command(_SITE, "doctor", "Say what is here, what is missing, and how much speed is lost."),
     _command(_SITE, "site", "Check a site file before the service gets it.", attribute="app"),
     _command(_SITE, "db", "Create, upgrade and look at the provenance database.", attribute="app"),
     _command(_SITE, "schema", "Print the JSON Schemas of messages and kernels' parameters."),

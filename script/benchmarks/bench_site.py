@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.demonstration import Demonstration, write_site
@@ -21,31 +20,6 @@ from orchestrator.stack import Stack
 PARTITION = "live"
 ROUTES = ("pyslurm", "rest", "cli")
 """The gateways to SLURM, the fastest first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One of the promises, and what was seen."""
-
-    name: str
-    seen: float
-    wanted: str
-    met: bool
-
-
-def at_least(name: str, seen: float, wanted: float) -> Target:
-    """Return a target that is met from `wanted` upward."""
-    return Target(name=name, seen=seen, wanted=f"at least {wanted:g}", met=seen >= wanted)
-
-
-def at_most(name: str, seen: float, wanted: float) -> Target:
-    """Return a target that is met up to `wanted`."""
-    return Target(name=name, seen=seen, wanted=f"at most {wanted:g}", met=seen <= wanted)
-
-
-def below(name: str, seen: float, wanted: float) -> Target:
-    """Return a target that is met below `wanted`."""
-    return Target(name=name, seen=seen, wanted=f"below {wanted:g}", met=seen < wanted)
 
 
 def routes_of(options: argparse.Namespace) -> dict[str, dict[str, object]]:

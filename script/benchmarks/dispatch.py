@@ -26,9 +26,10 @@ import costs
 import following
 import peers_environment
 import stomp
-from bench_site import PARTITION, ROUTES, Target, at_least, below, clear_queue, routes_of, settings_for
+from bench_site import PARTITION, ROUTES, clear_queue, routes_of, settings_for
 from rich.console import Console
 from rich.table import Table
+from targets import Target, at_least, below, table_of
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.listening.credentials import read_credentials
@@ -384,14 +385,11 @@ def report(figures: dict[str, Any]) -> int:
             values = [of_route[kind].get(name) for of_route in figures["costs"].values()]
             spent.add_row(name, *("-" if value is None else f"{value:.2f}" for value in values))
         spent.add_section()
-    promises = Table("target", "seen", "wanted", "met")
     found = targets(figures)
-    for target in found:
-        promises.add_row(target.name, f"{target.seen:.2f}", target.wanted, "yes" if target.met else "NO")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(rates)
     console.print(spent)
     for name, value in following.rows(figures):
         console.print(f"following: {name}: {value}")
-    console.print(promises)
+    console.print(table_of(found))
     return 0 if all(target.met for target in found) else 1

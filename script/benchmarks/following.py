@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import dispatch
-from bench_site import Target, at_most, below, clear_queue, routes_of, settings_for, slurm
+from bench_site import clear_queue, routes_of, settings_for, slurm
+from targets import Target, at_most, below
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.provenance import Store

@@ -40,10 +40,11 @@ def kernel_command(
     unless the option `result` names it.
     """
     parameters = output.with_suffix(".json")
-    given = options.pop("parameters", {})
-    parameters.write_text(given if isinstance(given, str) else json.dumps({"bins": BINS, **given}))
+    given, kernel = options.pop("parameters", {}), str(options.pop("kernel", "azimuthal"))
+    own = {"bins": BINS} if kernel == "azimuthal" else {}
+    parameters.write_text(given if isinstance(given, str) else json.dumps({**own, **given}))
     launcher = [] if ranks is None else [launcher_path(), "--oversubscribe", "-n", str(ranks)]
-    command = [*launcher, sys.executable, "-m", "mpi_kernels", "azimuthal"]
+    command = [*launcher, sys.executable, "-m", "mpi_kernels", kernel]
     required = {
         "input": input_file,
         "dataset": dataset,
@@ -51,7 +52,7 @@ def kernel_command(
         "parameters": parameters,
     }
     for name, value in {**required, "progress": output.with_suffix(".progress"), **options}.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
+        command += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
     return command
 
 
@@ -120,10 +121,10 @@ def progress_of(output: Path) -> dict[str, object]:
 
 def values_of(result: Path) -> dict[str, np.ndarray]:
     """Return everything in a result that must not depend on how it was made."""
-    changing = {"frames/processed_time", "frames/end_time", "frames/ended_because"}
+    changing = {"frames/computed_time", "frames/processed_time", "frames/end_time", "frames/ended_because"}
     found: dict[str, np.ndarray] = {}
     with h5py.File(result) as file:
-        for group in ("data", "frames"):
+        for group in {"data", "frames", "totals"} & file["entry"].keys():
             for name, dataset in file[f"entry/{group}"].items():
                 if f"{group}/{name}" not in changing:
                     found[f"{group}/{name}"] = dataset[()]

@@ -11,9 +11,10 @@ import pytest
 from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
 from mpi_kernels.azimuthal import UPPER_EDGE
+from mpi_kernels.azimuthal_setup import Setup, set_up
 from mpi_kernels.hdf5_files import Library
+from mpi_kernels.kernel import Frames
 from mpi_kernels.parameters import AzimuthalParameters, read_parameters
-from mpi_kernels.preparation import Frames, Prepared, prepare
 
 from .writers import PIXEL_M, Spec, add_geometry, frame_of
 
@@ -35,20 +36,18 @@ def write_poni(path: Path, values: dict[str, float], orientation: int = 3) -> Pa
     return path
 
 
-def prepared_for(
-    folder: Path, parameters: dict[str, object], shape: tuple[int, int], dtype: str, file: Path
-) -> Prepared:
+def prepared_for(folder: Path, parameters: dict[str, object], shape: tuple[int, int], dtype: str, file: Path) -> Setup:
     (folder / "parameters.json").write_text(json.dumps(parameters))
     library = Library()
     try:
         frames = Frames(file, "/entry/data/frames", shape, np.dtype(dtype), folder)
-        return prepare(library, frames, read_parameters(folder / "parameters.json", AzimuthalParameters))
+        return set_up(library, frames, read_parameters(folder / "parameters.json", AzimuthalParameters))
     finally:
         library.close()
 
 
 def assert_agrees(
-    prepared: Prepared, reference: AzimuthalIntegrator, frame: np.ndarray, *, mask: np.ndarray, **options: object
+    prepared: Setup, reference: AzimuthalIntegrator, frame: np.ndarray, *, mask: np.ndarray, **options: object
 ) -> None:
     """Compare one frame with pyFAI on the same bins; `options` are integrate1d_ng's."""
     integrator = prepared.integrator

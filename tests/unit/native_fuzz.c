@@ -14,6 +14,7 @@
 #define SEEDS 256
 #define FRAMES 5
 #define ROOM 3
+#define BINS 11
 
 struct seed {
     uint64_t element_size, size, length;
@@ -77,6 +78,50 @@ static uint8_t *mutated(const struct seed *seed, size_t *length)
     return chunk;
 }
 
+static uint64_t bin(int path, const struct native_binning *binning, const uint8_t *const *chunks, const size_t *lengths,
+                    size_t count, uint64_t so_far, int32_t *all_errors)
+{
+    int64_t *sums = room(count * BINS * sizeof *sums), *excluded = room(count * sizeof *excluded);
+    int32_t *which = room(count * ROOM * sizeof *which), *errors = room(count * sizeof *errors);
+    native_bin(path, binning, chunks, lengths, count, &(struct native_results){sums, excluded, which, ROOM, errors});
+    for (size_t i = 0; i < count; i++) {
+        all_errors[i] = errors[i];
+        if (errors[i]) continue;
+        so_far = digest(so_far, sums + i * BINS, BINS * sizeof *sums);
+        so_far = digest(so_far, excluded + i, sizeof *excluded);
+        so_far = digest(so_far, which + i * ROOM, sizeof *which * (size_t)(excluded[i] < ROOM ? excluded[i] : ROOM));
+    }
+    free(sums), free(excluded), free(which), free(errors);
+    return so_far;
+}
+
+/* Sums that aren't zero beforehand: if a chunk is broken, they must be the same afterwards. */
+static uint64_t project(int path, const struct native_binning *binning, const uint8_t *const *chunks,
+                        const size_t *lengths, size_t count, uint64_t so_far)
+{
+    const size_t pixels = binning->pixels, wide = pixels * sizeof(uint64_t), narrow = pixels * sizeof(uint32_t);
+    uint64_t *total = room(wide), *low = room(wide), *high = room(wide);
+    uint32_t *outside = room(narrow), *before = room(narrow), *largest = room(narrow), *highest = room(count * sizeof *highest);
+    int64_t *counts = room(count * sizeof *counts), *excluded = room(count * sizeof *excluded);
+    int32_t *errors = room(count * sizeof *errors), broken = 0;
+    for (size_t i = 0; i < pixels; i++) total[i] = low[i] = high[i] = outside[i] = before[i] = (uint32_t)i;
+    native_project(path, binning, chunks, lengths, count,
+                   &(struct native_projection){total, low, high, outside, before, largest},
+                   &(struct native_totals){counts, excluded, highest, errors});
+    for (size_t i = 0; i < count; i++) broken |= errors[i];
+    for (size_t i = 0; broken && i < pixels; i++)
+        if (total[i] != i || low[i] != i || high[i] != i || outside[i] != i || before[i] != i) abort();
+    so_far = digest(so_far, errors, count * sizeof *errors);
+    so_far = digest(digest(digest(digest(so_far, total, wide), low, wide), high, wide), outside, narrow);
+    if (!broken) {
+        so_far = digest(digest(so_far, largest, narrow), highest, count * sizeof *highest);
+        so_far = digest(digest(so_far, counts, count * sizeof *counts), excluded, count * sizeof *excluded);
+    }
+    free(total), free(low), free(high), free(outside), free(before), free(largest), free(highest);
+    free(counts), free(excluded), free(errors);
+    return so_far;
+}
+
 static struct outcome take(int path, const struct seed *seed, const uint8_t *chunk, size_t length)
 {
     struct outcome outcome = {.digest = 14695981039346656037u};
@@ -86,29 +131,22 @@ static struct outcome take(int path, const struct seed *seed, const uint8_t *chu
     free(frame);
     if (seed->element_size > 4) return outcome;
 
-    const size_t pixels = seed->size / seed->element_size, bins = 11, count = pixels % 2 ? 1 : FRAMES;
+    const size_t pixels = seed->size / seed->element_size, count = pixels % 2 ? 1 : FRAMES;
+    const uint8_t *const chunks[FRAMES] = {seed->chunk, chunk, seed->chunk, seed->chunk, chunk};
+    const size_t lengths[FRAMES] = {seed->length, length, seed->length, seed->length, length};
     uint32_t *bin_of = room((pixels + NATIVE_PADDING) * sizeof *bin_of);
     uint8_t *valid = calloc(1, (pixels + 7) / 8 + NATIVE_PADDING);
     if (!valid) abort();
-    for (size_t i = 0; i < pixels + NATIVE_PADDING; i++) bin_of[i] = i < pixels ? (uint32_t)(i * 7 % (bins + 1)) : bins;
-    for (size_t i = 0; i < pixels; i++) valid[i / 8] |= (uint8_t)((bin_of[i] < bins) << i % 8);
-    const struct native_binning binning = {
-        .bin_of = bin_of, .valid = valid, .pixels = pixels, .bins = bins, .element_size = seed->element_size,
+    for (size_t i = 0; i < pixels + NATIVE_PADDING; i++) bin_of[i] = i < pixels ? (uint32_t)(i * 7 % (BINS + 1)) : BINS;
+    for (size_t i = 0; i < pixels; i++) valid[i / 8] |= (uint8_t)((bin_of[i] < BINS) << i % 8);
+    struct native_binning binning = {
+        .bin_of = bin_of, .valid = valid, .pixels = pixels, .bins = BINS, .element_size = seed->element_size,
         .low = -3, .high = 120, .is_signed = (int32_t)(seed->length % 2)};
-    const uint8_t *const chunks[FRAMES] = {seed->chunk, chunk, seed->chunk, seed->chunk, chunk};
-    const size_t lengths[FRAMES] = {seed->length, length, seed->length, seed->length, length};
-    int64_t *sums = room(count * bins * sizeof *sums), *excluded = room(count * sizeof *excluded);
-    int32_t *which = room(count * ROOM * sizeof *which), *errors = room(count * sizeof *errors);
-    native_bin(path, &binning, chunks, lengths, count,
-               &(struct native_results){sums, excluded, which, ROOM, errors});
-    for (size_t i = 0; i < count; i++) {
-        outcome.errors[i] = errors[i];
-        if (errors[i]) continue;
-        outcome.digest = digest(outcome.digest, sums + i * bins, bins * sizeof *sums);
-        outcome.digest = digest(outcome.digest, excluded + i, sizeof *excluded);
-        outcome.digest = digest(outcome.digest, which + i * ROOM, sizeof *which * (size_t)(excluded[i] < ROOM ? excluded[i] : ROOM));
-    }
-    free(bin_of), free(valid), free(sums), free(excluded), free(which), free(errors);
+    outcome.digest = bin(path, &binning, chunks, lengths, count, outcome.digest, outcome.errors);
+    binning.low = 0;
+    binning.high = seed->element_size == 4 ? 1 << 20 : 120;
+    outcome.digest = project(path, &binning, chunks, lengths, count, outcome.digest);
+    free(bin_of), free(valid);
     return outcome;
 }
 

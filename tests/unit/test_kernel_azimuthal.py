@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpi_kernels.azimuthal import ErrorModel, Integrator, Limits, PixelImages, Sums
+from mpi_kernels.azimuthal import ErrorModel, Integrator, PixelImages, Sums
+from mpi_kernels.summing import Limits
 
 SHAPE, BINS = (40, 50), 7
 
@@ -24,7 +25,7 @@ def images(*, offset: bool = False) -> PixelImages:
 
 def integrator(of: PixelImages, dtype: str, error_model: ErrorModel = "poisson", **limits: float) -> Integrator:
     known = Limits.of(np.dtype(dtype), limits.get("saturation"), limits.get("underload"))
-    return Integrator(of, bins=BINS, radial_range=(0, 9), limits=known, error_model=error_model)
+    return Integrator(of, bins=BINS, radial_range=(0, 9), limits=known, dtype=np.dtype(dtype), error_model=error_model)
 
 
 def one_by_one(of: PixelImages, frame: np.ndarray, good: np.ndarray) -> list[int]:

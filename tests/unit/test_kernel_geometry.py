@@ -230,3 +230,29 @@ def test_q_without_wavelength_is_refused() -> None:
     with pytest.raises(UnusableInput, match=r"a\.poni: no wavelength"):
         geometry.radial(SHAPE, "q_nm^-1")
     assert geometry.radial(SHAPE, "2th_rad").shape == SHAPE
+
+
+def test_corners_lie_around_the_centres_and_r_is_the_distance_from_the_beam() -> None:
+    geometry = from_beam_centre(
+        distance_m=0.2, pixel_m=(2e-3, 1e-3), centre_px=(1.5, 0.5), wavelength_m=1e-10, source="test"
+    )
+    corners = geometry.corners((3, 2))
+    assert corners.shape == (3, 4, 3)
+    mean = (corners[:, :-1, :-1] + corners[:, 1:, :-1] + corners[:, 1:, 1:] + corners[:, :-1, 1:]) / 4
+    np.testing.assert_allclose(mean, geometry.positions((3, 2)), atol=1e-15)
+    np.testing.assert_allclose(geometry.radial((3, 2), "r_mm"), [[2, np.sqrt(5)], [0, 1], [2, np.sqrt(5)]], atol=1e-12)
+    assert geometry.corner_radial((3, 2), "r_mm")[0, 0] == pytest.approx(np.hypot(3, 0.5))
+    assert geometry.corner_azimuth((3, 2))[0, 0] == pytest.approx(np.arctan2(-3, -0.5))
+    q = 4 * np.pi / 0.1 * np.sin(np.arctan(np.hypot(3, 0.5) / 200) / 2)
+    assert geometry.corner_radial((3, 2), "q_nm^-1")[0, 0] == pytest.approx(q)
+
+
+def test_sensor_absorbs_more_of_photons_that_come_obliquely() -> None:
+    geometry = from_beam_centre(
+        distance_m=1.0, pixel_m=(2.0, 2.0), centre_px=(0.5, 0.0), wavelength_m=None, source="test"
+    )  # at 45°
+    thin, thick = (geometry.sensor_absorption((1, 1), 1e-3, attenuation)[0, 0] for attenuation in (1e-6, 1e6))
+    assert thin == pytest.approx(np.sqrt(2))
+    assert thick == 1
+    expected = (1 - np.exp(-np.sqrt(2))) / (1 - np.exp(-1))
+    assert geometry.sensor_absorption((1, 1), 1e-3, 1e3)[0, 0] == pytest.approx(expected)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mpi_kernels.azimuthal import Integrator, Limits, PixelImages
+from mpi_kernels.azimuthal import Integrator, PixelImages, bin_numbers
 from mpi_kernels.native.binning import Binner, fits
 from mpi_kernels.native.library import PATHS, NativePath
+from mpi_kernels.summing import Limits
 from tests.unit.native_chunks import KINDS, TYPES, binned, every_path, needs_core, some_frames, stored
 
 
@@ -140,10 +141,10 @@ def test_sums_are_those_of_the_integrator(dtype: str) -> None:
     radial = np.hypot(*np.mgrid[-20:30, -25:35]).astype(float)
     images = PixelImages(radial, np.random.default_rng(0).random(radial.shape) > 0.1, np.ones(radial.shape))
     limits = Limits.of(frames.dtype, saturation=100)
-    integrator = Integrator(images, bins=40, radial_range=None, limits=limits, error_model="none")
+    integrator = Integrator(images, bins=40, radial_range=None, limits=limits, dtype=frames.dtype, error_model="none")
     assert isinstance(limits.low, int)
     assert isinstance(limits.high, int)
-    bin_of = integrator._bin_of
+    bin_of = bin_numbers(images, integrator.edges)
     binner = Binner(bin_of, bins=40, dtype=frames.dtype, low=limits.low, high=limits.high, path=max(PATHS))
     result = binner.sums(stored(frames))
     for frame, counts, excluded in zip(frames, result.counts, result.excluded, strict=True):
