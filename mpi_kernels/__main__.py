@@ -19,6 +19,7 @@ from mpi_kernels.doctor import examine, worded
 from mpi_kernels.errors import ExitCode, InvalidParameters, OutputUnwritable
 from mpi_kernels.identity import software
 from mpi_kernels.kernels import KERNELS
+from mpi_kernels.native.library import check_wish
 from mpi_kernels.parameters import AverageParameters, read_parameters
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.request import Request
@@ -204,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     try:
         if arguments[:1] == ["doctor"]:
             return _doctor(arguments[1:])
+        check_wish()
         given = _parser().parse_args(arguments or ["--help"])
         if given.kernel == "average":
             averaging = _average_request(given, arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mpi_kernels import __version__
 from mpi_kernels.average import Mean, mean_pattern
 from mpi_kernels.errors import ExitCode, KernelError, OutputUnwritable, UnusableInput
+from mpi_kernels.hdf5_files import Library
 from mpi_kernels.identity import InputIdentity, software
 from mpi_kernels.parameters import AverageParameters
 from mpi_kernels.progress import ProgressFile, Tally
@@ -75,7 +76,8 @@ def run_average(request: AverageRequest) -> ExitCode:
 def _average(request: AverageRequest, tally: Tally, progress: ProgressFile) -> ExitCode:
     progress.write("running", tally, now=True)
     try:
-        with h5py.File(request.input, "r") as source:
+        with closing(Library("finished")) as library:
+            source = library.file(request.input)
             patterns = _read(source, request)
             progress.note_input("open", _identity(request, patterns))
             done = patterns.status == Status.PROCESSED

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import h5py
 import hdf5plugin  # noqa: F401  registers its filters with HDF5
+import numpy as np
+from mpi4py import MPI
 
 from mpi_kernels.errors import NotThereYet, UnusableInput
 
@@ -109,6 +112,16 @@ class Mapping(NamedTuple):
     source: h5py.h5s.SpaceID
 
 
+@dataclass(frozen=True)
+class Virtual:
+    """A virtual dataset: its own shape and type, what it maps, and what its elements are that it doesn't map."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    fill: np.generic
+    mappings: Sequence[Mapping]
+
+
 class Library:
     """The HDF5 files and datasets this process has open, each of them once.
 
@@ -116,10 +129,16 @@ class Library:
     ----------
     mode
         ``auto`` decides per file by its superblock; ``live`` insists on SWMR, ``finished`` on a file nobody writes.
+    comm
+        Given, files that nobody writes are read through MPI-IO, where h5py is built with MPI; the values are the same.
+        Such files are opened by all ranks of a communicator together or not at all, but here each rank opens what it
+        needs when it needs it: so it is a communicator of this rank alone (``MPI.COMM_SELF``).
     """
 
-    def __init__(self, mode: Mode = "auto") -> None:
-        self._mode = mode
+    def __init__(self, mode: Mode = "auto", comm: MPI.Comm | None = None) -> None:
+        if comm is not None and comm.size != 1:
+            raise ValueError(f"a communicator of {comm.size} ranks: they don't open files at the same time")
+        self._mode, self._comm = mode, comm if h5py.get_config().mpi else None
         self._files: dict[tuple[int, int], h5py.File] = {}
         self._live: dict[tuple[int, int], bool] = {}
         self._datasets: dict[tuple[tuple[int, int], int], h5py.Dataset] = {}
@@ -134,7 +153,7 @@ class Library:
 
     def let_go(self, path: Path) -> None:
         """Close one file and its datasets."""
-        key = _identity(path)
+        key = identity(path)
         self._datasets = {place: dataset for place, dataset in self._datasets.items() if place[0] != key}
         self._live.pop(key, None)
         if (file := self._files.pop(key, None)) is not None:
@@ -149,14 +168,14 @@ class Library:
             No such file, not HDF5 (yet), truncated, or open for writing but not in SWMR mode.
         """
         try:
-            key = _identity(path)
+            key = identity(path)
         except FileNotFoundError as error:
             raise NotThereYet(f"{path}: no such file", remedy="check --input and the detector's writer") from error
         except OSError as error:
             raise UnusableInput(f"{path}: {error.strerror}", remedy="check the path and its permissions") from error
         if key not in self._files:
             live = self._opens_live(path)
-            self._files[key] = _open(path, swmr=live)
+            self._files[key] = _open(path, swmr=live, comm=self._comm)
             self._live[key] = live
         return self._files[key]
 
@@ -174,7 +193,7 @@ class Library:
     def is_live(self, path: Path) -> bool:
         """Whether the file was opened in SWMR mode."""
         self.file(path)
-        return self._live[_identity(path)]
+        return self._live[identity(path)]
 
     def locate(self, file: Path, path: str, *, links_left: int = _MOST_LINKS) -> Place:
         """Follow soft and external links to the object's own place.
@@ -219,17 +238,19 @@ class Library:
             return None
         return opened[place.path]
 
-    def mappings(self, place: Place) -> list[Mapping] | None:
+    def virtual(self, place: Place) -> Virtual | None:
         """Return what a virtual dataset maps, None if the dataset is a real one.
 
         The virtual dataset is closed again at once: while it is open, HDF5 may hold its sources open behind our back.
         """
-        self.dataset_address(place)
+        if (identity(place.file), self.dataset_address(place)) in self._datasets:
+            return None  # it is open, so it is a real one, and isn't opened a second time
         opened = self.file(place.file)
-        plist = h5py.h5d.open(opened.id, place.path.encode()).get_create_plist()
+        dataset = h5py.Dataset(h5py.h5d.open(opened.id, place.path.encode()))
+        plist = dataset.id.get_create_plist()
         if plist.get_layout() != h5py.h5d.VIRTUAL:
             return None
-        return [
+        mappings = [
             Mapping(
                 plist.get_virtual_vspace(index),
                 plist.get_virtual_filename(index),
@@ -238,6 +259,9 @@ class Library:
             )
             for index in range(plist.get_virtual_count())
         ]
+        # asked for the shape of one without end, HDF5 would open its sources
+        shape = mappings[0].virtual.shape if mappings else ()
+        return Virtual(shape, dataset.dtype, dataset.fillvalue, mappings)
 
     def dataset(self, file: Path, path: str) -> h5py.Dataset:
         """Return the one handle of a dataset, links followed.
@@ -250,9 +274,9 @@ class Library:
             When it is something else than a dataset.
         """
         place = self.locate(file, path)
-        key = (_identity(place.file), self.dataset_address(place))
+        key = (identity(place.file), self.dataset_address(place))
         if key not in self._datasets:
-            if self.mappings(place) is not None:
+            if self.virtual(place) is not None:
                 raise UnusableInput(f"{place}: a virtual dataset", remedy="give the dataset that holds the values")
             self._datasets[key] = self.file(place.file)[place.path]
         return self._datasets[key]
@@ -273,7 +297,8 @@ class Library:
         return address
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from all others, whatever its path: device and inode."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
@@ -297,8 +322,10 @@ def _too_many_files(path: Path) -> UnusableInput:
     )
 
 
-def _open(path: Path, *, swmr: bool) -> h5py.File:
+def _open(path: Path, *, swmr: bool, comm: MPI.Comm | None) -> h5py.File:
     try:
+        if comm is not None and not swmr:
+            return h5py.File(path, "r", driver="mpio", comm=comm)
         return h5py.File(path, "r", swmr=swmr, locking=False)
     except OSError as error:
         text = str(error)

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-from mpi_kernels.decode import decompress
-from mpi_kernels.native.library import PATH as NATIVE
+from mpi_kernels.decode import bitshuffle_lz4_decoder
+from mpi_kernels.frame_dataset import FrameDataset
+from mpi_kernels.native.library import NativePath
 from mpi_kernels.segments import Layout
-from mpi_kernels.source import FrameDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,8 @@ def identify(file: Path, dataset: str, layout: Layout, first: FrameDataset) -> I
 def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
     found: dict[Path, FileIdentity] = {}
     itself = file.resolve()
-    for segment in layout.segments:
-        path = segment.file.resolve()
+    for source, dataset in (place for segment in layout.segments for place in segment.datasets):
+        path = source.resolve()
         if path == itself or path in found:
             continue
         try:
@@ -74,7 +74,7 @@ def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
             continue
         found[path] = FileIdentity(
             path=str(path),
-            dataset=segment.dataset,
+            dataset=dataset,
             size=status.st_size,
             mtime_ns=status.st_mtime_ns,
             inode=status.st_ino,
@@ -95,9 +95,10 @@ def software() -> dict[str, str]:
 
 
 def _decoder() -> str:
-    if NATIVE is not None:
-        return f"native core ({NATIVE.name.lower()})"
-    return "HDF5 filters" if decompress is None else f"dectris-compression {_version('dectris-compression')}"
+    decoder = bitshuffle_lz4_decoder()
+    if isinstance(decoder, NativePath):
+        return f"native core ({decoder.name.lower()})"
+    return "HDF5 filters" if decoder is None else f"dectris-compression {_version('dectris-compression')}"
 
 
 def _version(distribution: str) -> str:

@@ -23,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_kernels.errors import NotThereYet, UnusableInput
-from mpi_kernels.hdf5_files import Library, WriterState, settled, writer_state
+from mpi_kernels.frame_dataset import FrameDataset
+from mpi_kernels.frame_numbers import Numbers
+from mpi_kernels.hdf5_files import Library, Place, WriterState, writer_state
 from mpi_kernels.segments import Layout, Segment
-from mpi_kernels.source import FrameDataset, FrameSource
+from mpi_kernels.source import FrameSource
 
 MOST_AT_ONCE = 4096
 """One look finds no more frames than this; the next goes on from there."""
@@ -52,36 +54,43 @@ class Ready:
 
 
 class Keys:
-    """A dataset with one whole number per frame; the fill value or zero means *not written*."""
+    """A dataset with one whole number per frame; the fill value or zero means *not written*.
 
-    def __init__(self, dataset: h5py.Dataset, *, live: bool, by_frame: bool) -> None:
-        self._id, self._dataset, self._live = dataset.id, dataset, live
-        self.by_frame = by_frame
-        """Counted by the frame's number, not by its position in the segment's dataset."""
+    Parameters
+    ----------
+    dataset
+        Its handle.
+    numbers
+        Which of them belongs to which frame of the segment.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, numbers: Numbers, *, live: bool) -> None:
+        self._id, self._dataset, self._numbers, self._live = dataset.id, dataset, numbers, live
         self._fill = dataset.fillvalue
         self._start = 0
         self._values: NDArray[Any] = np.empty(0, dataset.dtype)
 
-    def look(self, start: int, stop: int) -> None:
-        """Read the keys from `start` to before `stop`."""
+    def look(self, first: int, last: int) -> None:
+        """Read the keys of the segment's frames from `first` to before `last`."""
         if self._live:
             self._dataset.refresh()
+        start, stop = self._numbers.span(first, last)
         row = math.prod(self._id.shape[1:])  # a grid scan is counted in C order
-        first, last = (0, 0) if row == 0 else (start // row, min(-(-stop // row), self._id.shape[0]))
-        self._start, self._values = first * row, self._dataset[first : max(first, last)].reshape(-1)
+        top, end = (0, 0) if row == 0 else (start // row, min(-(-stop // row), self._id.shape[0]))
+        self._start, self._values = top * row, self._dataset[top : max(top, end)].reshape(-1)
 
-    def has(self, number: int) -> bool:
-        """Whether the frame was written, as far as the last look reached."""
-        index = number - self._start
-        if not 0 <= index < len(self._values):
+    def has(self, index: int) -> bool:
+        """Whether the segment's frame was written, as far as the last look reached."""
+        place = self._numbers.at(index) - self._start
+        if not 0 <= place < len(self._values):
             return False
-        return bool(self._values[index] != 0 and self._values[index] != self._fill)
+        return bool(self._values[place] != 0 and self._values[place] != self._fill)
 
 
 class SegmentWatch:
     """Finds the frames of one segment as they become ready."""
 
-    def __init__(self, number: int, segment: Segment, dataset: FrameDataset, keys: Keys | None) -> None:
+    def __init__(self, number: int, segment: Segment, dataset: FrameDataset, keys: Sequence[Keys]) -> None:
         self._number, self._segment, self._dataset, self._keys = number, segment, dataset, keys
         self._found = np.zeros(_WINDOW, bool)
         self._low = 0  # the lowest frame that wasn't found yet
@@ -94,6 +103,11 @@ class SegmentWatch:
     def live(self) -> bool:
         """Whether the segment's file was opened while somebody wrote it."""
         return self._dataset.live
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold the segment's frames."""
+        return {holder.file for holder in self._dataset.holders}
 
     @property
     def caught_up(self) -> bool:
@@ -113,11 +127,11 @@ class SegmentWatch:
         if self._segment.count is not None and self._low >= self._segment.count and not self._provisional:
             return
         self._dataset.refresh()
-        rescan = self._dataset.live or (final and self._keys is not None)
+        rescan = self._dataset.live or (final and bool(self._keys))
         candidates = self._candidates(full=full, final=final) if rescan else self._not_looked_at()
         final = final or not self._dataset.live
         limit = self._limit()
-        if self._keys is not None:
+        if self._keys:
             self._look_at_keys(self._low if rescan else self._looked_at, limit, full=full or final)
         while final and self._provisional:
             yield self._ready(self._provisional.pop(), provisional=False)
@@ -133,19 +147,17 @@ class SegmentWatch:
 
     @property
     def _guesses(self) -> bool:
-        return self._keys is None and self._dataset.frames_per_chunk > 1
+        return not self._keys and self._dataset.frames_per_chunk > 1
 
     def _ready(self, index: int, *, provisional: bool) -> Ready:
         return Ready(self._segment.frames.at(index), self._number, index, provisional, self._dataset.live)
 
     def _look_at_keys(self, first: int, limit: int, *, full: bool) -> None:
-        assert self._keys is not None  # noqa: S101
         if not full and self._top - first > _NEAR:  # an old gap is left to the full polls
             first = self._top - _NEAR
         last = limit if full else min(limit, self._top + _NEAR)
-        numbers = self._segment.frames if self._keys.by_frame else self._segment.positions
-        if last > first:
-            self._keys.look(numbers.at(first), numbers.at(last - 1) + 1)
+        for keys in self._keys if last > first else ():
+            keys.look(first, last)
 
     def _candidates(self, *, full: bool, final: bool) -> Iterator[int]:
         limit = self._limit()
@@ -161,7 +173,7 @@ class SegmentWatch:
             return
         far = np.concatenate([self._gaps(self._low, self._top), np.arange(self._top, limit)])
         if not final:
-            at_once = _FAR_AT_ONCE if self._keys is None else _FAR_KEYS_AT_ONCE
+            at_once = _FAR_AT_ONCE if not self._keys else _FAR_KEYS_AT_ONCE
             start = self._turn % max(1, len(far))
             self._turn = start + at_once
             far = far[start : start + at_once]
@@ -172,7 +184,7 @@ class SegmentWatch:
 
     def _stored_frames(self) -> float:
         """Return an upper bound of how many frames are in the file."""
-        return math.inf if self._keys is not None or self._guesses else self._dataset.stored_frames
+        return math.inf if self._keys or self._guesses else self._dataset.stored_frames
 
     def _gaps(self, start: int, stop: int) -> NDArray[np.intp]:
         return start + np.flatnonzero(~self._found[start:stop])
@@ -197,22 +209,16 @@ class SegmentWatch:
 
     def _is_ready(self, index: int, *, final: bool) -> bool:
         position = self._segment.positions.at(index)
-        if self._keys is not None:
-            number = self._segment.frames.at(index) if self._keys.by_frame else position
+        if self._keys:
+            written = all(keys.has(index) for keys in self._keys)
             if final and self._dataset.frames_per_chunk == 1 and self._dataset.allocated_as_written:
-                return self._keys.has(number) or self._dataset.has(position)  # a writer may die before the key
-            return self._keys.has(number) and (final or self._dataset.has(position))
+                return written or self._dataset.has(position)  # a writer may die before the key
+            return written and (final or self._dataset.has(position))
         if not self._dataset.allocated_as_written and not final:
             return False  # storage is there before the frames are
         if not self._dataset.has(position):
             return False
-        return final or not self._guesses or self._next_chunk_exists(position)
-
-    def _next_chunk_exists(self, position: int) -> bool:
-        if len(self._dataset.scan_shape) != 1:
-            return False
-        depth = self._dataset.frames_per_chunk
-        return self._dataset.has((position // depth + 1) * depth)
+        return final or not self._guesses or self._dataset.has_later_chunk(position)
 
 
 class Readiness:
@@ -270,7 +276,7 @@ class Readiness:
         """
         if self._being_written is not None and writer_state(self._being_written) is not WriterState.CLOSED:
             return False  # with thousands of files, asking all of them each time takes long
-        files = {self._layout.segments[number].file for number in self._watches} | {file}
+        files = {found for watch in self._watches.values() for found in watch.files} | {file}
         self._being_written = next((item for item in files if writer_state(item) is not WriterState.CLOSED), None)
         if self._being_written is not None:
             return False
@@ -280,47 +286,42 @@ class Readiness:
         return all(time.time() - item.stat().st_mtime > stall_timeout_s for item in files)
 
     def _watch(self, number: int, segment: Segment, file: Path, *, final: bool) -> SegmentWatch:
-        dataset = self._source.dataset(segment)
-        if not (final or self._finished or dataset.live) and self._may_be_opened_again(segment, dataset):
-            self._source.let_go(segment)
+        if not (final or self._finished) and self._source.let_go_of_unfinished(segment):
             raise NotThereYet(f"{segment}: closed, but frames are missing")
-        return SegmentWatch(number, segment, dataset, self._find_keys(segment, file))
+        dataset = self._source.dataset(segment)
+        return SegmentWatch(number, segment, dataset, self._find_keys(segment, dataset, file))
 
-    @staticmethod
-    def _may_be_opened_again(segment: Segment, dataset: FrameDataset) -> bool:
-        """Whether a closed data file lacks frames and is so new that its writer may just be about to write them."""
-        if segment.count is None or dataset.holds(segment.positions.at(segment.count - 1) + 1):
-            return False
-        return not settled(segment.file)
-
-    def _find_keys(self, segment: Segment, file: Path) -> Keys | None:
+    def _find_keys(self, segment: Segment, dataset: FrameDataset, file: Path) -> list[Keys]:
+        """Return the keys beside the frames, of every dataset that has any, or else those of the whole scan."""
         if self._keys_dataset is not None:
-            place = self._library.locate(file, self._keys_dataset)
-            return self._keys(place.file, place.path, by_frame=True)
-        parent = segment.dataset.rpartition("/")[0] or "/"
-        group = self._library.file(segment.file)[parent]
-        for name in _KEY_NAMES:
-            if group.get(name, getclass=True) is h5py.Dataset:
-                return self._keys(segment.file, f"{parent}/{name}", by_frame=False)
-        return self._scan_keys(file)
+            return [self._keys(self._library.locate(file, self._keys_dataset), segment.frames)]
+        beside = []
+        for holder in dataset.holders:
+            if holder.positions is None:
+                continue
+            parent = holder.path.rpartition("/")[0] or "/"
+            group = self._library.file(holder.file)[parent]
+            name = next((name for name in _KEY_NAMES if group.get(name, getclass=True) is h5py.Dataset), None)
+            if name is not None:
+                beside.append(self._keys(self._library.locate(holder.file, f"{parent}/{name}"), holder.positions))
+        return beside or self._scan_keys(segment, file)
 
-    def _scan_keys(self, file: Path) -> Keys | None:
+    def _scan_keys(self, segment: Segment, file: Path) -> list[Keys]:
         """Return the keys of the whole scan, ``/entry/diamond_scan/keys/…``, if there is exactly one such dataset."""
         root = self._library.file(file)
         for entry in root:
             path = f"/{entry}/diamond_scan/keys"
             if isinstance(root.get(entry, getlink=True), h5py.HardLink) and path in root and len(root[path]) == 1:
                 place = self._library.locate(file, f"{path}/{next(iter(root[path]))}")
-                if self._library.mappings(place) is None:
-                    return self._keys(place.file, place.path, by_frame=True)
-        return None
+                if self._library.virtual(place) is None:
+                    return [self._keys(place, segment.frames)]
+        return []
 
-    def _keys(self, file: Path, path: str, *, by_frame: bool) -> Keys:
-        dataset = self._library.dataset(file, path)
+    def _keys(self, place: Place, numbers: Numbers) -> Keys:
+        dataset = self._library.dataset(place.file, place.path)
         if dataset.dtype.kind not in "ui" or not dataset.shape:
             raise UnusableInput(
-                f"{file}::{path}: {dataset.dtype} of shape {dataset.shape} can't be the frames' keys",
+                f"{place}: {dataset.dtype} of shape {dataset.shape} can't be the frames' keys",
                 remedy="give --keys-dataset a dataset of one whole number per frame",
             )
-        live = self._library.is_live(self._library.locate(file, path).file)
-        return Keys(dataset, live=live, by_frame=by_frame)
+        return Keys(dataset, numbers, live=self._library.is_live(place.file))

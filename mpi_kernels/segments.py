@@ -10,80 +10,71 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from mpi_kernels.errors import NotThereYet, UnusableInput
-from mpi_kernels.hdf5_files import Library, Mapping, WriterState, external_file, writer_state
+from mpi_kernels.frame_numbers import ALL, Numbers, Progression
+from mpi_kernels.hdf5_files import Library, Virtual, WriterState, writer_state
+from mpi_kernels.mappings import MappedFrames, Tile, mapped_frames
 
-_UNLIMITED = h5py.h5s.UNLIMITED
 _SERIES_NAME = re.compile(r"^data_\d{6}$")
 
 
-@dataclass(frozen=True)
-class Progression:
-    """Whole numbers in blocks: `block` neighbours every `stride`; endless when `count` is None."""
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """How frames are put together.
 
-    start: int = 0
-    stride: int = 1
-    block: int = 1
-    count: int | None = None
+    Parameters
+    ----------
+    tiles
+        The parts; a later one counts where two overlap.
+    frame_shape, dtype
+        Shape and type of the whole.
+    fill
+        What is in pixels that no tile has.
+    """
 
-    def at(self, index: int) -> int:
-        """Return the number at `index`."""
-        step, rest = divmod(index, self.block)
-        return self.start + step * self.stride + rest
-
-    def count_below(self, limit: int) -> int:
-        """Return how many of the numbers are below `limit`."""
-        if limit <= self.start:
-            return 0
-        steps, rest = divmod(limit - self.start, self.stride)
-        found = steps * self.block + min(rest, self.block)
-        return found if self.count is None else min(found, self.count)
+    tiles: tuple[Tile, ...]
+    frame_shape: tuple[int, int]
+    dtype: np.dtype[np.generic]
+    fill: np.generic
 
 
 @dataclass(frozen=True, eq=False)
-class Listed:
-    """Whole numbers one by one."""
-
-    values: NDArray[np.int64]
-
-    @property
-    def count(self) -> int:
-        return len(self.values)
-
-    def at(self, index: int) -> int:
-        """Return the number at `index`."""
-        return int(self.values[index])
-
-    def count_below(self, limit: int) -> int:  # noqa: ARG002  in any order: which ones is for the caller to see
-        """Return an upper bound of how many of the numbers can be below `limit`."""
-        return len(self.values)
-
-
-Numbers: TypeAlias = Progression | Listed
-
-
-@dataclass(frozen=True)
 class Segment:
-    """Frames that lie in one real dataset: the `k`-th is frame `frames.at(k)` and lies at `positions.at(k)`."""
+    """Frames that lie in the same place: the `k`-th is frame `frames.at(k)` of the dataset that was asked for.
+
+    Parameters
+    ----------
+    file, dataset
+        The real dataset that holds them; of several the first.
+    frames
+        Their numbers.
+    positions
+        Where they lie in the dataset; of assembled frames each tile says that for itself, and these just count.
+    assembly
+        How a virtual dataset puts them together; None: they are the dataset's own.
+    """
 
     file: Path
     dataset: str
-    frames: Numbers = Progression()
-    positions: Numbers = Progression()
-    frame_shape: tuple[int, int] | None = None
-    """What the virtual dataset says; None when the dataset speaks for itself."""
+    frames: Numbers = ALL
+    positions: Numbers = ALL
+    assembly: Assembly | None = None
 
     @property
     def count(self) -> int | None:
         """Number of frames mapped; None when the dataset may grow without end."""
         counts = [item.count for item in (self.frames, self.positions) if item.count is not None]
         return min(counts) if counts else None
+
+    @property
+    def datasets(self) -> tuple[tuple[Path, str], ...]:
+        """All real datasets that hold these frames: their files and paths."""
+        if self.assembly is None:
+            return ((self.file, self.dataset),)
+        return tuple(dict.fromkeys((tile.file, tile.dataset) for tile in self.assembly.tiles))
 
     def __str__(self) -> str:
         return f"{self.file}::{self.dataset}"
@@ -107,9 +98,10 @@ class Layout:
                 raise UnusableInput(
                     f"{place}: a group without data_000001, data_000002, …", remedy="give the dataset of the frames"
                 )
-        elif (mappings := library.mappings(place)) is not None:
-            self.segments = [_segment(mapping, place.file, f"{place}") for mapping in mappings]
-            self.virtual_shape = mappings[0].virtual.shape if mappings else None
+        elif (virtual := library.virtual(place)) is not None:
+            mapped = mapped_frames(virtual, place.file, f"{place}")
+            self.segments = [_segment(item, virtual) for item in mapped]
+            self.virtual_shape = virtual.shape
         else:
             self.segments = [Segment(place.file, place.path)]
 
@@ -154,65 +146,8 @@ class Layout:
         return last.frames.at(int(np.prod(dataset.id.shape[:-2])))
 
 
-def _segment(mapping: Mapping, file: Path, place: str) -> Segment:
-    if "%" in mapping.file_name:
-        raise UnusableInput(
-            f"{place}: a virtual dataset over numbered files ({mapping.file_name})",
-            remedy="give the data files one by one, or a virtual dataset that lists its files",
-        )
-    source = file if mapping.file_name == "." else external_file(file, mapping.file_name)
-    frame_shape: tuple[int, int] = mapping.virtual.shape[-2:]
-    frames = _leading_numbers(mapping.virtual, frame_shape, place)
-    positions = _source_numbers(mapping.source, frame_shape, f"{source}::{mapping.dataset_name}")
-    return Segment(source, mapping.dataset_name, frames, positions, frame_shape)
-
-
-def _source_numbers(space: h5py.h5s.SpaceID, frame_shape: tuple[int, int], place: str) -> Numbers:
-    """Return which frames a mapping takes from its source; HDF5 doesn't keep the source's shape, only the selection."""
-    if space.get_select_type() == h5py.h5s.SEL_ALL:
-        return Progression()
-    if len(space.shape) > 3:
-        raise UnusableInput(
-            f"{place}: a part of a source with {len(space.shape) - 2} scan dimensions", remedy="map the whole source"
-        )
-    return _leading_numbers(space, frame_shape, place)
-
-
-def _leading_numbers(space: h5py.h5s.SpaceID, frame_shape: tuple[int, int], place: str) -> Numbers:
-    """Return which frames a dataspace selects, counted in C order over its leading dimensions."""
-    shape = space.shape
-    if space.get_select_type() == h5py.h5s.SEL_ALL:
-        return Progression(count=int(np.prod(shape[:-2])))
-    if not space.is_regular_hyperslab():
-        raise UnusableInput(f"{place}: an irregular mapping of a virtual dataset", remedy="map whole frames")
-    start, stride, count, block = space.get_regular_hyperslab()
-    for axis in (-2, -1):
-        if start[axis] != 0 or count[axis] * block[axis] != frame_shape[axis]:
-            raise UnusableInput(
-                f"{place}: a mapping of parts of frames (rows {start[-2]}…, columns {start[-1]}…)",
-                remedy="only sources that hold whole frames can be followed; process the modules singly",
-            )
-    lead = len(shape) - 2
-    if lead == 1:
-        many = None if count[0] == _UNLIMITED or block[0] == _UNLIMITED else count[0] * block[0]
-        length = 1 if block[0] == _UNLIMITED else block[0]
-        return Progression(start[0], 1 if block[0] == _UNLIMITED else stride[0], length, many)
-    if _UNLIMITED in count[:lead] + block[:lead]:
-        raise UnusableInput(f"{place}: an unlimited mapping with {lead} scan dimensions", remedy="map a fixed shape")
-    return Listed(_grid_numbers(shape[:lead], start[:lead], stride[:lead], count[:lead], block[:lead]))
-
-
-def _grid_numbers(
-    shape: tuple[int, ...],
-    start: tuple[int, ...],
-    stride: tuple[int, ...],
-    count: tuple[int, ...],
-    block: tuple[int, ...],
-) -> NDArray[np.int64]:
-    axes = [
-        (first + np.arange(many)[:, None] * step + np.arange(length)[None, :]).ravel()
-        for first, step, many, length in zip(start, stride, count, block, strict=True)
-    ]
-    if not axes:
-        return np.zeros(1, np.int64)
-    return np.ravel_multi_index(np.ix_(*axes), shape).ravel().astype(np.int64)
+def _segment(mapped: MappedFrames, virtual: Virtual) -> Segment:
+    first = mapped.tiles[0]
+    height, width = virtual.shape[-2:]
+    assembly = Assembly(mapped.tiles, (height, width), virtual.dtype, virtual.fill)
+    return Segment(first.file, first.dataset, mapped.frames, assembly=assembly)

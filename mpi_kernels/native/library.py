@@ -14,7 +14,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from mpi_kernels.errors import UnusableInput
+from mpi_kernels.errors import InvalidParameters
 
 VARIABLE = "MPI_KERNELS_NATIVE"
 OBJECT = Path(__file__).with_name("libmpi_kernels_native.so")
@@ -121,7 +121,7 @@ def chosen(paths: tuple[NativePath, ...], wish: str) -> NativePath | None:
 
     Raises
     ------
-    UnusableInput
+    InvalidParameters
         When the wish can't be met; a silent second best would make measurements lie.
     """
     if wish == "off":
@@ -132,7 +132,7 @@ def chosen(paths: tuple[NativePath, ...], wish: str) -> NativePath | None:
         if path.name.lower() == wish:
             return path
     here = ", ".join(path.name.lower() for path in paths)
-    raise UnusableInput(
+    raise InvalidParameters(
         f"{VARIABLE}={wish}: not possible here",
         remedy=f"one of: {here}, off" if here else f"only off: there is no usable {OBJECT}",
     )
@@ -140,8 +140,23 @@ def chosen(paths: tuple[NativePath, ...], wish: str) -> NativePath | None:
 
 LIBRARY = load(OBJECT)
 PATHS = available(LIBRARY)
-PATH = chosen(PATHS, os.environ.get(VARIABLE, ""))
+WISH = os.environ.get(VARIABLE, "")
+try:
+    PATH = chosen(PATHS, WISH)
+except InvalidParameters:  # not while modules are imported: whoever runs a kernel asks first, see `check_wish`
+    PATH = None
 """What is used unless a caller says otherwise; None: the core isn't there, or isn't wanted."""
+
+
+def check_wish() -> None:
+    """Make sure that the environment variable can be followed.
+
+    Raises
+    ------
+    InvalidParameters
+        When it can't.
+    """
+    chosen(PATHS, WISH)
 
 
 def functions() -> Any:

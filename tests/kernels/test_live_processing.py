@@ -43,6 +43,11 @@ WRITERS = {
     "three data files and a master": {"files": 3},
     "keys of the whole scan": {"scan_keys": True, "chunks": (5, 30, 40), "preallocate": True},
     "three data files and keys of the whole scan": {"scan_keys": True, "files": 3, "preallocate": True},
+    "tiles, LZ4": {"compression": "lz4", "chunks": (1, 25, 33)},
+    "time series of a grid, several frames per chunk": {"lead": (2, 2, 3), "chunks": (1, 2, 2, 60, 80)},
+    "four modules": {"modules": 4},
+    "three modules, one late, chunks of two frames": {"modules": 3, "files_late_s": 0.5, "chunks": (2, 20, 40)},
+    "two modules with keys, allocated beforehand": {"modules": 2, "keys": True, "preallocate": True},
     "data files later than the master": {"files": 3, "files_late_s": 1.0, "keys": True},
 }
 
@@ -156,6 +161,65 @@ def test_closed_file_that_is_short_ends_as_partial_without_waiting_for_the_stall
 def end_file(path: Path, outcome: str, frames: int | None) -> Path:
     path.write_text(json.dumps({"uid": "u", "outcome": outcome, "frames_written": frames, "ended_at": None}))
     return path
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("files", [1, 3])
+def test_file_that_is_swapped_ends_the_run_and_what_was_processed_stands(tmp_path: Path, files: int) -> None:
+    other = Spec(path=str(tmp_path / "other.h5"), seed=8)
+    write_in_own_process(other)
+    spec = Spec(path=str(tmp_path / "scan.h5"), frames=400, interval_s=0.02, files=files)
+    swapped, result = tmp_path / ("scan.h5" if files == 1 else "scan_1.h5"), tmp_path / "result.nxs"
+    with running_writer(spec), running_kernel(Path(spec.path), result, ranks=2) as process:
+        wait_until(lambda: int(progress_of(result).get("processed", 0)) >= 9)
+        Path(other.path).rename(swapped)
+        _out, error = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert f"{swapped}: replaced by another file while it was read" in error
+    assert error.count("error: ") == 1
+    with h5py.File(result) as file:
+        assert file["entry/frames/ended_because"][0] == b"error"
+        done = np.flatnonzero(file["entry/frames/status"][()] == 1).tolist()
+    assert len(done) >= 9
+    assert_rows_are_the_frames(result, spec, done)
+
+
+def test_module_file_that_is_missing_costs_its_frames_and_no_others(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), modules=2)
+    write_in_own_process(spec)
+    with h5py.File(tmp_path / "scan_1.h5") as file:
+        values = file["data"][()]
+    later = tmp_path / "scan_2.h5"
+    for path, part in ((tmp_path / "scan_1.h5", values[:8]), (later, values[8:])):
+        path.unlink(missing_ok=True)
+        with h5py.File(path, "w", libver=("v110", "v110")) as file:
+            file.create_dataset("data", data=part, chunks=(1, *part.shape[1:]))
+    layout = h5py.VirtualLayout(shape=(12, 60, 80), dtype="u4")
+    layout[:, :30] = h5py.VirtualSource("scan_0.h5", "data", shape=(12, 30, 80))
+    layout[:8, 30:] = h5py.VirtualSource("scan_1.h5", "data", shape=(8, 30, 80))
+    layout[8:, 30:] = h5py.VirtualSource("scan_2.h5", "data", shape=(4, 30, 80))
+    with h5py.File(spec.path, "r+") as file:
+        del file[NEXUS_DATASET]
+        file["entry/instrument/detector"].create_virtual_dataset("data", layout)
+    later.unlink()
+    result = tmp_path / "result.nxs"
+    assert run_kernel(Path(spec.path), result, expected=12, stall_timeout=1).returncode == 4
+    assert_rows_are_the_frames(result, spec, list(range(8)))
+    assert progress_of(result)["failed"] == 0
+
+
+@pytest.mark.mpi
+def test_corrupt_chunk_of_one_module_is_one_failed_frame(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), modules=3, compression="gzip")
+    write_in_own_process(spec)
+    with h5py.File(tmp_path / "scan_1.h5", "r+") as file:
+        file["data"].id.write_direct_chunk((4, 0, 0), b"no gzip at all")
+    result = tmp_path / "result.nxs"
+    assert run_kernel(Path(spec.path), result, ranks=2).returncode == 4
+    with h5py.File(result) as file:
+        assert list(np.flatnonzero(file["entry/frames/status"][()] == 2)) == [4]
+        assert b"scan_1.h5::/data[4]: chunk of 14 bytes is no gzip data" in file["entry/frames/message"][4]
+        assert file["entry/frames/processed"][0] == 11
 
 
 ENDINGS = {

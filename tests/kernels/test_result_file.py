@@ -173,7 +173,7 @@ def test_real_frames_come_out_the_same_on_one_and_two_ranks(tmp_path: Path) -> N
         intensity = one["entry/data/I"][()]
         assert intensity.tobytes() == two["entry/data/I"][()].tobytes()
         assert intensity.shape == (10, 40)
-        assert one["entry/frames/reading_route"][0] == b"HDF5 pipeline (gzip, chunks (2, 25, 122))"
+        assert one["entry/frames/reading_route"][0] == b"direct chunk read (gzip, chunks (2, 25, 122))"
         assert one["entry/instrument/name"].asstr()[()] == "APS 9-ID-C USAXS pinSAXS"
         assert one["entry/instrument/monochromator/wavelength"][()] == pytest.approx(0.59040224)
     assert validate_application(str(tmp_path / "1.nxs")) == (0, 0)

@@ -142,24 +142,6 @@ def test_links_in_a_circle(scan: Path, tmp_path: Path) -> None:
     assert_refused(run_kernel(scan, tmp_path / "r.nxs", dataset="/entry/a"), 3, "links", "circle")
 
 
-def test_virtual_dataset_of_detector_modules_is_refused(scan: Path, tmp_path: Path) -> None:
-    layout = h5py.VirtualLayout(shape=(4, 120, 80), dtype="u4")
-    layout[:, :60] = layout[:, 60:] = h5py.VirtualSource(str(scan), NEXUS_DATASET, shape=(4, 60, 80))
-    path = tmp_path / "master.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        file.create_virtual_dataset("data", layout)
-    assert_refused(run_kernel(aged(path), tmp_path / "r.nxs", dataset="/data"), 3, "parts of frames", "modules")
-
-
-def test_virtual_dataset_that_crops_frames_is_refused(scan: Path, tmp_path: Path) -> None:
-    layout = h5py.VirtualLayout(shape=(4, 30, 80), dtype="u4")
-    layout[:] = h5py.VirtualSource(str(scan), NEXUS_DATASET, shape=(4, 60, 80))[:, :30]
-    path = tmp_path / "master.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        file.create_virtual_dataset("data", layout)
-    assert_refused(run_kernel(aged(path), tmp_path / "r.nxs", dataset="/data"), 3, "takes a part (30, 80)")
-
-
 PARAMETERS = {
     "unknown name": ({"bin": 10}, ["bin: unknown", "--schema"]),
     "wrong type": ({"bins": "many"}, ["bins: "]),
@@ -214,6 +196,19 @@ def test_wrong_command_line_is_said_once(tmp_path: Path, ranks: int | None) -> N
     assert (progress["state"], progress["ended_because"], progress["ranks"]) == ("failed", "error", ranks or 1)
     assert "--expected" in str(progress["message"])
     assert progress["parameters"] is None
+
+
+@pytest.mark.parametrize("ranks", [None, pytest.param(2, marks=pytest.mark.mpi)])
+def test_native_path_that_is_not_there_is_refused_in_one_line(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int | None
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "MPI_KERNELS_NATIVE", "fast")
+    done = run_kernel(scan, tmp_path / "r.nxs", ranks=ranks)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "MPI_KERNELS_NATIVE=fast: not possible here" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "MPI_KERNELS_NATIVE" in str(progress_of(tmp_path / "r.nxs")["message"])
 
 
 def test_signal_while_waiting_for_the_input_says_so(tmp_path: Path) -> None:

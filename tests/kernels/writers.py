@@ -7,6 +7,7 @@ writes what the spec says, frame by frame, in a process of its own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -45,7 +46,9 @@ class Spec:
     files: int = 1
     """More than one: data files with interleaved frames and a master with a virtual dataset and external links."""
     files_late_s: float = 0.0
-    """How long after the master the data files appear."""
+    """How long after the master the data files appear; of modules the last one."""
+    modules: int = 1
+    """More than one: a file for the rows of each detector module, and a master with a virtual dataset of frames."""
     interval_s: float = 0.0
     close: bool = True
     """Whether to close the file at the end, instead of staying there until killed."""
@@ -107,14 +110,15 @@ def add_geometry(file: h5py.File, spec: Spec) -> h5py.Group:
 class Stack:
     """A dataset of frames that is being written, with its keys."""
 
-    def __init__(self, group: h5py.Group, spec: Spec, frames: int) -> None:
-        self.spec = spec
+    def __init__(self, group: h5py.Group, spec: Spec, frames: int, rows: slice = slice(None)) -> None:
+        self.spec, self.rows = spec, rows
+        shape = (len(range(*rows.indices(spec.shape[0]))), spec.shape[1])
         lead = spec.lead or (frames if spec.preallocate else 0,)
-        chunks = tuple(spec.chunks) if spec.chunks else (1,) * len(lead) + tuple(spec.shape)
+        chunks = tuple(spec.chunks) if spec.chunks else (1,) * len(lead) + shape
         self.data = group.create_dataset(
             "data",
-            shape=(*lead, *spec.shape),
-            maxshape=(None, *lead[1:], *spec.shape),
+            shape=(*lead, *shape),
+            maxshape=(None, *lead[1:], *shape),
             chunks=chunks,
             dtype=spec.dtype,
             **filters(spec.compression),
@@ -128,7 +132,7 @@ class Stack:
             for dataset in filter(None, (self.data, self.keys)):
                 dataset.resize(position + 1, axis=0)
         index = np.unravel_index(position, self.data.shape[:-2])
-        self.data[index] = frame_of(self.spec, number)
+        self.data[index] = frame_of(self.spec, number)[self.rows]
         self.data.flush()
         if self.keys is not None:
             self.keys[index] = number + 1
@@ -137,7 +141,12 @@ class Stack:
 
 def write(spec: Spec) -> None:
     """Write the files of a spec, in SWMR mode."""
-    _write_one(spec) if spec.files == 1 else _write_many(spec)
+    if spec.modules > 1:
+        _write_modules(spec)
+    elif spec.files > 1:
+        _write_many(spec)
+    else:
+        _write_one(spec)
 
 
 def _numbers(spec: Spec) -> list[int]:
@@ -196,6 +205,40 @@ def _write_master(spec: Spec, paths: list[Path]) -> h5py.File:
         detector[f"link_{index}"] = h5py.ExternalLink(path.name, "/data")
     detector.create_virtual_dataset("data", layout)
     add_scan_keys(master, spec)
+    master.swmr_mode = True
+    return master
+
+
+def _write_modules(spec: Spec) -> None:
+    """Write the rows of each module to a file of its own."""
+    edges = np.linspace(0, spec.shape[0], spec.modules + 1).astype(int)
+    rows = [slice(int(start), int(stop)) for start, stop in itertools.pairwise(edges)]
+    paths = [Path(spec.path).with_name(f"{Path(spec.path).stem}_{index}.h5") for index in range(spec.modules)]
+    opened = [_write_module_master(spec, paths, rows)]
+    stacks = []
+    for path, part in zip(paths, rows, strict=True):
+        if path == paths[-1]:
+            time.sleep(spec.files_late_s)
+        file = h5py.File(path, "w", libver=("v110", "v110"))
+        stacks.append(Stack(file, spec, spec.frames, part))
+        file.swmr_mode = True
+        opened.append(file)
+    for number in _numbers(spec):
+        for stack in stacks:
+            stack.write(number, number)
+            time.sleep(spec.interval_s / spec.modules)
+    _end(spec, opened)
+
+
+def _write_module_master(spec: Spec, paths: list[Path], rows: list[slice]) -> h5py.File:
+    master = h5py.File(spec.path, "w", libver=("v110", "v110"))
+    detector = add_geometry(master, spec)
+    layout = h5py.VirtualLayout(shape=(spec.frames, *spec.shape), dtype=spec.dtype)
+    for path, part in zip(paths, rows, strict=True):
+        layout[:, part] = h5py.VirtualSource(
+            path.name, "data", shape=(spec.frames, part.stop - part.start, spec.shape[1])
+        )
+    detector.create_virtual_dataset("data", layout)
     master.swmr_mode = True
     return master
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpi_kernels.errors import UnusableInput
+from mpi_kernels.errors import InvalidParameters
 from mpi_kernels.native.decoding import decode
 from mpi_kernels.native.library import OBJECT, PATHS, NativePath, available, chosen, load
 from tests.unit.native_chunks import KINDS, TYPES, every_path, needs_core, some_frames, stored
@@ -158,10 +158,10 @@ def test_wish_for_a_path_is_met_or_refused() -> None:
     assert chosen(both, "portable") is NativePath.PORTABLE
     assert chosen(both, "off") is None
     assert chosen((), "") is None
-    with pytest.raises(UnusableInput, match="MPI_KERNELS_NATIVE=avx512: not possible here") as refused:
+    with pytest.raises(InvalidParameters, match="MPI_KERNELS_NATIVE=avx512: not possible here") as refused:
         chosen(both, "avx512")
     assert refused.value.remedy == "one of: portable, avx2, off"
-    with pytest.raises(UnusableInput):
+    with pytest.raises(InvalidParameters):
         chosen((), "portable")
 
 

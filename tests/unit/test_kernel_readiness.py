@@ -13,10 +13,12 @@ import h5py
 import numpy as np
 import pytest
 
+from mpi_kernels.frame_numbers import ALL
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.readiness import MOST_AT_ONCE, Keys, Readiness, SegmentWatch
 from mpi_kernels.segments import Layout, Segment
-from mpi_kernels.source import FrameDataset, FrameSource
+from mpi_kernels.source import FrameSource
+from mpi_kernels.stored_frames import StoredFrames
 
 
 def stack(path: Path, frames: int, written: range, chunk: int = 1) -> None:
@@ -75,7 +77,7 @@ def test_long_stack_is_found_in_portions_each_frame_once(tmp_path: Path) -> None
     library.close()
 
 
-class Counting(FrameDataset):
+class Counting(StoredFrames):
     """Counts how often storage is looked up."""
 
     looks = 0
@@ -87,7 +89,7 @@ class Counting(FrameDataset):
 
 def watch(library: Library, path: Path, *, live: bool) -> tuple[SegmentWatch, Counting]:
     dataset = Counting(library.dataset(path, "/data"), path, live=live)
-    return SegmentWatch(0, Segment(path, "/data"), dataset, None), dataset
+    return SegmentWatch(0, Segment(path, "/data"), dataset, ()), dataset
 
 
 def test_file_that_nobody_writes_is_searched_only_once(tmp_path: Path) -> None:
@@ -204,8 +206,70 @@ def test_short_data_file_is_taken_as_it_is_when_it_has_not_changed_for_a_while_o
 def test_keys_of_any_shape_are_counted_in_c_order(tmp_path: Path, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).integers(0, 2, shape)
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        keys = Keys(file.create_dataset("uid", data=values), live=False, by_frame=False)
+        keys = Keys(file.create_dataset("uid", data=values), ALL, live=False)
         for start, stop in ((0, 24), (5, 7), (7, 99), (23, 24)):
             keys.look(start, stop)
             written = [keys.has(number) for number in range(start, min(stop, 24))]
             assert written == [bool(value) for value in values.reshape(-1)[start:stop]]
+
+
+SNAKE = """
+import sys, h5py, numpy as np
+path, lead, chunks = sys.argv[1], *(tuple(map(int, text.split(","))) for text in sys.argv[2:])
+rows, columns = int(np.prod(lead[:-1])), lead[-1]
+with h5py.File(path, "w", libver=("v110", "v110")) as file:
+    data = file.create_dataset("data", (0, *lead[1:], 4, 5), "u4", maxshape=(None, *lead[1:], 4, 5),
+                               chunks=(*chunks, 4, 5), compression="gzip")
+    file.swmr_mode = True
+    print("open", flush=True)
+    for row in range(rows):
+        before = np.unravel_index(row, lead[:-1])
+        for column in range(columns) if row % 2 == 0 else reversed(range(columns)):
+            sys.stdin.readline()
+            data.resize(int(before[0]) + 1, axis=0)
+            data[(*before, column)] = np.random.default_rng(row * columns + column).integers(1, 99, (4, 5))
+            data.flush()
+            print("written", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lead", "chunks"),
+    [((4, 3), (1, 1)), ((4, 6), (1, 2)), ((4, 6), (2, 3)), ((2, 3, 4), (1, 1, 1)), ((3, 2, 4), (1, 2, 3))],
+)
+def test_snake_scan_that_grows_row_by_row_is_read_frame_by_frame(
+    tmp_path: Path, lead: tuple[int, ...], chunks: tuple[int, ...]
+) -> None:
+    path, count = tmp_path / "a.h5", int(np.prod(lead))
+    expected = [np.random.default_rng(number).integers(1, 99, (4, 5)) for number in range(count)]
+    texts = [",".join(map(str, item)) for item in (lead, chunks)]
+    command = [sys.executable, "-c", SNAKE, str(path), *texts]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "open\n"
+        library = Library()
+        source = FrameSource(library)
+        found = Readiness(library, Layout(library, path, "/data"), source, None, finished=False)
+        settled: list[int] = []
+        for _ in range(count):
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+            assert writer.stdout.readline() == "written\n"
+            for segment in found.segments:
+                source.look_again(segment)
+            for ready in found.poll(path):
+                frame = source.read(found.segments[0], ready.index)
+                assert ready.provisional == (np.prod(chunks) > 1)
+                if frame is not None:
+                    np.testing.assert_array_equal(frame, expected[ready.frame])
+                if not ready.provisional:
+                    settled.append(ready.frame)
+        writer.stdin.close()
+        assert writer.wait() == 0
+    source.look_again(found.segments[0])
+    for ready in found.poll(path, full=True, final=True):
+        np.testing.assert_array_equal(source.read(found.segments[0], ready.index), expected[ready.frame])
+        settled.append(ready.frame)
+    assert sorted(settled) == list(range(count))
+    library.close()

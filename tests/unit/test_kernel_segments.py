@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_kernels.errors import NotThereYet, UnusableInput
+from mpi_kernels.frame_numbers import Progression
 from mpi_kernels.hdf5_files import Library
-from mpi_kernels.segments import Layout, Progression
+from mpi_kernels.segments import Layout
 
 
 @given(st.integers(0, 9), st.integers(1, 5), st.integers(0, 6), st.integers(0, 60))
@@ -36,8 +37,9 @@ def layout_of(path: Path, shape: tuple[int, ...], mapping: object) -> list[tuple
     library.close()
     found = []
     for segment in segments:
+        (tile,) = segment.assembly.tiles
         indices = range(segment.count or 0)
-        frames, positions = ([numbers.at(i) for i in indices] for numbers in (segment.frames, segment.positions))
+        frames, positions = ([numbers.at(i) for i in indices] for numbers in (segment.frames, tile.positions))
         found.append((segment.file.name, frames, positions))
     return found
 
@@ -95,7 +97,8 @@ def test_growing_virtual_dataset_is_followed_without_end(tmp_path: Path) -> None
     library.close()
     assert segment.count is None
     assert [segment.frames.at(index) for index in (0, 1, 1000)] == [0, 1, 1000]
-    assert [segment.positions.at(index) for index in (0, 1, 1000)] == [0, 1, 1000]
+    (tile,) = segment.assembly.tiles
+    assert [tile.positions.at(index) for index in (0, 1, 1000)] == [0, 1, 1000]
 
 
 def test_group_without_data_files_is_refused(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from mpi_kernels import source as module
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
-from mpi_kernels.hdf5_files import Library
+from mpi_kernels.hdf5_files import Library, Mode
 from mpi_kernels.segments import Segment
-from mpi_kernels.source import FrameDataset, FrameSource
+from mpi_kernels.source import FrameSource
+from mpi_kernels.stored_frames import StoredFrames
 
 
 def five_frames(path: Path, **options: object) -> np.ndarray:
@@ -32,7 +33,7 @@ def test_undecodable_first_frame_does_not_spoil_the_others(tmp_path: Path, chunk
     with h5py.File(path, "r+") as file:
         file["data"].id.write_direct_chunk((0, 0, 0), b"no gzip at all")
     library = Library()
-    dataset = FrameDataset(library.dataset(path, "/data"), path, live=False)
+    dataset = StoredFrames(library.dataset(path, "/data"), path, live=False)
     for number in (3, 1, 4):
         np.testing.assert_array_equal(dataset.read(number), frames[number])
     with pytest.raises(FrameUnreadable, match=r"data\[0\]"):
@@ -48,7 +49,7 @@ def test_chunk_that_claims_an_absurd_size_is_one_unreadable_frame(tmp_path: Path
         mask, raw = file["data"].id.read_direct_chunk((2, 0, 0))
         file["data"].id.write_direct_chunk((2, 0, 0), size.to_bytes(8, "big") + raw[8:], mask)
     library = Library()
-    dataset = FrameDataset(library.dataset(path, "/data"), path, live=False)
+    dataset = StoredFrames(library.dataset(path, "/data"), path, live=False)
     with pytest.raises(FrameUnreadable, match=r"data\[2\]"):
         dataset.read(2)
     np.testing.assert_array_equal(dataset.read(3), frames[3])
@@ -107,7 +108,7 @@ def test_number_of_frames_in_a_file_is_told_by_its_chunks(
         data = file.create_dataset("data", shape=(5, 20, 30), dtype="u4", **options)
         data[:written] = 1
     library = Library()
-    dataset = FrameDataset(library.dataset(path, "/data"), path, live=False)
+    dataset = StoredFrames(library.dataset(path, "/data"), path, live=False)
     assert [dataset.holds(count) for count in (held, held + 1)] == [True, False]
     library.close()
 
@@ -118,4 +119,31 @@ def test_frames_stored_outside_hdf5_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("frames", (1, 4, 4), "u1", external=[(str(secret), 0, 16)])
     with h5py.File(tmp_path / "x.h5") as file, pytest.raises(UnusableInput, match="stored outside HDF5"):
-        FrameDataset(file["frames"], tmp_path / "x.h5", live=False)
+        StoredFrames(file["frames"], tmp_path / "x.h5", live=False)
+
+
+@pytest.mark.parametrize("mode", ["live", "finished"])
+def test_file_that_is_replaced_while_it_is_read_is_named(tmp_path: Path, mode: Mode) -> None:
+    path = tmp_path / "a.h5"
+    frames = five_frames(path, chunks=(1, 20, 30))
+    library = Library(mode)
+    source, segment = FrameSource(library), Segment(path, "/data")
+    np.testing.assert_array_equal(source.read(segment, 0), frames[0])
+    source.look_again(segment)
+    five_frames(tmp_path / "b.h5", chunks=(1, 20, 30))
+    (tmp_path / "b.h5").rename(path)
+    with pytest.raises(UnusableInput, match=r"a\.h5: replaced by another file while it was read"):
+        source.look_again(segment)
+    library.close()
+
+
+def test_file_that_is_moved_away_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    frames = five_frames(path, chunks=(1, 20, 30))
+    library = Library()
+    source, segment = FrameSource(library), Segment(path, "/data")
+    source.read(segment, 0)
+    path.rename(tmp_path / "archived.h5")
+    source.look_again(segment)
+    np.testing.assert_array_equal(source.read(segment, 4), frames[4])
+    library.close()
