@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.errors import UnusableInput
 from mpi_kernels.frame_dataset import FrameDataset, Holder
 from mpi_kernels.frame_numbers import ALL, Numbers
@@ -161,9 +162,9 @@ class AssembledFrames(FrameDataset):
     def has_later_chunk(self, position: int) -> bool:
         return all(part.has_later_chunk(position) for part in self._parts)
 
-    def chunk(self, position: int) -> bytes | None:
+    def chunk(self, position: int, memory: ChunkMemory) -> memoryview | None:
         part = self._parts[0]
-        return part.dataset.chunk(part.numbers.at(position)) if self._alone else None
+        return part.dataset.chunk(part.numbers.at(position), memory) if self._alone else None
 
     def read(self, position: int) -> NDArray[Any] | None:
         if self._alone:

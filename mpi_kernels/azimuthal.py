@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mpi_kernels.corrections import DeadTimeModel, dead_time, scale
 from mpi_kernels.kernel import Array, Column, Reduced
+from mpi_kernels.native.library import Chunk
 from mpi_kernels.splitting import Pairs
 from mpi_kernels.summing import Counts, Limits, Pixels, SplitPixels, WholePixels
 
@@ -208,7 +209,7 @@ class Integrator:
         """Whether more is needed of a frame than sums of its counts."""
         return self._busy is not None or self._error_model == "azimuthal"
 
-    def of_chunks(self, chunks: Sequence[bytes], given: Sequence[Mapping[str, float]]) -> Reduced:
+    def of_chunks(self, chunks: Sequence[Chunk], given: Sequence[Mapping[str, float]]) -> Reduced:
         """Integrate frames that are stored as one chunk of bitshuffle-LZ4 each."""
         return self._reduced(self._pixels.of_chunks(chunks), given)
 
@@ -336,7 +337,7 @@ class Several:
         """Whether all can be made without a frame in between."""
         return all(integrator.takes_chunks for integrator in self._integrators)
 
-    def of_chunks(self, chunks: Sequence[bytes], given: Sequence[Mapping[str, float]]) -> Reduced:
+    def of_chunks(self, chunks: Sequence[Chunk], given: Sequence[Mapping[str, float]]) -> Reduced:
         """Integrate frames that are stored as one chunk of bitshuffle-LZ4 each."""
         return _together([integrator.of_chunks(chunks, given) for integrator in self._integrators])
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.frame_numbers import Numbers
 
 
@@ -98,8 +99,10 @@ class FrameDataset(ABC):
         """Whether a chunk is in the file all of whose frames come after those that share this one's chunk."""
 
     @abstractmethod
-    def chunk(self, position: int) -> bytes | None:
+    def chunk(self, position: int, memory: ChunkMemory) -> memoryview | None:
         """Return one frame as it is stored: one chunk of bitshuffle-LZ4; None if this one isn't stored so.
+
+        It lies in `memory`, and stays there while no more are read than it has room for.
 
         Raises
         ------

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
 from mpi_kernels.frame_dataset import FrameDataset
 from mpi_kernels.frame_numbers import Integers
@@ -98,9 +99,9 @@ class JoinedFrames(FrameDataset):
         dataset, index = self._find(position)
         return dataset.frames_per_chunk == 1 or dataset.has_later_chunk(index)
 
-    def chunk(self, position: int) -> bytes | None:
+    def chunk(self, position: int, memory: ChunkMemory) -> memoryview | None:
         dataset, index = self._find(position)
-        return dataset.chunk(index)
+        return dataset.chunk(index, memory)
 
     def read(self, position: int) -> NDArray[Any] | None:
         dataset, index = self._find(position)

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from mpi_kernels.native.library import Chunk
+
 Array: TypeAlias = NDArray[Any]
 
 
@@ -81,7 +83,7 @@ class Reduction(Protocol):
     def takes_chunks(self) -> bool:
         """Whether `of_chunks` works here: it may need what this processor hasn't."""
 
-    def of_chunks(self, chunks: Sequence[bytes], given: Sequence[Mapping[str, float]]) -> Reduced:
+    def of_chunks(self, chunks: Sequence[Chunk], given: Sequence[Mapping[str, float]]) -> Reduced:
         """Reduce frames that are stored as one chunk of bitshuffle-LZ4 each; the same bits as `of_frames`.
 
         `given` are each frame's own numbers (`per_frame`).

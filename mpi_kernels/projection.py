@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mpi_kernels.errors import UnusableInput
 from mpi_kernels.native.binning import fits
-from mpi_kernels.native.library import PATH, NativePath
+from mpi_kernels.native.library import PATH, Chunk, NativePath
 from mpi_kernels.native.projecting import FrameTotals, PixelSums, Summer
 from mpi_kernels.summing import Limits
 
@@ -116,7 +116,7 @@ class Projector:
             counted.reshape(shape),
         )
 
-    def add_chunks(self, chunks: Sequence[bytes]) -> FrameTotals:
+    def add_chunks(self, chunks: Sequence[Chunk]) -> FrameTotals:
         """Add frames that are stored in one chunk of bitshuffle-LZ4 each; those that are broken add nothing."""
         assert self._summer is not None  # noqa: S101  takes_chunks says so
         totals = self._summer.add(self._sums, chunks)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpi_kernels.errors import InvalidParameters
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.kernel import Array, Column, Frames, Kernel, Prepared, Reduced
+from mpi_kernels.native.library import Chunk
 from mpi_kernels.native.projecting import FrameTotals
 from mpi_kernels.nexus import group
 from mpi_kernels.nexus_geometry import read_detector
@@ -81,7 +82,7 @@ class Projection:
         """Whether stored chunks can be added without a frame in between."""
         return self._projector.takes_chunks
 
-    def of_chunks(self, chunks: Sequence[bytes], given: Sequence[Mapping[str, float]]) -> Reduced:  # noqa: ARG002
+    def of_chunks(self, chunks: Sequence[Chunk], given: Sequence[Mapping[str, float]]) -> Reduced:  # noqa: ARG002
         """Add frames that are stored as one chunk of bitshuffle-LZ4 each."""
         return _reduced(self._projector.add_chunks(chunks))
 

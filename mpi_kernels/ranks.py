@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
+from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.errors import FrameUnreadable, KernelError
 from mpi_kernels.hdf5_files import Library, Mode
 from mpi_kernels.kernel import Accumulating, Array, Reduced, Reduction
 from mpi_kernels.messaging import answer, receive
+from mpi_kernels.native.library import Chunk
 from mpi_kernels.partition import block
 from mpi_kernels.per_frame import PerFrame
 from mpi_kernels.readiness import Ready
@@ -84,6 +86,7 @@ class Share:
             name: PerFrame(library, start.file, path) for name, path in start.reduction.per_frame.items()
         }
         self._segments: list[Segment] = []
+        self._memory = ChunkMemory(_CHUNKS_AT_ONCE)
 
     def rows(self, batch: Batch) -> Rows | KernelError:
         """Return this rank's rows of a batch, or the error that ends the run."""
@@ -113,14 +116,15 @@ class Share:
 
     def _reduced(self, mine: Sequence[Ready], rows: Rows) -> Iterator[tuple[list[int], Reduced]]:
         """Read and reduce, some frames at a time; yield which they were and what became of them."""
-        chunks: list[bytes] = []
+        takes_chunks = self._reduction.takes_chunks
+        chunks: list[Chunk] = []
         given: list[Mapping[str, float]] = []
         places: list[int] = []
         for place, ready in enumerate(mine):
             segment = self._segments[ready.segment]
             try:
                 numbers = {name: dataset.value(ready.frame) for name, dataset in self._per_frame.items()}
-                chunk = self._source.chunk(segment, ready.index) if self._reduction.takes_chunks else None
+                chunk = self._source.chunk(segment, ready.index, self._memory) if takes_chunks else None
                 frame = self._source.read(segment, ready.index) if chunk is None else None
             except FrameUnreadable as error:
                 _fail(rows, place, error.one_line)

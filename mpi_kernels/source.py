@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mpi_kernels.assembled_frames import AssembledFrames, Part
+from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.errors import FrameUnreadable, NotThereYet, UnusableInput
 from mpi_kernels.frame_dataset import FrameDataset
 from mpi_kernels.hdf5_files import Library, Place, Virtual, settled
@@ -112,15 +113,15 @@ class FrameSource:
         self._opened = {segment: frames for segment, frames in self._opened.items() if elsewhere(frames)}
         self._library.let_go(file)
 
-    def chunk(self, segment: Segment, index: int) -> bytes | None:
-        """Return the `index`-th frame of a segment as it is stored, if it is one chunk of bitshuffle-LZ4.
+    def chunk(self, segment: Segment, index: int, memory: ChunkMemory) -> memoryview | None:
+        """Return the `index`-th frame of a segment as it is stored, if it is stored so (`FrameDataset.chunk`).
 
         Raises
         ------
         FrameUnreadable
             As `read` does.
         """
-        return self._dataset_soon(segment).chunk(segment.positions.at(index))
+        return self._dataset_soon(segment).chunk(segment.positions.at(index), memory)
 
     def place(self, segment: Segment, index: int) -> str:
         """Return where the `index`-th frame of a segment lies, for messages."""

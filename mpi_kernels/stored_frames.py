@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.decode import Pipeline
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
 from mpi_kernels.frame_dataset import FrameDataset, Holder
@@ -28,6 +29,10 @@ from mpi_kernels.witness import Offset, Witness
 VISIBLE_WITHIN_S = 2.0
 """A frame that rank 0 has seen must be visible to every rank within this time."""
 RETRY_S = 0.005
+
+
+_MOST_OVERHEAD, _HEADERS = 64, 4096
+"""What can't be compressed takes a little more than it is: LZ4 adds 1 byte to 255, bitshuffle 4 bytes to a block."""
 
 
 class _MaybeUnfiltered(Exception):
@@ -72,6 +77,8 @@ class StoredFrames(FrameDataset):
         self.direct = self._pipeline is not None and self._pipeline.decodable
         self._chunk_is_frame = self.chunks == (*(1,) * len(self._lead), *self.frame_shape)
         self.fusable = self._chunk_is_frame and self._pipeline is not None and self._pipeline.fusable
+        frame_bytes = math.prod(self.frame_shape) * self.dtype.itemsize
+        self._largest_chunk = frame_bytes + frame_bytes // _MOST_OVERHEAD + _HEADERS
         early = self._id.get_create_plist().get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY
         self.allocated_as_written = self.chunks is not None and not early
         self._fill = dataset.fillvalue
@@ -163,15 +170,35 @@ class StoredFrames(FrameDataset):
         later = self._frame_after_chunk(position)
         return later is not None and self.has(later)
 
-    def chunk(self, position: int) -> bytes | None:
+    def chunk(self, position: int, memory: ChunkMemory) -> memoryview | None:
         if not self.fusable:
             return None
         try:
-            self._wait_for(position)
-            mask, raw = self._stored((*self._coordinates(position), 0, 0))
+            mask, raw = self._chunk_in(memory, position)
         except FrameUnreadable as error:
             raise FrameUnreadable(f"{self.place_of(position)}: {error}") from error
         return None if mask else raw
+
+    def _chunk_in(self, memory: ChunkMemory, position: int) -> tuple[int, memoryview]:
+        """Return a chunk's mask and bytes; whether it is there is looked up only when it seems not to be."""
+        if position >= self.extent or not self._any_chunk:
+            self._wait_for(position)
+        offset = (*self._coordinates(position), 0, 0)
+        try:
+            mask, raw = self._read_into(memory, offset)
+        except FrameUnreadable:
+            self._wait_for(position)
+            mask, raw = self._read_into(memory, offset)
+        if self._witness is not None:
+            self._witness.check(offset, raw, first_is_there=lambda: self.has(0))
+        return mask, raw
+
+    def _read_into(self, memory: ChunkMemory, offset: Offset) -> tuple[int, memoryview]:
+        try:
+            mask, raw = self._id.read_direct_chunk(offset, out=memory.next(self._largest_chunk))
+        except (OSError, RuntimeError, MemoryError, ValueError) as error:
+            raise FrameUnreadable(str(error)) from error
+        return mask, raw
 
     def read(self, position: int) -> NDArray[Any] | None:
         try:
@@ -280,6 +307,8 @@ class StoredFrames(FrameDataset):
             self.refresh()
 
     def _coordinates(self, position: int) -> Offset:
+        if len(self._lead) == 1:
+            return (position,)
         return tuple(int(index) for index in np.unravel_index(position, self._lead)) if self._lead else ()
 
     def _frame_after_chunk(self, position: int) -> int | None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mpi_kernels.jit import places_of, sum_split_pixels, sum_whole_pixels
 from mpi_kernels.native import binning
 from mpi_kernels.native.library import PATH as NATIVE
+from mpi_kernels.native.library import Chunk
 from mpi_kernels.native.splitting import WEIGHT_ONE, SplitBinner
 from mpi_kernels.splitting import Pairs, value_sums, weighted_sums, whole
 from mpi_kernels.splitting import azimuthal_variance as scatter
@@ -103,7 +104,7 @@ class Pixels(Protocol):
     def takes_chunks(self) -> bool:
         """Whether stored chunks of bitshuffle-LZ4 can be summed without a frame in between."""
 
-    def of_chunks(self, chunks: Sequence[bytes]) -> list[Counts | str]:
+    def of_chunks(self, chunks: Sequence[Chunk]) -> list[Counts | str]:
         """Return the sums of each frame, or what is wrong with its chunk."""
 
     def of_frame(self, counts: NDArray[Any]) -> Counts:
@@ -161,7 +162,7 @@ class WholePixels:
     def takes_chunks(self) -> bool:
         return NATIVE is not None and binning.fits(self._dtype) and self._least_variance == 0
 
-    def of_chunks(self, chunks: Sequence[bytes]) -> list[Counts | str]:
+    def of_chunks(self, chunks: Sequence[Chunk]) -> list[Counts | str]:
         sums = self._binner.sums(chunks)
         counts = sums.counts.astype(np.float64)
         return [
@@ -257,7 +258,7 @@ class SplitPixels:
     def takes_chunks(self) -> bool:
         return NATIVE is not None and binning.fits(self._dtype) and self._least_variance == 0
 
-    def of_chunks(self, chunks: Sequence[bytes]) -> list[Counts | str]:
+    def of_chunks(self, chunks: Sequence[Chunk]) -> list[Counts | str]:
         sums = self._splitter.sums(chunks)
         assert sums.squares is not None  # noqa: S101  it was given those of the weights
         signal, variance = sums.counts / WEIGHT_ONE, sums.squares / WEIGHT_ONE

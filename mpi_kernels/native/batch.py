@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpi_kernels.native.grouping import PADDING, Groups
-from mpi_kernels.native.library import ERRORS, BinningRecord, Bytes, NativePath, ResultsRecord, Size, functions
+from mpi_kernels.native.library import (
+    ERRORS,
+    BinningRecord,
+    Chunk,
+    NativePath,
+    ResultsRecord,
+    Size,
+    addresses_of,
+    functions,
+)
 
 _ROOM = 4096
 """Pixels outside the limits, per frame, for which there is room at first."""
@@ -106,7 +115,7 @@ class Summer:
             is_signed=dtype.kind == "i",
         )
 
-    def sums(self, chunks: Sequence[bytes]) -> Sums:
+    def sums(self, chunks: Sequence[Chunk]) -> Sums:
         """Return the sums of frames that are stored in one chunk each."""
         frames, sets = len(chunks), 1 if self._assignment.squares is None else 2
         while True:
@@ -120,7 +129,7 @@ class Summer:
                 room=room,
                 errors=errors.ctypes.data,
             )
-            addresses = (Bytes * frames)(*chunks)
+            addresses = addresses_of(chunks)
             lengths = (Size * frames)(*map(len, chunks))
             functions().native_sum(
                 int(self._path), ctypes.byref(self._record), addresses, lengths, frames, ctypes.byref(results)

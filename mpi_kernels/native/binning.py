@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mpi_kernels.native.batch import Assignment, Summer
 from mpi_kernels.native.grouping import PADDING, grouped
-from mpi_kernels.native.library import PATH, NativePath
+from mpi_kernels.native.library import PATH, Chunk, NativePath
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Binner:
         self.bins, self.pixels = bins, bin_of.size
         self._summer = Summer(assignment, dtype, low, high, path)
 
-    def sums(self, chunks: Sequence[bytes]) -> BatchSums:
+    def sums(self, chunks: Sequence[Chunk]) -> BatchSums:
         """Return the sums of frames that are stored in one chunk each; 16, or a multiple, are summed best."""
         result = self._summer.sums(chunks)
         return BatchSums(result.sums[:, 0], result.excluded, result.errors)

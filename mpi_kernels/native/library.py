@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from mpi_kernels.errors import InvalidParameters
 
@@ -20,6 +23,9 @@ VARIABLE = "MPI_KERNELS_NATIVE"
 OBJECT = Path(__file__).with_name("libmpi_kernels_native.so")
 INTERFACE = 3
 """``NATIVE_INTERFACE`` of ``native.h``; an object that was compiled from other sources isn't used."""
+
+Chunk: TypeAlias = bytes | memoryview
+"""A stored chunk; whoever reads many keeps their memory and hands out views."""
 
 Bytes = ctypes.c_char_p
 Address = ctypes.c_void_p
@@ -103,7 +109,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         return None
     library.native_decode.argtypes = (ctypes.c_int32, Bytes, Size, Size, Address, Size)
     record, results = ctypes.POINTER(BinningRecord), ctypes.POINTER(ResultsRecord)
-    library.native_sum.argtypes = (ctypes.c_int32, record, ctypes.POINTER(Bytes), ctypes.POINTER(Size), Size, results)
+    library.native_sum.argtypes = (ctypes.c_int32, record, ctypes.POINTER(Address), ctypes.POINTER(Size), Size, results)
     library.native_sum.restype = None
     sums, totals = ctypes.POINTER(ProjectionRecord), ctypes.POINTER(TotalsRecord)
     library.native_project.argtypes = (*library.native_sum.argtypes[:-1], sums, totals)
@@ -157,6 +163,11 @@ def check_wish() -> None:
         When it can't.
     """
     chosen(PATHS, WISH)
+
+
+def addresses_of(chunks: Sequence[Chunk]) -> ctypes.Array[ctypes.c_void_p]:
+    """Return where the chunks lie; they must outlive what is done with it."""
+    return (Address * len(chunks))(*(np.frombuffer(chunk, np.uint8).ctypes.data for chunk in chunks))
 
 
 def functions() -> Any:

@@ -19,11 +19,12 @@ from mpi_kernels.native.library import (
     ERRORS,
     PATH,
     BinningRecord,
-    Bytes,
+    Chunk,
     NativePath,
     ProjectionRecord,
     Size,
     TotalsRecord,
+    addresses_of,
     functions,
 )
 
@@ -120,7 +121,7 @@ class Summer:
             is_signed=dtype.kind == "i",
         )
 
-    def add(self, sums: PixelSums, chunks: Sequence[bytes]) -> FrameTotals:
+    def add(self, sums: PixelSums, chunks: Sequence[Chunk]) -> FrameTotals:
         """Add frames that are stored in one chunk each; 64 or more at a time are added best.
 
         A broken chunk adds nothing. That one is broken may show late; then all frames are taken back, and the others
@@ -139,7 +140,7 @@ class Summer:
         )
         return FrameTotals(counts, excluded, largest, tuple(errors))
 
-    def _add_all(self, sums: PixelSums, chunks: Sequence[bytes]) -> FrameTotals:
+    def _add_all(self, sums: PixelSums, chunks: Sequence[Chunk]) -> FrameTotals:
         """Add all frames or, if any of them has an error, none; the other totals then mean nothing."""
         frames = len(chunks)
         counts, excluded = np.zeros(frames, np.int64), np.zeros(frames, np.int64)
@@ -161,7 +162,7 @@ class Summer:
         functions().native_project(
             int(self._path),
             ctypes.byref(self._record),
-            (Bytes * frames)(*chunks),
+            addresses_of(chunks),
             (Size * frames)(*map(len, chunks)),
             frames,
             ctypes.byref(projection),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mpi_kernels.native.batch import Assignment, Summer
 from mpi_kernels.native.binning import check
 from mpi_kernels.native.grouping import grouped
-from mpi_kernels.native.library import PATH, NativePath
+from mpi_kernels.native.library import PATH, Chunk, NativePath
 
 WEIGHT_ONE = 65535
 """The weight of a whole pixel."""
@@ -102,7 +102,7 @@ class SplitBinner:
         self.bins, self.pixels = bins, pixels
         self._summer = Summer(assignment, dtype, low, high, path)
 
-    def sums(self, chunks: Sequence[bytes]) -> SplitSums:
+    def sums(self, chunks: Sequence[Chunk]) -> SplitSums:
         """Return the sums of frames that are stored in one chunk each; 16, or a multiple, are summed best."""
         result = self._summer.sums(chunks)
         squares = result.sums[:, 1] if result.sums.shape[1] == 2 else None

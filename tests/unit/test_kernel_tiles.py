@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.errors import FrameUnreadable, NotThereYet, UnusableInput
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.readiness import Readiness
@@ -289,7 +290,7 @@ def test_whole_frames_can_be_taken_as_they_are_stored(tmp_path: Path) -> None:
     source = FrameSource(library)
     with h5py.File(tmp_path / "module0.h5") as file:
         raw = file["data"].id.read_direct_chunk((3, 0, 0))[1]
-    assert source.chunk(segment, 1) == (raw if source.dataset(segment).fusable else None)
+    assert source.chunk(segment, 1, ChunkMemory(1)) == (raw if source.dataset(segment).fusable else None)
     library.close()
 
 

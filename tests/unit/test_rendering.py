@@ -609,7 +609,7 @@ def test_the_kernel_is_called_with_the_documented_command_line(
         "azimuthal", "--input", "/data/scan 1's.nxs", "--dataset", "/entry/data/data", "--output", str(run.result),
         "--parameters", str(run.parameters), "--end-file", str(run.collection_end),
         "--progress", str(run.attempt(1).progress), "--expected", "200", "--appear-timeout", "60.0",
-        "--stall-timeout", "30.0", "--run-id", RUN_ID,
+        "--stall-timeout", "30.0", "--run-id", RUN_ID, "--resume",
     ]  # fmt: skip
 
 
