@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from mpi_kernels.averaging import AverageRequest, run_average
 from mpi_kernels.doctor import examine, worded
 from mpi_kernels.errors import ExitCode, InvalidParameters, OutputUnwritable
+from mpi_kernels.hdf5_files import parallel_wanted
 from mpi_kernels.identity import software
 from mpi_kernels.kernels import KERNELS
 from mpi_kernels.native.library import check_wish
@@ -147,7 +148,7 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
+def _request(given: argparse.Namespace, arguments: Sequence[str], *, parallel: bool) -> Request:
     kernel = KERNELS[given.kernel]
     return Request(
         name=given.kernel,
@@ -158,6 +159,7 @@ def _request(given: argparse.Namespace, arguments: Sequence[str]) -> Request:
         parameters=read_parameters(given.parameters, kernel.parameters),
         parameters_path=given.parameters,
         mode=given.mode,
+        parallel=parallel,
         expected=given.expected,
         end_file=given.end_file,
         progress=given.progress,
@@ -206,12 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         if arguments[:1] == ["doctor"]:
             return _doctor(arguments[1:])
         check_wish()
+        parallel = parallel_wanted()
         given = _parser().parse_args(arguments or ["--help"])
         if given.kernel == "average":
             averaging = _average_request(given, arguments)
             # There is nothing to share out; other ranks have nothing to do.
             return run_average(averaging) if MPI.COMM_WORLD.rank == 0 else ExitCode.COMPLETE
-        request = _request(given, arguments)
+        request = _request(given, arguments, parallel=parallel)
     except InvalidParameters as error:
         _refuse(error, arguments)
         return error.exit_code

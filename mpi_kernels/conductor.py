@@ -69,7 +69,7 @@ class Conductor:
 
     def __init__(self, comm: MPI.Comm, request: Request) -> None:
         self._comm, self._request = comm, request
-        self._library = Library(request.mode)
+        self._library = Library(request.mode, parallel=request.parallel)
         self._tally = Tally(request.expected)
         self._software = software()
         self._progress = ProgressFile(

@@ -12,6 +12,7 @@ Consistency Flags"). Files are opened without locks, so that reading can never s
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import time
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ import hdf5plugin  # noqa: F401  registers its filters with HDF5
 import numpy as np
 from mpi4py import MPI
 
-from mpi_kernels.errors import NotThereYet, UnusableInput
+from mpi_kernels.errors import InvalidParameters, NotThereYet, UnusableInput
 
+PARALLEL_VARIABLE = "MPI_KERNELS_PARALLEL_HDF5"
 SETTLED_S = 10.0
 """A file that nobody is writing and that hasn't changed for this long isn't waited for."""
 
@@ -35,6 +37,23 @@ Mode: TypeAlias = Literal["auto", "live", "finished"]
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _OPEN_FOR_WRITING, _SWMR = 0x01, 0x04
 _MOST_LINKS = 32
+
+
+def parallel_wanted() -> bool:
+    """Whether the environment asks for MPI-IO where files are finished.
+
+    Raises
+    ------
+    InvalidParameters
+        When h5py can't do it.
+    """
+    wanted = os.environ.get(PARALLEL_VARIABLE, "") not in {"", "0"}
+    if wanted and not h5py.get_config().mpi:
+        raise InvalidParameters(
+            f"{PARALLEL_VARIABLE} is set, but h5py {h5py.__version__} is built without MPI",
+            remedy="unset it, or build h5py against a parallel HDF5 (HDF5_MPI=ON)",
+        )
+    return wanted
 
 
 def allow_many_files() -> None:
@@ -129,16 +148,14 @@ class Library:
     ----------
     mode
         ``auto`` decides per file by its superblock; ``live`` insists on SWMR, ``finished`` on a file nobody writes.
-    comm
-        Given, files that nobody writes are read through MPI-IO, where h5py is built with MPI; the values are the same.
-        Such files are opened by all ranks of a communicator together or not at all, but here each rank opens what it
-        needs when it needs it: so it is a communicator of this rank alone (``MPI.COMM_SELF``).
+    parallel
+        Whether files that nobody writes are read through MPI-IO (`parallel_wanted`); the values are the same. All ranks
+        of a communicator would have to open such files together, but here each opens what it needs when it needs it: so
+        each has a communicator of its own.
     """
 
-    def __init__(self, mode: Mode = "auto", comm: MPI.Comm | None = None) -> None:
-        if comm is not None and comm.size != 1:
-            raise ValueError(f"a communicator of {comm.size} ranks: they don't open files at the same time")
-        self._mode, self._comm = mode, comm if h5py.get_config().mpi else None
+    def __init__(self, mode: Mode = "auto", *, parallel: bool = False) -> None:
+        self._mode, self._parallel = mode, parallel
         self._files: dict[tuple[int, int], h5py.File] = {}
         self._live: dict[tuple[int, int], bool] = {}
         self._datasets: dict[tuple[tuple[int, int], int], h5py.Dataset] = {}
@@ -175,7 +192,7 @@ class Library:
             raise UnusableInput(f"{path}: {error.strerror}", remedy="check the path and its permissions") from error
         if key not in self._files:
             live = self._opens_live(path)
-            self._files[key] = _open(path, swmr=live, comm=self._comm)
+            self._files[key] = _open(path, swmr=live, parallel=self._parallel)
             self._live[key] = live
         return self._files[key]
 
@@ -322,10 +339,10 @@ def _too_many_files(path: Path) -> UnusableInput:
     )
 
 
-def _open(path: Path, *, swmr: bool, comm: MPI.Comm | None) -> h5py.File:
+def _open(path: Path, *, swmr: bool, parallel: bool) -> h5py.File:
     try:
-        if comm is not None and not swmr:
-            return h5py.File(path, "r", driver="mpio", comm=comm)
+        if parallel and not swmr:
+            return h5py.File(path, "r", driver="mpio", comm=MPI.COMM_SELF)
         return h5py.File(path, "r", swmr=swmr, locking=False)
     except OSError as error:
         text = str(error)

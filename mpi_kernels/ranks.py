@@ -12,13 +12,14 @@ from mpi4py import MPI
 
 from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.errors import FrameUnreadable, KernelError
-from mpi_kernels.hdf5_files import Library, Mode
+from mpi_kernels.hdf5_files import Library
 from mpi_kernels.kernel import Accumulating, Array, Reduced, Reduction
 from mpi_kernels.messaging import answer, receive
 from mpi_kernels.native.library import Chunk
 from mpi_kernels.partition import block
 from mpi_kernels.per_frame import PerFrame
 from mpi_kernels.readiness import Ready
+from mpi_kernels.request import Request
 from mpi_kernels.rows import Rows, Status
 from mpi_kernels.segments import Segment
 from mpi_kernels.source import FrameSource
@@ -60,10 +61,10 @@ class Stop:
     """The last message."""
 
 
-def work(comm: MPI.Comm, mode: Mode) -> None:
+def work(comm: MPI.Comm, request: Request) -> None:
     """Do rank 0's bidding until it says stop."""
     termination = Termination(comm)
-    library = Library(mode)
+    library = Library(request.mode, parallel=request.parallel)
     share: Share | None = None
     while not isinstance(message := receive(comm, termination.tell), Stop):
         if isinstance(message, Start):

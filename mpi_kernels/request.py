@@ -23,6 +23,7 @@ class Request:
     parameters: BaseModel
     parameters_path: Path
     mode: Mode = "auto"
+    parallel: bool = False
     expected: int | None = None
     end_file: Path | None = None
     progress: Path | None = None

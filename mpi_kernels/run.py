@@ -25,7 +25,7 @@ def run(comm: MPI.Comm, request: Request) -> ExitCode:
     try:
         if comm.rank == 0:
             return Conductor(comm, request).run()
-        work(comm, request.mode)
+        work(comm, request)
     except (Exception, KeyboardInterrupt):  # noqa: BLE001  the other ranks wait for this one: end them, with the traceback
         traceback.print_exc()
         sys.stderr.flush()

@@ -44,7 +44,7 @@ def kernel_command(
     own = {"bins": BINS} if kernel == "azimuthal" else {}
     parameters.write_text(given if isinstance(given, str) else json.dumps({**own, **given}))
     launcher = [] if ranks is None else [launcher_path(), "--oversubscribe", "-n", str(ranks)]
-    command = [*launcher, sys.executable, "-m", "mpi_kernels", kernel]
+    command = [*launcher, str(options.pop("python", sys.executable)), "-m", "mpi_kernels", kernel]
     required = {
         "input": input_file,
         "dataset": dataset,

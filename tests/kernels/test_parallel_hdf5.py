@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
-from .harness import ENVIRONMENT, NEXUS_DATASET, launcher_path
+from .harness import ENVIRONMENT, NEXUS_DATASET, assert_same_results, launcher_path, run_kernel
 from .writers import Spec, frame_of, write
 
 PYTHON = os.environ.get("ORCHESTRATOR_TEST_PARALLEL_HDF5_PYTHON", sys.executable)
@@ -28,7 +29,7 @@ from mpi_kernels.segments import Layout
 from mpi_kernels.source import FrameSource
 
 path, dataset, out = sys.argv[1:]
-library = Library("finished", comm=MPI.COMM_SELF)
+library = Library("finished", parallel=True)
 source, frames = FrameSource(library), {}
 for segment in Layout(library, Path(path), dataset).segments:
     for index in range(MPI.COMM_WORLD.rank, source.dataset(segment).extent, MPI.COMM_WORLD.size):
@@ -68,3 +69,25 @@ def test_frames_through_mpi_io_are_the_same_bits(tmp_path: Path, parallel_python
     assert sorted(read) == list(range(spec.frames))
     for number, frame in read.items():
         assert frame.tobytes() == frame_of(spec, number).tobytes()
+
+
+def test_whole_kernel_gives_the_same_bits_through_mpi_io(
+    tmp_path: Path, parallel_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"))
+    write(spec)
+    plain, parallel = tmp_path / "plain.nxs", tmp_path / "parallel.nxs"
+    assert run_kernel(Path(spec.path), plain, python=parallel_python).returncode == 0
+    monkeypatch.setitem(ENVIRONMENT, "MPI_KERNELS_PARALLEL_HDF5", "1")
+    done = run_kernel(Path(spec.path), parallel, ranks=2, python=parallel_python)
+    assert done.returncode == 0, done.stderr
+    assert_same_results(plain, parallel, besides=("frames/reading_route",))
+
+
+def test_wish_for_mpi_io_that_cannot_be_met_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if h5py.get_config().mpi:
+        pytest.skip("this h5py can do it")
+    monkeypatch.setitem(ENVIRONMENT, "MPI_KERNELS_PARALLEL_HDF5", "1")
+    done = run_kernel(tmp_path / "scan.h5", tmp_path / "result.nxs")
+    assert done.returncode == 2
+    assert "is built without MPI (unset it, or build h5py against a parallel HDF5" in done.stderr
