@@ -156,8 +156,12 @@ def _geometry(facts: DetectorFacts, frames: Frames, parameters: AzimuthalParamet
         )
     else:
         geometry = facts.geometry
-    wavelength = parameters.wavelength_m or geometry.wavelength_m or facts.wavelength_m
-    return geometry if wavelength is None else geometry.with_wavelength(wavelength)
+    known = (parameters.wavelength_m, geometry.wavelength_m, facts.wavelength_m)
+    wavelength = next((value for value in known if value is not None), None)
+    if wavelength is not None:
+        geometry = geometry.with_wavelength(wavelength)
+    geometry.check()
+    return geometry
 
 
 def _geometry_from_poni(facts: DetectorFacts, frames: Frames, parameters: AzimuthalParameters) -> Geometry:

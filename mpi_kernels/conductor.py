@@ -332,9 +332,10 @@ class Conductor:
 
     def _complete(self) -> bool:
         """Whether every frame that was written or announced has its result."""
-        tally = self._tally
-        wanted = max(tally.highest + 1, tally.expected or 0, self._announced_at_end())
-        return tally.failed == 0 and tally.processed == tally.written >= wanted
+        tally, announced = self._tally, max(self._tally.expected or 0, self._announced_at_end())
+        if not announced and self._readiness.lacks_files:
+            return False
+        return tally.failed == 0 and tally.processed == tally.written >= max(tally.highest + 1, announced)
 
     def _announced_at_end(self) -> int:
         end = CollectionEnd.read(self._request.end_file)

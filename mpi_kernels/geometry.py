@@ -47,6 +47,37 @@ class Geometry:
     wavelength_m: float | None
     source: str
 
+    def check(self) -> None:
+        """Make sure that pixels have places, and a wavelength that can be.
+
+        Raises
+        ------
+        UnusableInput
+            Naming what can't be.
+        """
+        wavelength = self.wavelength_m
+        if wavelength is not None and not 0 < wavelength < np.inf:
+            raise UnusableInput(
+                f"{self.source}: a wavelength of {wavelength:g} m",
+                remedy="correct it, or give the parameter wavelength_m",
+            )
+        vectors = {"first pixel's corner": self.origin_m, "fast axis": self.fast_m, "slow axis": self.slow_m}
+        for name, vector in vectors.items():
+            if not np.isfinite(vector).all():
+                raise UnusableInput(
+                    f"{self.source}: the detector's {name} is at {vector.tolist()}", remedy="correct its geometry"
+                )
+        normal = np.cross(self.fast_m, self.slow_m)
+        if not normal.any():
+            raise UnusableInput(
+                f"{self.source}: its pixels have no area", remedy="correct the pixel size, or give pixel_size_m"
+            )
+        if np.dot(normal, self.origin_m) == 0:
+            raise UnusableInput(
+                f"{self.source}: the plane of the detector goes through the sample",
+                remedy="correct the distance and the detector's rotations",
+            )
+
     def positions(self, shape: tuple[int, int]) -> NDArray[np.float64]:
         """Return the pixel centres in metres, shape ``(3, y, x)``."""
         slow, fast = (np.arange(size, dtype=np.float64) + 0.5 for size in shape)

@@ -211,7 +211,7 @@ def _text(group: h5py.Group | None, name: str) -> str:
 
 def _number(group: h5py.Group | None, name: str) -> float | None:
     value = _array(group, name)
-    if value is None or value.size == 0 or value.dtype.kind not in "uif":
+    if value is None or value.size == 0 or value.dtype.kind not in "uif" or np.isnan(value).all():
         return None
     if not np.all(value == value.reshape(-1)[0]):
         assert group is not None  # noqa: S101  there is a value
@@ -253,7 +253,7 @@ def _wavelength_m(root: h5py.File, dataset: str) -> float | None:
             if energy is not None:
                 name = f"{prefix}energy"
                 factor = _factor(_units(group, name) or "ev", _KEV, f"{group.name}/{name}")
-                return energy_to_wavelength_m(energy * factor)
+                return energy_to_wavelength_m(energy * factor) if energy else np.inf
     return None
 
 

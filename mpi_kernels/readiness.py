@@ -266,6 +266,11 @@ class Readiness:
         """All segments known so far; `Ready.segment` counts them."""
         return self._layout.segments
 
+    @property
+    def lacks_files(self) -> bool:
+        """Whether data files that the input names have never appeared."""
+        return self._layout.open_ended or bool(self._missing)
+
     def nothing_more_to_come(self, file: Path, *, stall_timeout_s: float) -> bool:
         """Whether every file that is there was closed by its writer, and no more is to be expected.
 
@@ -280,8 +285,7 @@ class Readiness:
         self._being_written = next((item for item in files if writer_state(item) is not WriterState.CLOSED), None)
         if self._being_written is not None:
             return False
-        missing = self._layout.open_ended or bool(self._missing)
-        if self._finished or not missing:
+        if self._finished or not self.lacks_files:
             return True
         return all(time.time() - item.stat().st_mtime > stall_timeout_s for item in files)
 

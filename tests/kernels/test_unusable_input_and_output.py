@@ -401,3 +401,15 @@ def test_unforeseen_fault_on_one_rank_ends_the_others(scan: Path, tmp_path: Path
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "ZeroDivisionError: a fault that nobody foresaw" in done.stderr
+
+
+def test_scan_whose_data_file_never_came_is_partial_although_nobody_said_how_many_frames(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "master.h5"), frames=12, files=3)
+    write(spec)
+    missing = sorted(path for path in tmp_path.glob("*.h5") if path != Path(spec.path))[1]
+    missing.unlink()
+    result = tmp_path / "result.nxs"
+    done = run_kernel(Path(spec.path), result, mode="finished")
+    assert done.returncode == 4, done.stderr
+    with h5py.File(result) as file:
+        assert np.count_nonzero(file["entry/frames/status"][...] == 1) == 8

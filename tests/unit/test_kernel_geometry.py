@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,29 @@ def test_sensor_absorbs_more_of_photons_that_come_obliquely() -> None:
     assert thick == 1
     expected = (1 - np.exp(-np.sqrt(2))) / (1 - np.exp(-1))
     assert geometry.sensor_absorption((1, 1), 1e-3, 1e3)[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"wavelength_m": 0.0}, "a wavelength of 0 m"),
+        ({"wavelength_m": -1e-10}, "a wavelength of -1e-10 m"),
+        ({"wavelength_m": np.inf}, "a wavelength of inf m"),
+        ({"origin_m": np.array([0.0, np.nan, 0.2])}, "first pixel's corner is at"),
+        ({"fast_m": np.zeros(3)}, "its pixels have no area"),
+        ({"slow_m": np.array([1e-4, 0.0, 0.0])}, "its pixels have no area"),
+        ({"origin_m": np.array([-0.01, -0.01, 0.0])}, "the plane of the detector goes through the sample"),
+    ],
+)
+def test_geometry_that_cannot_be_is_refused_with_a_remedy(change: dict[str, Any], problem: str) -> None:
+    good = Geometry(
+        origin_m=np.array([-0.01, -0.01, 0.2]),
+        fast_m=np.array([1e-4, 0.0, 0.0]),
+        slow_m=np.array([0.0, 1e-4, 0.0]),
+        wavelength_m=1e-10,
+        source="scan.nxs",
+    )
+    good.check()
+    with pytest.raises(UnusableInput, match=f"scan.nxs: .*{problem}") as refused:
+        replace(good, **change).check()
+    assert refused.value.remedy
