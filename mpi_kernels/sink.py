@@ -99,7 +99,7 @@ class ResultFile:
 
     def _write_rows(self, rows: Rows) -> None:
         self._grow(int(rows.frames[-1]) + 1)
-        runs = list(_neighbours(rows))
+        runs = list(neighbours(rows))
         for path, dataset in self._columns.items():
             for place, own in runs:
                 dataset[place] = rows.columns[path][own]
@@ -159,7 +159,7 @@ class ResultFile:
             ) from error
 
 
-def _neighbours(rows: Rows) -> Iterator[tuple[slice, slice]]:
+def neighbours(rows: Rows) -> Iterator[tuple[slice, slice]]:
     """Yield runs of adjacent frames, where they belong and where they are: one write takes as long as one row's."""
     breaks = np.flatnonzero(np.diff(rows.frames) != 1) + 1
     edges = [0, *breaks.tolist(), len(rows)]

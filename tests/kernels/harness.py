@@ -87,6 +87,15 @@ def running_kernel(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def ranks_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
+    """Return the process of each rank."""
+    by_rank = {}
+    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        by_rank |= {int(item.partition(b"=")[2]): int(child) for item in variables if item.startswith(b"PMIX_RANK=")}
+    return by_rank
+
+
 @contextmanager
 def running_writer(spec: Spec) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process that writes `spec` in SWMR mode."""

@@ -14,7 +14,7 @@ import pytest
 
 from mpi_kernels.errors import ExitCode
 
-from .harness import assert_same_results, progress_of, run_kernel, running_kernel, running_writer, wait_until
+from .harness import assert_same_results, progress_of, ranks_of, run_kernel, running_kernel, running_writer, wait_until
 from .writers import Spec
 
 KILLS = int(os.environ.get("MPI_KERNELS_TEST_KILLS", "6"))
@@ -122,3 +122,25 @@ def written(spec: Spec, result: Path, **options: object) -> Path:
     written_file(spec)
     assert run_kernel(Path(spec.path), result, **dict(options)).returncode == ExitCode.COMPLETE
     return result
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_rank_ends_the_whole_job_at_once_and_leaves_a_result_that_can_be_taken_up(
+    tmp_path: Path, victim: int
+) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), frames=600, keys=True, interval_s=0.02)
+    result = tmp_path / "result.nxs"
+    with running_writer(spec) as writer:
+        with running_kernel(Path(spec.path), result, ranks=2, expected=600) as process:
+            wait_until(lambda: finished_rows(result) > 20)
+            os.kill(ranks_of(process)[victim], signal.SIGKILL)
+            began = time.monotonic()
+            process.communicate(timeout=60)
+            assert time.monotonic() - began < 20
+        assert process.returncode != 0
+        rows = finished_rows(result)
+        assert rows > 20
+        done = run_kernel(Path(spec.path), result, ranks=2, expected=600, resume=True)
+        assert writer.wait(timeout=60) == 0
+    assert (done.returncode, f"taken up with {rows} frames" in done.stderr) == (ExitCode.COMPLETE, True), done.stderr

@@ -19,6 +19,7 @@ from .harness import (
     assert_rows_are_the_frames,
     assert_same_results,
     progress_of,
+    ranks_of,
     run_kernel,
     running_kernel,
     running_writer,
@@ -314,19 +315,10 @@ def test_signal_to_any_rank_ends_the_run_in_order(tmp_path: Path) -> None:
     result = tmp_path / "result.nxs"
     with running_writer(spec), running_kernel(Path(spec.path), result, ranks=2, expected=400) as process:
         wait_until(lambda: int(progress_of(result).get("processed", 0)) >= 5)
-        os.kill(last_rank_of(process.pid), signal.SIGUSR1)
+        os.kill(ranks_of(process)[1], signal.SIGUSR1)
         process.communicate(timeout=30)
     assert process.returncode == 4
     assert progress_of(result)["ended_because"] == "terminated"
-
-
-def last_rank_of(launcher: int) -> int:
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    by_rank = {}
-    for child in children:
-        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        by_rank |= {int(item.partition(b"=")[2]): int(child) for item in variables if item.startswith(b"PMIX_RANK=")}
-    return by_rank[max(by_rank)]
 
 
 def test_identity_of_the_input_is_told_at_open_and_at_end(tmp_path: Path) -> None:
