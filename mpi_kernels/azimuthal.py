@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mpi_kernels.corrections import DeadTimeModel, dead_time, scale
 from mpi_kernels.kernel import Array, Column, Reduced
-from mpi_kernels.native.library import Chunk
+from mpi_kernels.native.library import CHUNKS_SIDE_BY_SIDE, Chunk
 from mpi_kernels.splitting import Pairs
 from mpi_kernels.summing import Counts, Limits, Pixels, SplitPixels, WholePixels
 
@@ -205,6 +205,16 @@ class Integrator:
         return self._pixels.takes_chunks and not self._needs_pixels
 
     @property
+    def chunks_at_once(self) -> int:
+        """As many as the native core takes side by side."""
+        return CHUNKS_SIDE_BY_SIDE
+
+    def get_ready(self) -> None:
+        """Make the tables."""
+        if not self._needs_pixels:
+            self._pixels.get_ready()
+
+    @property
     def _needs_pixels(self) -> bool:
         """Whether more is needed of a frame than sums of its counts."""
         return self._busy is not None or self._error_model == "azimuthal"
@@ -336,6 +346,16 @@ class Several:
     def takes_chunks(self) -> bool:
         """Whether all can be made without a frame in between."""
         return all(integrator.takes_chunks for integrator in self._integrators)
+
+    @property
+    def chunks_at_once(self) -> int:
+        """As many as the native core takes side by side."""
+        return CHUNKS_SIDE_BY_SIDE
+
+    def get_ready(self) -> None:
+        """Make the tables."""
+        for integrator in self._integrators:
+            integrator.get_ready()
 
     def of_chunks(self, chunks: Sequence[Chunk], given: Sequence[Mapping[str, float]]) -> Reduced:
         """Integrate frames that are stored as one chunk of bitshuffle-LZ4 each."""

@@ -26,8 +26,9 @@ from mpi_kernels.hdf5_files import Library
 from mpi_kernels.identity import identify, software
 from mpi_kernels.kernel import Frames, Prepared
 from mpi_kernels.messaging import answers, send_to_all
+from mpi_kernels.native.library import CHUNKS_SIDE_BY_SIDE
 from mpi_kernels.progress import ProgressFile, Tally
-from mpi_kernels.ranks import CHUNKS_SIDE_BY_SIDE, Batch, Collect, Share, Start, Stop
+from mpi_kernels.ranks import Batch, Collect, Share, Start, Stop
 from mpi_kernels.readiness import MOST_AT_ONCE, Readiness, Ready
 from mpi_kernels.recording import Recorder
 from mpi_kernels.request import Request
@@ -122,6 +123,7 @@ class Conductor:
         prepared = self._prepare(first)
         start = Start(prepared.reduction, self._request.input)
         send_to_all(self._comm, start)
+        self._share = Share(self._comm, self._library, waiting.source, start)
         self._recorder = Recorder(self._request, prepared, self._making(prepared, first), self._tally)
         self._readiness = Readiness(
             self._library,
@@ -131,7 +133,6 @@ class Conductor:
             finished=self._request.mode == "finished",
         )
         self._flag = FinishedFlag.find(self._library, self._request.input, self._request.finished_dataset)
-        self._share = Share(self._comm, self._library, waiting.source, start)
         self._recorder.result.write_reading_route(first.route)
         self._clock.growth = time.monotonic()
         try:

@@ -1,8 +1,13 @@
-"""What numba compiles, where it is installed: the way for machines on which the package wasn't compiled."""
+"""What numba compiles, where it is installed: the way for machines on which the package wasn't compiled.
+
+Numba is loaded when it is first needed, because that takes long.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module, util
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,23 +15,20 @@ from numpy.typing import NDArray
 
 from mpi_kernels.splitting import Pairs
 
-try:
-    import numba
-except ImportError:
-    numba = None
-
 SumWholePixels: TypeAlias = Callable[
     [NDArray[Any], NDArray[Any], int, tuple[int, int]], tuple[NDArray[np.int64], NDArray[np.intp]]
 ]
 SumSplitPixels: TypeAlias = Callable[
     [NDArray[Any], Pairs, int, tuple[int, int]], tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.intp]]
 ]
-_BLOCK = 1024
-"""Pixels that are looked through for values that need care, before they are added."""
 _SIDE_BY_SIDE = 4
-"""Neighbours, often of the same bin, are added to sums of their own and needn't wait for each other."""
+"""``SIDE_BY_SIDE`` of `jit_loops`."""
 _ROOM = 4096
-_MOST = 2**32 - 1
+
+
+@cache
+def _loops() -> Any:
+    return import_module("mpi_kernels.jit_loops")
 
 
 def places_of(bin_of: NDArray[np.integer[Any]], bins: int) -> NDArray[Any]:
@@ -35,117 +37,22 @@ def places_of(bin_of: NDArray[np.integer[Any]], bins: int) -> NDArray[Any]:
     return (bin_of * _SIDE_BY_SIDE).astype(kind)
 
 
-def _add_quickly(counts: NDArray[Any], places: NDArray[Any], sums: NDArray[np.uint32]) -> None:
-    """Add counts that need no care to sums of 32 bits, shape ``((bins + 1) * 4,)``."""
-    one, two, three = np.uintp(1), np.uintp(2), np.uintp(3)
-    whole = counts.size // 4
-    for quad in range(whole):
-        pixel = np.uintp(4 * quad)
-        sums[places[pixel]] += np.uint32(counts[pixel])
-        sums[places[pixel + one] + one] += np.uint32(counts[pixel + one])
-        sums[places[pixel + two] + two] += np.uint32(counts[pixel + two])
-        sums[places[pixel + three] + three] += np.uint32(counts[pixel + three])
-    for rest in range(4 * whole, counts.size):
-        sums[places[rest]] += np.uint32(counts[rest])
-
-
-def _move(short: NDArray[np.uint32], sums: NDArray[np.int64]) -> None:
-    """Move the short sums to where they have 64 bits."""
-    for index in range(short.size):
-        sums[index // _SIDE_BY_SIDE] += np.int64(short[index])
-        short[index] = 0
-
-
-def _add_with_care(
-    counts: NDArray[Any],
-    places: NDArray[Any],
-    limits: tuple[int, int],
-    sums: NDArray[np.int64],
-    excluded: NDArray[np.intp],
-) -> int:
-    """Add the counts within the limits to the sums; return how many others there are, and note which."""
-    found = 0
-    for index in range(counts.size):
-        value, number = np.int64(counts[index]), places[index] // _SIDE_BY_SIDE
-        if limits[0] <= value <= limits[1]:
-            sums[number] += value
-        elif number < sums.size - 1:
-            if found < excluded.size:
-                excluded[found] = index
-            found += 1
-    return found
-
-
-def _sum_block_by_block(
-    counts: NDArray[Any],
-    places: NDArray[Any],
-    limits: tuple[int, int],
-    sums: NDArray[np.int64],
-    excluded: NDArray[np.intp],
-) -> int:
-    """Add the counts to the sums, shape ``(bins + 1,)``; return how many were left out and note which."""
-    low, high = max(limits[0], 0), min(limits[1], _MOST // _BLOCK)
-    short = np.zeros(sums.size * _SIDE_BY_SIDE, np.uint32)
-    budget = np.int64(0)  # no short sum is larger
-    found = 0
-    for start in range(0, counts.size, _BLOCK):
-        block, own = counts[start : start + _BLOCK], places[start : start + _BLOCK]
-        least = largest = block[0]
-        for index in range(block.size):
-            least, largest = min(least, block[index]), max(largest, block[index])
-        if np.int64(least) < low or np.int64(largest) > high:
-            room = excluded[min(found, excluded.size) :]
-            more = _carefully(block, own, limits, sums, room)
-            room[:more] += start
-            found += more
-            continue
-        if budget + np.int64(largest) * _BLOCK > _MOST:
-            _moved(short, sums)
-            budget = np.int64(0)
-        budget += np.int64(largest) * _BLOCK
-        _quickly(block, own, short)
-    _moved(short, sums)
-    return found
-
-
 def _sum_whole_pixels(
     counts: NDArray[Any], places: NDArray[Any], bins: int, limits: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
     """Return the sum per bin of the counts within the limits, and which pixels with a bin were left out."""
+    span = np.iinfo(counts.dtype)
+    low, high = max(0, limits[0]), min(limits[1], int(span.max))
+    if low > high:
+        return np.zeros(bins, np.int64), np.flatnonzero(places < bins * _SIDE_BY_SIDE)
+    typed = (counts.dtype.type(low), counts.dtype.type(high))
     room = _ROOM
     while True:
         sums, excluded = np.zeros(bins + 1, np.int64), np.empty(room, np.intp)
-        found = _block_by_block(counts, places, limits, sums, excluded)
+        found = _loops().sum_block_by_block(counts, places, typed, sums, excluded)
         if found <= room:
             return sums[:bins], excluded[:found]
         room = found
-
-
-def _sum_pair_by_pair(
-    counts: NDArray[Any],
-    pairs: tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint16], NDArray[np.uint16]],
-    limits: tuple[int, int],
-    sums: NDArray[np.int64],
-    excluded: NDArray[np.intp],
-) -> int:
-    """Add counts times weights, and times squares, to the sums, shape ``(bins, 2)``; as `_sum_block_by_block`."""
-    starts, bin_of, weights, squares = pairs
-    low, high = limits
-    found = 0
-    for pixel in range(counts.size):
-        value = np.int64(counts[pixel])
-        first, last = starts[pixel], starts[pixel + 1]
-        if low <= value <= high:
-            if value == 0:
-                continue
-            for pair in range(first, last):
-                sums[bin_of[pair], 0] += value * np.int64(weights[pair])
-                sums[bin_of[pair], 1] += value * np.int64(squares[pair])
-        elif first < last:
-            if found < excluded.size:
-                excluded[found] = pixel
-            found += 1
-    return found
 
 
 def _sum_split_pixels(
@@ -156,21 +63,13 @@ def _sum_split_pixels(
     while True:
         sums, excluded = np.zeros((bins, 2), np.int64), np.empty(room, np.intp)
         arrays = (pairs.starts, pairs.bin_of, pairs.weights, pairs.squares)
-        found = _pair_by_pair(counts, arrays, limits, sums, excluded)
+        found = _loops().sum_pair_by_pair(counts, arrays, limits, sums, excluded)
         if found <= room:
             return sums[:, 0], sums[:, 1], excluded[:found]
         room = found
 
 
-if numba is None:
-    sum_whole_pixels: SumWholePixels | None = None
-    sum_split_pixels: SumSplitPixels | None = None
-    """None where numba isn't installed."""
-else:
-    _pair_by_pair = numba.njit(_sum_pair_by_pair, cache=True, nogil=True)
-    sum_split_pixels = _sum_split_pixels
-    _quickly = numba.njit(_add_quickly, cache=True, nogil=True)
-    _carefully = numba.njit(_add_with_care, cache=True, nogil=True)
-    _moved = numba.njit(_move, cache=True, nogil=True)
-    _block_by_block = numba.njit(_sum_block_by_block, cache=True, nogil=True)
-    sum_whole_pixels = _sum_whole_pixels
+_THERE = util.find_spec("numba") is not None
+sum_whole_pixels: SumWholePixels | None = _sum_whole_pixels if _THERE else None
+sum_split_pixels: SumSplitPixels | None = _sum_split_pixels if _THERE else None
+"""None where numba isn't installed."""

@@ -83,6 +83,13 @@ class Reduction(Protocol):
     def takes_chunks(self) -> bool:
         """Whether `of_chunks` works here: it may need what this processor hasn't."""
 
+    @property
+    def chunks_at_once(self) -> int:
+        """How many chunks `of_chunks` is best given: more cost less each, but should fit the processor's cache."""
+
+    def get_ready(self) -> None:
+        """Make on this rank what the first frame shouldn't have to wait for."""
+
     def of_chunks(self, chunks: Sequence[Chunk], given: Sequence[Mapping[str, float]]) -> Reduced:
         """Reduce frames that are stored as one chunk of bitshuffle-LZ4 each; the same bits as `of_frames`.
 

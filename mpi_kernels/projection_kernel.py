@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mpi_kernels.errors import InvalidParameters
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.kernel import Array, Column, Frames, Kernel, Prepared, Reduced
-from mpi_kernels.native.library import Chunk
+from mpi_kernels.native.library import CHUNKS_SIDE_BY_SIDE, Chunk
 from mpi_kernels.native.projecting import FrameTotals
 from mpi_kernels.nexus import group
 from mpi_kernels.nexus_geometry import read_detector
@@ -81,6 +81,15 @@ class Projection:
     def takes_chunks(self) -> bool:
         """Whether stored chunks can be added without a frame in between."""
         return self._projector.takes_chunks
+
+    @property
+    def chunks_at_once(self) -> int:
+        """Many: the sums of all pixels are read and written once for all of them."""
+        return 4 * CHUNKS_SIDE_BY_SIDE
+
+    def get_ready(self) -> None:
+        """Make room for the sums."""
+        _ = self._projector
 
     def of_chunks(self, chunks: Sequence[Chunk], given: Sequence[Mapping[str, float]]) -> Reduced:  # noqa: ARG002
         """Add frames that are stored as one chunk of bitshuffle-LZ4 each."""

@@ -25,10 +25,6 @@ from mpi_kernels.segments import Segment
 from mpi_kernels.source import FrameSource
 from mpi_kernels.termination import Termination
 
-CHUNKS_SIDE_BY_SIDE = 16
-"""Stored chunks that the native core reduces side by side; other numbers cost more for each."""
-_CHUNKS_AT_ONCE = 4 * CHUNKS_SIDE_BY_SIDE
-"""So many are held and reduced together."""
 _OPERATIONS = {"sum": MPI.SUM, "max": MPI.MAX}
 
 
@@ -87,7 +83,8 @@ class Share:
             name: PerFrame(library, start.file, path) for name, path in start.reduction.per_frame.items()
         }
         self._segments: list[Segment] = []
-        self._memory = ChunkMemory(_CHUNKS_AT_ONCE)
+        start.reduction.get_ready()
+        self._memory = ChunkMemory(start.reduction.chunks_at_once)
 
     def rows(self, batch: Batch) -> Rows | KernelError:
         """Return this rank's rows of a batch, or the error that ends the run."""
@@ -136,7 +133,7 @@ class Share:
                 places.append(place)
             elif frame is not None:
                 yield [place], self._reduction.of_frames([frame], [numbers])
-            if len(chunks) == _CHUNKS_AT_ONCE:
+            if len(chunks) == self._reduction.chunks_at_once:
                 yield places, self._reduction.of_chunks(chunks, given)
                 chunks, given, places = [], [], []
         if chunks:

@@ -104,6 +104,9 @@ class Pixels(Protocol):
     def takes_chunks(self) -> bool:
         """Whether stored chunks of bitshuffle-LZ4 can be summed without a frame in between."""
 
+    def get_ready(self) -> None:
+        """Make the tables that summing needs."""
+
     def of_chunks(self, chunks: Sequence[Chunk]) -> list[Counts | str]:
         """Return the sums of each frame, or what is wrong with its chunk."""
 
@@ -161,6 +164,12 @@ class WholePixels:
     @property
     def takes_chunks(self) -> bool:
         return NATIVE is not None and binning.fits(self._dtype) and self._least_variance == 0
+
+    def get_ready(self) -> None:
+        if self.takes_chunks:
+            _ = self._binner
+        else:
+            self.of_frame(np.zeros(len(self._bin_of), self._dtype))  # has numba compile
 
     def of_chunks(self, chunks: Sequence[Chunk]) -> list[Counts | str]:
         sums = self._binner.sums(chunks)
@@ -257,6 +266,12 @@ class SplitPixels:
     @property
     def takes_chunks(self) -> bool:
         return NATIVE is not None and binning.fits(self._dtype) and self._least_variance == 0
+
+    def get_ready(self) -> None:
+        if self.takes_chunks:
+            _ = self._splitter
+        else:
+            self.of_frame(np.zeros(self._given.pixels, self._dtype))  # has numba compile
 
     def of_chunks(self, chunks: Sequence[Chunk]) -> list[Counts | str]:
         sums = self._splitter.sums(chunks)

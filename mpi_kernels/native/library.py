@@ -27,6 +27,9 @@ INTERFACE = 3
 Chunk: TypeAlias = bytes | memoryview
 """A stored chunk; whoever reads many keeps their memory and hands out views."""
 
+CHUNKS_SIDE_BY_SIDE = 16
+"""``NATIVE_LANES`` of ``native.h``: so many frames are summed at a time."""
+
 Bytes = ctypes.c_char_p
 Address = ctypes.c_void_p
 Size = ctypes.c_size_t
