@@ -60,7 +60,7 @@ def add_large(counts: NDArray[Any], places: NDArray[Any], limits: tuple[Any, Any
 @numba.njit(cache=True, nogil=True)
 def name_others(
     counts: NDArray[Any], places: NDArray[Any], limits: tuple[Any, Any], nowhere: Any, names: NDArray[np.intp]
-) -> int:
+) -> Any:
     """Return how many counts outside the limits have a bin, and note which, as far as there is room."""
     low, high = limits
     found = np.uint32(0)  # of 32 bits, so that many fit one vector
@@ -76,7 +76,7 @@ def name_others(
 
 
 @numba.njit(cache=True, nogil=True)
-def look_through(counts: NDArray[Any], limits: tuple[Any, Any]) -> tuple[Any, int]:
+def look_through(counts: NDArray[Any], limits: tuple[Any, Any]) -> tuple[Any, Any]:
     """Return the largest count within the limits, and how many aren't."""
     low, high = limits
     least = largest = counts[0]
