@@ -53,7 +53,7 @@ def test_job_killed_at_random_moments_gives_the_same_bits_in_the_end(tmp_path: P
                 kill(process)
             added.append(finished_rows(live) - before)
         with running_kernel(Path(spec.path), live, ranks=ranks, expected=spec.frames, resume=True) as process:
-            _, stderr = process.communicate(timeout=120)
+            _, stderr = process.communicate(timeout=120 + 3 * KILLS)
     assert process.returncode == ExitCode.COMPLETE, stderr
     assert "taken up with" in stderr
     assert min(added) >= 0, "a result never has fewer rows than before"
