@@ -48,9 +48,9 @@ class Costs:
     broadcast_s: float
     gather_s: float
     row_s: float
-    """Receiving a row, intensities and errors, as the kernels send it: in an object."""
+    """Receiving a row, intensities and errors, pickled with an object; not in the projection."""
     buffer_row_s: float
-    """The same as a plain buffer; not in the projection."""
+    """The same as a plain buffer, as the kernels send it."""
     write_s: float
     """Writing and flushing a batch, without its rows."""
     write_row_s: float
@@ -141,7 +141,7 @@ def projected(costs: Mapping[str, float], rank_rate: float, stored_bytes: float)
         ranks = nodes * RANKS_PER_NODE
         per_batch_s = costs["broadcast_s"] * math.log2(ranks) + costs["gather_s"] * ranks
         per_batch_s += costs["write_s"] + costs["poll_s"]
-        per_frame_s = costs["row_s"] + costs["write_row_s"] + costs["look_s"]
+        per_frame_s = costs["buffer_row_s"] + costs["write_row_s"] + costs["look_s"]
         limits = {
             "integrating": ranks * rank_rate,
             "rank 0": 1 / (per_frame_s + per_batch_s / (ranks * rank_rate * BATCH_S)),
