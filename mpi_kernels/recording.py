@@ -25,6 +25,7 @@ from mpi_kernels.rows import Rows, Status
 from mpi_kernels.sink import Making, ResultFile
 
 WRITE_EVERY_S = 0.04
+"""A row waits this long at the most, and not at all when the last ones were written so long ago."""
 _MOST_BYTES = 1 << 25
 """Rows that wait don't take more than this."""
 _COLLECT_EVERY_S = 2.0
@@ -44,7 +45,7 @@ class Recorder:
     def __init__(self, request: Request, prepared: Prepared, making: Making, tally: Tally) -> None:
         self._tally = tally
         self._waiting: list[Rows] = []
-        self._waiting_since = 0.0
+        self._written_at = 0.0
         self._seen_at: dict[int, float] = {}
         reduction = prepared.reduction
         self.accumulates = isinstance(reduction, Accumulating)
@@ -106,8 +107,6 @@ class Recorder:
 
     def take(self, rows: Rows) -> None:
         """Take the rows of a batch."""
-        if not self._waiting:
-            self._waiting_since = time.monotonic()
         self._waiting.append(rows)
         if self._gathered is not None:
             self._include(rows.frames[rows.status == Status.PROCESSED])
@@ -123,8 +122,9 @@ class Recorder:
         """Write what waits, when it is time or there is much of it; return whether anything was written."""
         if not self._waiting:
             return False
-        if not now and time.monotonic() - self._waiting_since < WRITE_EVERY_S and self._bytes < _MOST_BYTES:
+        if not now and time.monotonic() - self._written_at < WRITE_EVERY_S and self._bytes < _MOST_BYTES:
             return False
+        self._written_at = time.monotonic()
         rows, self._waiting = Rows.joined(self._waiting), []
         self.result.write(rows)
         for frame, status in zip(rows.frames.tolist(), rows.status.tolist(), strict=True):
