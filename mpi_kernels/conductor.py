@@ -287,7 +287,8 @@ class Conductor:
         written = time.monotonic()
         own = problem or self._share.rows(batch)  # an error has to wait until the others have given their answers
         done = time.monotonic()
-        self._recorder.take(Rows.joined(_rows_of(answers(self._comm, own))))
+        for rows in _rows_of(answers(self._comm, own)):
+            self._recorder.take(rows)
         self._learn(batch, 0 if isinstance(own, KernelError) else len(own), written - sent, done - written)
         self._adapt(len(batch.frames), time.monotonic() - started, live=batch.frames[0].live)
 

@@ -48,7 +48,6 @@ class Recorder:
         self._written_at = 0.0
         self._seen_at: dict[int, float] = {}
         reduction = prepared.reduction
-        self.accumulates = isinstance(reduction, Accumulating)
         self._gathered = copy.deepcopy(reduction) if isinstance(reduction, Accumulating) else None
         self._checkpoint = Checkpoint(request.output, making.fingerprint)
         self._included = np.zeros(0, bool)
@@ -97,7 +96,7 @@ class Recorder:
             if news:
                 self._tally.settle(ready.frame, Status.PROCESSED)
             return False
-        if self.accumulates and (ready.provisional or not news):
+        if self._gathered is not None and (ready.provisional or not news):
             if ready.provisional and news:
                 self._tally.forget(ready.frame)  # it comes again when the writer has finished
             return False

@@ -66,10 +66,11 @@ class Rows:
         order = np.argsort(frames, kind="stable")
         kept = order[np.append(frames[order][1:] != frames[order][:-1], np.ones(min(1, len(order)), bool))]
         messages = {frame: text for part in parts for frame, text in part.messages.items()}
-        failed = set(frames[kept][np.concatenate([part.status for part in parts])[kept] == Status.FAILED].tolist())
+        status = np.concatenate([part.status for part in parts])[kept]
+        failed = set(frames[kept][status == Status.FAILED].tolist())
         return cls(
             frames[kept],
-            np.concatenate([part.status for part in parts])[kept],
+            status,
             np.concatenate([part.computed_time for part in parts])[kept],
             {path: np.concatenate([part.columns[path] for part in parts])[kept] for path in parts[0].columns},
             {frame: text for frame, text in messages.items() if frame in failed},
