@@ -229,6 +229,8 @@ class JobPlan:
     appear_timeout_s: float
     requester: str = "automatic"
     parent_run: str | None = None
+    because: str = ""
+    """Why a run is repeated, in the words of who asked for it."""
     retries: Retries = Retries()
     after: tuple[Predecessor, ...] = ()
     """The runs of the same collection that this one comes after."""

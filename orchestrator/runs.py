@@ -9,6 +9,8 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         parameters.json       the kernel's parameter file
         script.sbatch         the script as submitted, byte for byte
         template.sbatch.j2    the template text it was rendered from
+        rerun.sbatch          makes this run again, for whoever hands it to sbatch
+        submitted.sbatch      the rerun.sbatch that made this run, as it was handed over; only of such runs
         collection-end.json   written when the collection has ended; the kernel watches for it
         result.nxs            the live result
         result-<t>.nxs, parameters-<t>.json  of each task, where the job is an array
@@ -78,6 +80,14 @@ class RunDirectory:
     @property
     def template(self) -> Path:
         return self.path / "template.sbatch.j2"
+
+    @property
+    def rerun(self) -> Path:
+        return self.path / "rerun.sbatch"
+
+    @property
+    def submitted(self) -> Path:
+        return self.path / "submitted.sbatch"
 
     @property
     def collection_end(self) -> Path:

@@ -44,7 +44,7 @@ from orchestrator.provenance import (
     write_directory,
 )
 from orchestrator.records import JobIdentity, RunState, RunTag, Submission, SubmittedJob, utc_now
-from orchestrator.rendering import render
+from orchestrator.rendering import render, rerun_script
 from orchestrator.runs import make_durable
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import Gateway
@@ -96,6 +96,8 @@ class _Ready:
 
     planned: PlannedRun
     submission: Submission
+    rerun: str
+    """The script that makes the run again."""
 
     @property
     def tag(self) -> RunTag:
@@ -303,7 +305,9 @@ class Submitter:
         submission = Submission(
             tag=tag, script=script, working_directory=folder, after=after, user=planned.plan.submit_as
         )
-        return _Ready(planned=planned, submission=submission)
+        reruns = self.settings.reruns
+        rerun = rerun_script(planned.plan, script, root=reruns.root, drop=reruns.drop)
+        return _Ready(planned=planned, submission=submission, rerun=rerun)
 
     def _jobs_before(self, planned: PlannedRun) -> tuple[JobIdentity, ...] | None:
         """Return the jobs that a run's job has to come after; None when it can't be sent, which its record says."""
@@ -535,7 +539,7 @@ def _queue_of(planned: PlannedRun) -> Queue:
 def _try_to_write(item: _Ready) -> Sequence[Path] | OSError:
     """Write a run's directory; return what is to be made durable of it, or what stood in the way."""
     try:
-        return write_directory(item.planned, item.submission.script)
+        return write_directory(item.planned, item.submission.script, rerun=item.rerun)
     except OSError as error:
         return error
 

@@ -260,6 +260,18 @@ def _kept(dialect: str) -> Insert:
     return insert.on_duplicate_key_update(sha256=insert.inserted.sha256)
 
 
+def insert_intents(session: Session, intents: Sequence[Intent], *, gateway: str, at: datetime, holder: str) -> None:
+    """Insert attempts that nobody has intended before, inside a transaction."""
+    _keep_texts(session, _texts_of(intents))
+    rows = [_intent_row(intent, gateway, at, holder, None) for intent in intents]
+    session.connection().execute(_NEW_ATTEMPTS, rows)
+
+
+def record_job(session: Session, run: RunRow, tag: RunTag, job: SubmittedJob) -> None:
+    """Keep inside a transaction the job that an attempt has."""
+    _take_job(run, session.get_one(AttemptRow, (tag.run_id, tag.attempt)), job)
+
+
 def _intended_again(row: Mapping[str, Any]) -> Update:
     """Return the statement that puts a new intent in place of one that made no job, whose time and failure stay."""
     kept = {"run_id", "number", "intent_at", "failure"}

@@ -213,6 +213,12 @@ def mark_handled(session: Session, notes: Mapping[int, str]) -> None:
             row.state = MessageState.HANDLED
 
 
+def message_id_of(session: Session, uid: str) -> int | None:
+    """Return the number of the accepted collection-start with this uid; None where there is none."""
+    wanted = select(MessageRow.id).where(MessageRow.identity == _identity_of(MessageKind.START, uid))
+    return session.scalar(wanted)
+
+
 def message_record(row: MessageRow) -> MessageRecord:
     """Return a row as the record that the store hands out."""
     return MessageRecord(

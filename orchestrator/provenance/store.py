@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from orchestrator.provenance.adoptions import AdoptionStore
 from orchestrator.provenance.attempts import AttemptStore
 from orchestrator.provenance.chains import ChainStore
 from orchestrator.provenance.database import parse_url
@@ -20,7 +21,9 @@ BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for another one."""
 
 
-class Store(MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore, LeaseStore):
+class Store(
+    MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore, LeaseStore, AdoptionStore
+):
     """Everything that is known about messages, runs and jobs.
 
     Every method is one transaction: durable when it returns, without a trace when it raises. All may raise
