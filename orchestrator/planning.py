@@ -179,8 +179,10 @@ def repeated(
         Of the new run, and the folder below which its directory is.
     requester, because
         Who asks for it, and why.
-    file, dataset, template, resources
+    file, dataset, resources
         The parent's when left out.
+    template
+        Name of another template than the parent's, of which the text is taken that it had then.
     """
     known = {parameter.name: parameter for parameter in parent.parameters}
     before = parent.collection
@@ -192,6 +194,7 @@ def repeated(
         parent,
         run_id=run_id,
         template=template or parent.template,
+        template_of=None if template else parent.run_id,
         collection=start,
         parameters=tuple(_repeated(name, parameters[name], known, parent.run_id) for name in sorted(parameters)),
         resources=resources or parent.resources,

@@ -231,6 +231,8 @@ class JobPlan:
     parent_run: str | None = None
     because: str = ""
     """Why a run is repeated, in the words of who asked for it."""
+    template_of: str | None = None
+    """Id of the run whose template, as it was then, is rendered; None for the site's as it is now."""
     retries: Retries = Retries()
     after: tuple[Predecessor, ...] = ()
     """The runs of the same collection that this one comes after."""

@@ -21,7 +21,6 @@ import os
 import pwd
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,6 @@ from orchestrator.injob import EXIT_CANNOT_WRITE, JobHere
 from orchestrator.planning import repeated
 from orchestrator.provenance import PlannedRun, plan_from_json, write_directory
 from orchestrator.records import (
-    BatchScript,
     JobIdentity,
     JobPlan,
     Json,
@@ -42,9 +40,9 @@ from orchestrator.records import (
     RunTag,
     utc_now,
 )
-from orchestrator.rendering import render, rerun_script
+from orchestrator.rendering import render_recorded, rerun_script
 from orchestrator.rendering.rerun import read_parameters
-from orchestrator.rendering.template_folder import texts_by_name
+from orchestrator.rendering.template_folder import joined_texts, texts_by_name
 from orchestrator.runs import RunDirectory, make_durable, write_atomically
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.gateway import CLOCK_JUMP
@@ -170,7 +168,7 @@ def _resources(planned: Resources, environment: Mapping[str, str]) -> Resources:
 
 
 def _write(plan: JobPlan, parent: RunDirectory, request: Request) -> None:
-    script = _rendered(plan, _templates(parent, request.template))
+    script = render_recorded(plan, ATTEMPT, _template_text(parent, request.template))
     message = None
     if parent.message.exists():
         message = RawMessage(body=parent.message.read_bytes(), source=f"run:{plan.parent_run}")
@@ -191,25 +189,18 @@ def _write(plan: JobPlan, parent: RunDirectory, request: Request) -> None:
     write_atomically(directory.submitted, request.script.read_bytes())  # last: says that all the others are there
 
 
-def _templates(parent: RunDirectory, own: Path | None) -> dict[str, str]:
-    """Return the parent's templates by their names; with `own` as one more, or in one's place."""
+def _template_text(parent: RunDirectory, own: Path | None) -> str:
+    """Return the parent's templates, in one text as they were recorded; with `own` in the place of one, or added."""
     try:
-        texts = texts_by_name(parent.template.read_text())
+        recorded = parent.template.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{parent.template}: {error}", remedy="correct parent= in the script") from error
     if own is None:
-        return texts
+        return recorded
     try:
-        return texts | {own.name: own.read_text()}
+        return joined_texts(texts_by_name(recorded) | {own.name: own.read_text()})
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{own}: {error}", remedy="correct template= in the script") from error
-
-
-def _rendered(plan: JobPlan, templates: Mapping[str, str]) -> BatchScript:
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in templates.items():
-            (Path(folder) / name).write_text(text)
-        return render(plan, ATTEMPT, Path(folder))
 
 
 def writable(root: Path) -> Path:

@@ -52,7 +52,7 @@ class AdoptionStore(Database):
             run = session.get_one(RunRow, tag.run_id)
             run.state, run.attempts, run.created_at = RunState.SUBMITTING, tag.attempt, at
             session.flush()
-            insert_intents(session, [intent], gateway=job.gateway, at=at, holder=self.holder)
+            insert_intents(session, [intent], gateway=job.gateway, at=at, holder=None)
             record_job(session, run, tag, job)
             add_event(session, tag, "made", told, utc_now())
         return True

@@ -77,6 +77,13 @@ class AttemptStore(Database):
         with self.reading() as session:
             return session.scalar(select(func.count()).select_from(RunRow).where(RunRow.state.in_(living))) or 0
 
+    def count_active_reruns(self) -> int:
+        """Return how many runs that were made again through a service have a job, or are about to."""
+        wanted = select(func.count()).select_from(RunRow).join(AttemptRow, _NEWEST)
+        ours = (RunRow.state.in_(FOLLOWED), RunRow.parent_run_id.is_not(None), AttemptRow.holder.is_not(None))
+        with self.reading() as session:
+            return session.scalar(wanted.where(*ours)) or 0
+
     def ended_attempts(self, since: datetime) -> Sequence[ActiveAttempt]:
         """Return the attempts that had a job and ended at or after `since`, oldest run first."""
         newest = (AttemptRow.number == RunRow.attempts) & (RunRow.ended_at >= since)

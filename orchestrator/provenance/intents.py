@@ -260,8 +260,10 @@ def _kept(dialect: str) -> Insert:
     return insert.on_duplicate_key_update(sha256=insert.inserted.sha256)
 
 
-def insert_intents(session: Session, intents: Sequence[Intent], *, gateway: str, at: datetime, holder: str) -> None:
-    """Insert attempts that nobody has intended before, inside a transaction."""
+def insert_intents(
+    session: Session, intents: Sequence[Intent], *, gateway: str, at: datetime, holder: str | None
+) -> None:
+    """Insert attempts that nobody has intended before, inside a transaction; `holder` is None for others' jobs."""
     _keep_texts(session, _texts_of(intents))
     rows = [_intent_row(intent, gateway, at, holder, None) for intent in intents]
     session.connection().execute(_NEW_ATTEMPTS, rows)
@@ -279,7 +281,7 @@ def _intended_again(row: Mapping[str, Any]) -> Update:
     return update(AttemptRow).where(*same).values({name: row[name] for name in row.keys() - kept})
 
 
-def _intent_row(intent: Intent, gateway: str, at: datetime, holder: str, retry: Json) -> dict[str, Any]:
+def _intent_row(intent: Intent, gateway: str, at: datetime, holder: str | None, retry: Json) -> dict[str, Any]:
     return {
         "run_id": intent.tag.run_id,
         "number": intent.tag.attempt,

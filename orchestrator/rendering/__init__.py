@@ -10,7 +10,21 @@
 from __future__ import annotations
 
 from orchestrator.rendering.rerun import rerun_script
-from orchestrator.rendering.script import MAX_SCRIPT_BYTES, compile_template, render, template_variables
+from orchestrator.rendering.script import (
+    MAX_SCRIPT_BYTES,
+    compile_template,
+    render,
+    render_recorded,
+    template_variables,
+)
 from orchestrator.rendering.template_folder import template_names
 
-__all__ = ["MAX_SCRIPT_BYTES", "compile_template", "render", "rerun_script", "template_names", "template_variables"]
+__all__ = [
+    "MAX_SCRIPT_BYTES",
+    "compile_template",
+    "render",
+    "render_recorded",
+    "rerun_script",
+    "template_names",
+    "template_variables",
+]
