@@ -18,7 +18,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+from typing_extensions import TypeAliasType
+
+# Named, so that what reads and writes documents can follow a type that contains itself.
+Json = TypeAliasType("Json", "None | bool | int | float | str | list[Json] | dict[str, Json]")
 Scalar: TypeAlias = bool | int | float | str
 
 

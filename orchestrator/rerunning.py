@@ -78,6 +78,8 @@ def make_again(request: Request, parameters: str, job: JobHere) -> JobPlan:
     RunDirectoryUnavailable
         When the new directory can't be written.
     """
+    if not request.script.is_file():
+        raise InvalidInput(f"{request.script}: isn't this script", remedy="hand it to bash or sbatch as a file")
     parent = RunDirectory(request.parent)
     before = read_plan(parent)
     plan = _plan(request, before, read_parameters(parameters), job)

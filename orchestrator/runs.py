@@ -9,6 +9,7 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         parameters.json       the kernel's parameter file
         script.sbatch         the script as submitted, byte for byte
         template.sbatch.j2    the template text it was rendered from
+        provenance.json       all that is known about the run; written when it has ended, and when more becomes known
         rerun.sbatch          makes this run again, for whoever hands it to sbatch
         submitted.sbatch      the rerun.sbatch that made this run, as it was handed over; only of such runs
         collection-end.json   written when the collection has ended; the kernel watches for it
@@ -80,6 +81,10 @@ class RunDirectory:
     @property
     def template(self) -> Path:
         return self.path / "template.sbatch.j2"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
 
     @property
     def rerun(self) -> Path:

@@ -4,10 +4,11 @@ Two loops do the work, each in a thread of its own: *dispatch* (messages -> jobs
 (jobs -> states, progress, results). The doors have threads of their own. A loop that meets an obstacle says so
 once, waits longer each time, and goes on; nothing but `stop` ends it.
 
-A third loop, *adopt*, takes in runs that people made without the service.
+Two more, *adopt* and *record*, take in runs that people made without the service, and write the records of those that
+have ended.
 
 Of several services on one database each takes messages and submits runs; one at a time follows, by a lease, and the
-next one takes over when it is gone. A fourth loop, *presence*, tells the others that this one lives.
+next one takes over when it is gone. A loop of its own, *presence*, tells the others that this one lives.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from orchestrator.listening.spool import SpoolDoor
 from orchestrator.listening.stomp import StompDoor
 from orchestrator.provenance import Store
 from orchestrator.provenance.leases import PRESENCE_S
+from orchestrator.record_keeping import records_folder, write_due
 from orchestrator.records import RawMessage, utc_now
 from orchestrator.settings import Settings
 from orchestrator.slurm.choice import choose
@@ -52,6 +54,9 @@ _QUESTIONS = 8
 
 ADOPT_S = 5.0
 """How often is looked for runs that people made without the service."""
+
+RECORD_S = 2.0
+"""How often is looked for runs whose record is due."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
@@ -178,6 +183,7 @@ class Service:
         self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)
         self.adopter = Adopter(store=self.store, gateway=self.gateway, settings=self.settings)
         self._adopt = Loop(name="adopt", step=self._adopt_step, interval_s=ADOPT_S)
+        self._record = Loop(name="record", step=self._record_step, interval_s=RECORD_S)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -199,6 +205,7 @@ class Service:
         self._dispatch.start()
         self._follow.start()
         self._adopt.start()
+        self._record.start()
         for door in self.doors:
             door.start(self._handler())
         return self
@@ -212,6 +219,7 @@ class Service:
         self._dispatch.stop(self.settings.gateway.submit_deadline_s)
         self._follow.stop(10)
         self._adopt.stop(10)
+        self._record.stop(10)
         self._presence.stop(10)
         self.gateway.close()
         try:
@@ -294,6 +302,16 @@ class Service:
             ) from error
         if adopted:
             self._follow.wake()
+
+    def _record_step(self) -> None:
+        try:
+            if write_due(self.store, records_folder(self.settings)):
+                self._record.wake()  # there may be more
+        except OSError as error:
+            raise RunDirectoryUnavailable(
+                f"{error.filename}: {error.strerror}",
+                remedy="free space or correct the rights; records are written later",
+            ) from error
 
     def _may_follow(self) -> bool:
         """Take or renew the lease of the one that follows, where there may be others."""

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from orchestrator.dispatching import Dispatcher
 from orchestrator.following import Follower
+from orchestrator.record_keeping import records_folder, write_due
 
 
 def follow_to_the_end(dispatcher: Dispatcher, any_left: Callable[[], bool]) -> None:
@@ -24,3 +25,4 @@ def follow_to_the_end(dispatcher: Dispatcher, any_left: Callable[[], bool]) -> N
         dispatcher.settle()
         dispatcher.submit_planned()
         time.sleep(gateway.poll_interval_s)
+    write_due(dispatcher.store, records_folder(dispatcher.settings))

@@ -319,7 +319,7 @@ def _keep_report(session: Session, run: RunRow, row: AttemptRow, report: JobRepo
     if identity_of(row) != report.identity:
         return False
     before = _told(row)
-    _take_report(row, heard(last_report(row), report))
+    take_report(row, heard(last_report(row), report))
     if _told(row) == before:
         return False
     session.add(event_row(tag_of(row), "state", number, _detail(report), utc_now()))
@@ -328,7 +328,8 @@ def _keep_report(session: Session, run: RunRow, row: AttemptRow, report: JobRepo
     return True
 
 
-def _take_report(row: AttemptRow, known: JobReport) -> None:
+def take_report(row: AttemptRow, known: JobReport) -> None:
+    """Keep what is known about an attempt's job."""
     row.job_state, row.words, row.evidence, row.reason = known.state, known.words, known.evidence, known.reason
     row.exit_code, row.signal, row.restarts, row.nodes = known.exit_code, known.signal, known.restarts, known.nodes
     row.started_at, row.ended_at, row.usage = known.started_at, known.ended_at, dict(known.usage)

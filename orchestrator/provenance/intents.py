@@ -33,7 +33,7 @@ from orchestrator.provenance.rows import (
 )
 from orchestrator.provenance.runs import add_event
 from orchestrator.provenance.tables import AttemptRow, RunRow, TextRow
-from orchestrator.records import BatchScript, Json, RunState, RunTag, SubmittedJob, utc_now
+from orchestrator.records import BatchScript, Json, RunState, RunTag, SubmittedJob, sha256_of, utc_now
 
 _LEFT_TO_ITS_HOLDER = timedelta(minutes=10)
 """How long a living service is trusted to find out about its own submissions."""
@@ -81,7 +81,7 @@ class IntentStore(Database):
             ours = [intent for intent in intents if _may_be_made(runs[intent.tag.run_id], intent.tag)]
             if not ours:
                 return set()
-            _keep_texts(session, _texts_of(ours))
+            keep_texts(session, _texts_of(ours))
             rows = {
                 intent.tag: _intent_row(intent, gateway, at, self.holder, runs[intent.tag.run_id].retry)
                 for intent in ours
@@ -236,17 +236,16 @@ def _take_failure(session: Session, run: RunRow, row: AttemptRow, outcome: NotSu
         run.state, run.attempts, run.reason = RunState.PLANNED, outcome.tag.attempt - 1, outcome.reason
 
 
-def _texts_of(intents: Iterable[Intent]) -> Mapping[str, str]:
-    scripts = [intent.script for intent in intents]
-    templates = {script.template_sha256: script.template_text for script in scripts}
-    return templates | {script.sha256: script.text for script in scripts}
+def _texts_of(intents: Iterable[Intent]) -> Sequence[str]:
+    return [text for intent in intents for text in (intent.script.text, intent.script.template_text)]
 
 
-def _keep_texts(session: Session, texts: Mapping[str, str]) -> None:
+def keep_texts(session: Session, texts: Iterable[str]) -> None:
     """Store texts, by their digests, unless they are there; others may do so at the same moment."""
-    if not texts:
+    by_digest = {sha256_of(text): text for text in texts}
+    if not by_digest:
         return
-    rows = [{"sha256": sha256, "content": storable(texts[sha256])} for sha256 in sorted(texts)]
+    rows = [{"sha256": sha256, "content": storable(by_digest[sha256])} for sha256 in sorted(by_digest)]
     session.connection().execute(_kept(session.get_bind().dialect.name), rows)
 
 
@@ -264,7 +263,7 @@ def insert_intents(
     session: Session, intents: Sequence[Intent], *, gateway: str, at: datetime, holder: str | None
 ) -> None:
     """Insert attempts that nobody has intended before, inside a transaction; `holder` is None for others' jobs."""
-    _keep_texts(session, _texts_of(intents))
+    keep_texts(session, _texts_of(intents))
     rows = [_intent_row(intent, gateway, at, holder, None) for intent in intents]
     session.connection().execute(_NEW_ATTEMPTS, rows)
 

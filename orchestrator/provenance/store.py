@@ -8,9 +8,11 @@ from typing import Self
 from orchestrator.provenance.adoptions import AdoptionStore
 from orchestrator.provenance.attempts import AttemptStore
 from orchestrator.provenance.chains import ChainStore
+from orchestrator.provenance.changes import MarkingSession
 from orchestrator.provenance.database import parse_url
 from orchestrator.provenance.endings import EndingStore
 from orchestrator.provenance.intents import IntentStore
+from orchestrator.provenance.keeping import RecordStore
 from orchestrator.provenance.leases import LeaseStore
 from orchestrator.provenance.messages import MessageStore
 from orchestrator.provenance.queries import QueryStore
@@ -22,7 +24,16 @@ BUSY_TIMEOUT_S = 10.0
 
 
 class Store(
-    MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore, LeaseStore, AdoptionStore
+    MessageStore,
+    RunStore,
+    IntentStore,
+    AttemptStore,
+    EndingStore,
+    ChainStore,
+    QueryStore,
+    LeaseStore,
+    AdoptionStore,
+    RecordStore,
 ):
     """Everything that is known about messages, runs and jobs.
 
@@ -30,6 +41,8 @@ class Store(
     `StoreUnavailable` (database locked, lost, full), after which the same call may be repeated. Threads may share a
     store, processes may not: each opens its own.
     """
+
+    session_type = MarkingSession
 
     @classmethod
     def open(cls, url: str, *, create: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:

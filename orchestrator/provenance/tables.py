@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Enum, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint
+from sqlalchemy import BigInteger, Enum, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.provenance.columns import Body, JsonText, LongText, Name, RowId, UtcDateTime
@@ -101,6 +101,7 @@ class RunRow(Base):
         Index(None, "collection_uid"),
         Index(None, "parent_run_id"),
         Index(None, "message_id"),
+        Index(None, "record_due"),
         _OPTIONS,
     )
 
@@ -133,6 +134,8 @@ class RunRow(Base):
     progress_at: Mapped[datetime | None]
     retry: Mapped[Json] = mapped_column(JsonText, nullable=True)
     not_before: Mapped[datetime | None]
+    changes: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
+    record_due: Mapped[bool] = mapped_column(server_default=false(), default=False)
 
 
 class PredecessorRow(Base):
