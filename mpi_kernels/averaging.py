@@ -23,6 +23,7 @@ from mpi_kernels.average import Mean, mean_pattern
 from mpi_kernels.errors import ExitCode, KernelError, OutputUnwritable, UnusableInput
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.identity import InputIdentity, software
+from mpi_kernels.nexus import circumstance
 from mpi_kernels.parameters import AverageParameters
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.rows import Status
@@ -156,6 +157,7 @@ def _fill(file: h5py.File, source: h5py.File, mean: Mean, request: AverageReques
         if name in origin.parent:
             source.copy(origin.parent[name], entry)
     entry["title"] = f"average of {int(mean.frames.max())} frames of {request.input}"
+    circumstance(entry["title"])
     data = entry.create_group("data")
     data.attrs.update({"NX_class": "NXdata", "signal": "I", "axes": ["radial_axis"], "interpretation": "spectrum"})
     for name in _AXES:
@@ -176,6 +178,8 @@ def _note(entry: h5py.Group, request: AverageRequest) -> None:
     process["program"] = "mpi_kernels average"
     process["version"] = __version__
     process["date"] = datetime.now(UTC).isoformat()
+    for name in ("version", "date"):
+        circumstance(process[name])
     process["note"] = "mean over frames, each bin over those that have it; errors are √Σσ² / n"
     given = process.create_group("input")
     given.attrs["NX_class"] = "NXparameters"
@@ -192,3 +196,5 @@ def _note(entry: h5py.Group, request: AverageRequest) -> None:
     }
     for name, value in notes.items():
         given[name] = value
+        if name.startswith("made_"):
+            circumstance(given[name])

@@ -36,7 +36,11 @@ def _prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) 
         "normalisations per bin, times the frame's scale; "
         "azimuth and geometry in the laboratory frame x horizontal, z along the beam, origin at the sample",
         describe=_Description(setup),
-        notes={"masked_pixels": setup.masked_pixels, "geometry_json": _geometry_json(setup)},
+        notes={
+            "masked_pixels": setup.masked_pixels,
+            "geometry_json": _geometry_json(setup),
+            "made_geometry_source": setup.geometry.source,
+        },
     )
 
 
@@ -90,7 +94,6 @@ def _geometry_json(setup: Setup) -> str:
     geometry = setup.geometry
     return json.dumps(
         {
-            "source": geometry.source,
             "origin_m": geometry.origin_m.tolist(),
             "fast_m": geometry.fast_m.tolist(),
             "slow_m": geometry.slow_m.tolist(),

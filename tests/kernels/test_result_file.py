@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ from nexusformat.nexus.validate import validate_application, validate_file
 
 from mpi_kernels.decode import decompress
 from mpi_kernels.native.library import PATH as NATIVE
+from orchestrator.contents import compare
 
 from .harness import assert_rows_are_the_frames, progress_of, run_kernel
 from .writers import Spec, add_geometry, frame_of, write
@@ -75,6 +77,23 @@ def test_process_note_says_how_it_was_made(result: Path) -> None:
         assert route.startswith("HDF5 pipeline (bitshuffle-lz4, chunks ")
     else:
         assert route == "direct chunk read (bitshuffle-lz4)"
+
+
+def test_content_digest_is_of_frames_and_parameters_and_not_of_place_and_time(result: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    scan = shutil.copy(tmp_path / "scan.h5", folder / "again.h5")
+    assert run_kernel(scan, folder / "again.nxs", parameters=PARAMETERS).returncode == 0
+    assert compare(result, folder / "again.nxs").differences == ()
+    with h5py.File(scan, "r+") as file:
+        file["entry/instrument/detector/data"][3, 20, 30] += 1
+    assert run_kernel(scan, folder / "again.nxs", parameters=PARAMETERS).returncode == 0
+    changed = {difference.path: difference for difference in compare(result, folder / "again.nxs").differences}
+    assert changed["/entry/data/I"].values.index[0] == 3
+    parameters = PARAMETERS | {"polarization_factor": 0.91}
+    assert run_kernel(tmp_path / "scan.h5", folder / "again.nxs", parameters=parameters).returncode == 0
+    changed = {difference.path: difference for difference in compare(result, folder / "again.nxs").differences}
+    assert changed["/entry/reduction/input/polarization_factor"].second == "0.91"
 
 
 def test_progress_file_says_with_which_parameters_and_software(result: Path) -> None:
