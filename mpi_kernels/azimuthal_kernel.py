@@ -13,6 +13,7 @@ from mpi_kernels.azimuthal_setup import Setup, set_up
 from mpi_kernels.geometry import HC_KEV_ANGSTROM
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.kernel import Frames, Kernel, Prepared, Reduction
+from mpi_kernels.named_files import named_files
 from mpi_kernels.nexus import group, readable
 from mpi_kernels.parameters import AzimuthalParameters
 
@@ -41,6 +42,7 @@ def _prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) 
             "geometry_json": _geometry_json(setup),
             "made_geometry_source": setup.geometry.source,
         },
+        files=named_files(parameters, ("mask", "poni", "dark", "flat", "background"), frames.base),
     )
 
 

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,11 @@ _PICTURE_CHUNK_BYTES = 1 << 20
 
 _MADE = "made_"
 """What begins so in the process note says how the result came about, not what it is."""
+
+_MAKING = (
+    "command_line", "run_id", "input", "dataset", "host", "boot_id", "software", "source_sha256", "fingerprint",
+    "parameters_sha256",
+)  # fmt: skip
 
 _abandoned: list[ResultFile] = []
 """Results that couldn't be written. Letting go of their handles would make HDF5 try again, and complain or crash."""
@@ -53,6 +58,10 @@ class Making:
     software: str
     fingerprint: str
     """Of all that the rows depend on (`earlier`)."""
+    source_sha256: str
+    """Of the kernels' own code (`identity`)."""
+    parameters_sha256: str
+    """Of the parameter file as it was read."""
     parameters: Mapping[str, Any]
     parameters_json: str
     started_at: datetime
@@ -200,13 +209,15 @@ def _process(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
     for name, value in making.parameters.items():
         given[name] = "none" if value is None else json.dumps(value) if isinstance(value, dict) else value
     given["parameters_json"] = making.parameters_json
-    for name in ("command_line", "run_id", "input", "dataset", "host", "boot_id", "software", "fingerprint"):
+    for name in _MAKING:
         given[f"{_MADE}{name}"] = readable(getattr(making, name))
+    given[f"{_MADE}files_json"] = json.dumps([asdict(file) for file in prepared.files])
     given[f"{_MADE}ranks"] = making.ranks
     for name, value in prepared.notes.items():
         given[name] = value
+    named = {"parameters_json", *(file.parameter for file in prepared.files)}
     for name in given:
-        if name.startswith(_MADE) or name == "parameters_json":
+        if name.startswith(_MADE) or name in named:
             circumstance(given[name])
 
 

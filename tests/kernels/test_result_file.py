@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -102,7 +103,24 @@ def test_progress_file_says_with_which_parameters_and_software(result: Path) -> 
         assert progress["parameters"] == json.loads(file["entry/reduction/input/parameters_json"][()])
     assert progress["parameters"]["solid_angle"] is True  # a default
     assert progress["software"]["h5py"] == h5py.__version__
-    assert set(progress["software"]) == {"python", "numpy", "h5py", "hdf5", "mpi", "decoder"}
+    assert set(progress["software"]) == {
+        "python", "numpy", "h5py", "hdf5", "hdf5plugin", "mpi4py", "mpi", "decoder", "source_sha256",
+    }  # fmt: skip
+    assert progress["parameters_sha256"] == hashlib.sha256(result.with_suffix(".json").read_bytes()).hexdigest()
+
+
+def test_files_that_parameters_name_are_told_and_their_names_are_no_content(result: Path, tmp_path: Path) -> None:
+    results = []
+    for name in ("mask.npy", "same.npy"):
+        np.save(tmp_path / name, np.zeros((60, 80), bool))
+        results.append(tmp_path / f"{name}.nxs")
+        done = run_kernel(tmp_path / "scan.h5", results[-1], parameters=PARAMETERS | {"mask": str(tmp_path / name)})
+        assert (done.returncode, done.stderr) == (0, "")
+    [mask] = progress_of(results[1])["files"]
+    assert (mask["parameter"], mask["path"]) == ("mask", str(tmp_path / "same.npy"))
+    with h5py.File(results[1]) as file:
+        assert json.loads(file["entry/reduction/input/made_files_json"][()]) == [mask]
+    assert compare(*results).differences == ()
 
 
 def test_frames_are_accounted_for(result: Path) -> None:
