@@ -13,7 +13,8 @@ at that too, but takes a job that it has forgotten for one that succeeded.
 Both append to the attempt's ``events.jsonl``, which the service reads: ``begin`` or ``duplicate``; ``end``, and then
 ``outputs``, because the digest of a large result takes time. A claimed attempt goes on even where the event can't be
 written. Nothing here talks to the service, the database or SLURM, so it works when they are down. Standard library
-only: it runs on compute nodes, before modules and MPI are known to work.
+only: it runs on compute nodes, before modules and MPI are known to work. What needs more, the digest of a result's
+content, is imported at the very end, and its absence is recorded.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import InvalidInput
 from orchestrator.runs import AttemptDirectory, RunDirectory
 
 EXIT_CANNOT_WRITE = 74
 EXIT_TAKEN = 75
 EXIT_PREDECESSOR = 76
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 SEEN_LATE_S = 60.0
 """How long another node's last words may take to be seen here: NFS shows files as they were up to a minute ago."""
@@ -306,11 +310,27 @@ def _cut_off(progress: Path) -> bool:
 
 
 def output(kind: str, path: Path) -> dict[str, object]:
-    """Return the identity of a file that the job made."""
+    """Return the identity of a file that the job made; of HDF5 files also the digest of their content."""
     try:
-        return {"kind": kind, "path": str(path), "size": path.stat().st_size, "sha256": file_sha256(path)}
+        made = {"kind": kind, "path": str(path), "size": path.stat().st_size, "sha256": file_sha256(path)}
+        return made | (_content(path) if _is_hdf5(path) else {})
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # reading doesn't name the file
+
+
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+
+
+def _content(path: Path) -> dict[str, object]:
+    """Return the digest of what is in an HDF5 file, or why there is none."""
+    try:
+        from orchestrator.contents import content_digest  # noqa: PLC0415  this module must work without h5py
+
+        return {"content_sha256": content_digest(path).sha256}
+    except (ImportError, InvalidInput) as error:
+        return {"content_sha256": None, "content_unknown_because": str(error)}
 
 
 def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:

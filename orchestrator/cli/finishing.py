@@ -25,4 +25,5 @@ def follow_to_the_end(dispatcher: Dispatcher, any_left: Callable[[], bool]) -> N
         dispatcher.settle()
         dispatcher.submit_planned()
         time.sleep(gateway.poll_interval_s)
+    follower.cycle()  # last lines of jobs that have just ended
     write_due(dispatcher.store, records_folder(dispatcher.settings))

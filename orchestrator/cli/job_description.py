@@ -193,6 +193,10 @@ _TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
         f"because: {member(event, 'because')}" if member(event, "because") else "",
         "with edits" if member(event, "edits") else "as it was",
     ),
+    "verified": lambda event: (
+        f"{member(event, 'first')} was repeated as {member(event, 'second')}:",
+        member(event, "verdict"),
+    ),
     "begin": lambda event: ("the job claimed the attempt", _on(member(event, "host"))),
     "duplicate": lambda event: (
         "another start for this attempt left without doing anything: it",

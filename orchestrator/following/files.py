@@ -169,6 +169,7 @@ def _outputs(detail: Mapping[str, Json]) -> list[OutputIdentity]:
             kind=str(output["kind"]),
             size=int(str(output["size"])),
             sha256=str(output["sha256"]),
+            content_sha256=None if output.get("content_sha256") is None else str(output["content_sha256"]),
         )
         for output in (outputs if isinstance(outputs, list) else [])
         if isinstance(output, dict)

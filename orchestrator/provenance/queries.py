@@ -249,4 +249,9 @@ def _end(row: AttemptRow) -> AttemptEnd | None:
 
 def _outputs(session: Session, run_id: str) -> tuple[OutputIdentity, ...]:
     rows = session.scalars(select(OutputRow).filter_by(run_id=run_id).order_by(OutputRow.id))
-    return tuple(OutputIdentity(path=Path(row.path), kind=row.kind, size=row.size, sha256=row.sha256) for row in rows)
+    return tuple(
+        OutputIdentity(
+            path=Path(row.path), kind=row.kind, size=row.size, sha256=row.sha256, content_sha256=row.content_sha256
+        )
+        for row in rows
+    )

@@ -165,6 +165,11 @@ class InputIdentity:
     chunks: tuple[int, ...] | None = None
     sources: tuple[Mapping[str, Json], ...] = ()
     """External and virtual source files: ``path``, ``size``, ``mtime_ns``, ``inode`` of each."""
+    seal: Json = None
+    """What was read of it: ``state``, ``algorithm``, ``digest``, ``frames``; None: the kernel hasn't told."""
+    files: tuple[Mapping[str, Json], ...] = ()
+    """Files that parameters name: ``parameter``, ``path``, ``real_path``, ``dataset``, ``size``, ``mtime_ns`` and
+    ``sha256`` of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +182,8 @@ class OutputIdentity:
     size: int
     """Bytes."""
     sha256: str
+    content_sha256: str | None = None
+    """Of what is in it, whatever the way it was written (`orchestrator.contents`); None: no HDF5, or unreadable."""
 
 
 # ---------------------------------------------------------------------------------------------------- attempts

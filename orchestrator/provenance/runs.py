@@ -343,6 +343,8 @@ def input_row(run_id: str, identity: InputIdentity) -> InputRow:
         dtype=identity.dtype,
         chunks=encoded(identity.chunks),
         sources=encoded(identity.sources),
+        seal=identity.seal,
+        files=encoded(identity.files),
         recorded_at=utc_now(),
     )
 
@@ -355,6 +357,7 @@ def output_row(run_id: str, output: OutputIdentity) -> OutputRow:
         kind=output.kind,
         size=output.size,
         sha256=output.sha256,
+        content_sha256=output.content_sha256,
         recorded_at=utc_now(),
     )
 
@@ -372,12 +375,18 @@ def input_identity(row: InputRow) -> InputIdentity:
         shape=_integers(row.shape),
         dtype=row.dtype,
         chunks=_integers(row.chunks),
-        sources=tuple(item for item in _items(row.sources) if isinstance(item, dict)),
+        sources=_objects(row.sources),
+        seal=row.seal,
+        files=_objects(row.files),
     )
 
 
 def _items(value: Json) -> Sequence[Json]:
     return value if isinstance(value, list) else ()
+
+
+def _objects(value: Json) -> tuple[dict[str, Json], ...]:
+    return tuple(item for item in _items(value) if isinstance(item, dict))
 
 
 def _integers(value: Json) -> tuple[int, ...] | None:

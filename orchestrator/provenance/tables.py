@@ -258,6 +258,8 @@ class InputRow(Base):
     dtype: Mapped[str | None]
     chunks: Mapped[Json] = mapped_column(JsonText, nullable=True)
     sources: Mapped[Json] = mapped_column(JsonText)
+    seal: Mapped[Json] = mapped_column(JsonText, nullable=True)
+    files: Mapped[Json] = mapped_column(JsonText, nullable=True)
     recorded_at: Mapped[datetime]
 
 
@@ -265,7 +267,7 @@ class OutputRow(Base):
     """A file that a run made."""
 
     __tablename__ = "outputs"
-    __table_args__ = (Index(None, "run_id"), Index(None, "sha256"), _OPTIONS)
+    __table_args__ = (Index(None, "run_id"), Index(None, "sha256"), Index(None, "content_sha256"), _OPTIONS)
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"))
@@ -273,6 +275,7 @@ class OutputRow(Base):
     kind: Mapped[str] = mapped_column(Name(64))
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Name(64))
+    content_sha256: Mapped[str | None] = mapped_column(Name(64))
     recorded_at: Mapped[datetime]
 
 
