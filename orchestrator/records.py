@@ -262,6 +262,8 @@ class BatchScript:
     template_name: str
     template_text: str
     """The template and all it includes, each headed by its file's name."""
+    template_origin: Mapping[str, Json] = field(default_factory=dict)
+    """Where it was read: ``folder``, and its ``commit`` and whether it is ``dirty`` where that is a checkout."""
 
     @property
     def sha256(self) -> str:

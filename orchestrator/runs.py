@@ -18,6 +18,7 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         report.md, report.png the report of a chain's last step
         attempts/<n>/claim.json     who runs this attempt (the fence)
         attempts/<n>/retry.json     why there is this attempt after another one, and what it asks for
+        attempts/<n>/packages.txt   all Python packages that were installed, with their versions
         attempts/<n>/job.log        what the job printed
         attempts/<n>/events.jsonl   begin and end, written inside the job
         attempts/<n>/progress.json  how the kernel stands; replaced atomically
@@ -136,6 +137,10 @@ class AttemptDirectory:
     @property
     def retry(self) -> Path:
         return self.path / "retry.json"
+
+    @property
+    def packages(self) -> Path:
+        return self.path / "packages.txt"
 
     @property
     def log(self) -> Path:

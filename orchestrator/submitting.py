@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from orchestrator.rendering import render, render_recorded, rerun_script
 from orchestrator.runs import make_durable
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import Gateway
+from orchestrator.template_origins import TemplateOrigins
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Memory:
     """When an intent's job may be looked for again."""
     unrecorded: list[Outcome] = field(default_factory=list)
     """What the store couldn't take when it became known."""
+    origins: TemplateOrigins = field(default_factory=TemplateOrigins)
     held: HeldRuns = field(init=False)
     unwanted: list[JobIdentity] = field(default_factory=list)
     """Jobs of runs that were cancelled meanwhile, and that couldn't be ended yet."""
@@ -327,13 +329,16 @@ class Submitter:
     def _rendered(self, planned: PlannedRun) -> BatchScript:
         plan, attempt = planned.plan_of_attempt, planned.tag.attempt
         if plan.template_of is None:
-            return render(plan, attempt, self.settings.templates)
+            script = render(plan, attempt, self.settings.templates)
+            return replace(script, template_origin=self.memory.origins.of(script, self.settings.templates))
         made = self.store.run(plan.template_of).attempts
         if not made:
             raise InvalidInput(
                 f"run {plan.template_of} has no template: no attempt of it was made", remedy="say which with --template"
             )
-        return render_recorded(plan, attempt, made[-1].template_text)
+        script = render_recorded(plan, attempt, made[-1].template_text)
+        origin = made[-1].template_origin
+        return replace(script, template_origin=origin if isinstance(origin, dict) else {})
 
     def _jobs_before(self, planned: PlannedRun) -> tuple[JobIdentity, ...] | None:
         """Return the jobs that a run's job has to come after; None when it can't be sent, which its record says."""

@@ -16,6 +16,7 @@ from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.rows import ActiveAttempt, AttemptStage
 from orchestrator.provenance.runs import add_event, event_row, lock_run
 from orchestrator.provenance.tables import AttemptRow, JobEventRow, RunRow
+from orchestrator.provenance.texts import keep_texts
 from orchestrator.records import (
     FrameCounts,
     JobIdentity,
@@ -25,6 +26,7 @@ from orchestrator.records import (
     RunState,
     RunTag,
     Scalar,
+    sha256_of,
     utc_now,
 )
 
@@ -172,6 +174,13 @@ class AttemptStore(Database):
                 return False
             session.add(event_row(tag, kind, sequence, detail, at))
         return True
+
+    def record_packages(self, tag: RunTag, packages: str) -> None:
+        """Keep which packages were installed where an attempt's job ran; the text of many runs is stored once."""
+        with self.writing() as session:
+            _run, row = locked(session, tag)
+            keep_texts(session, [packages])
+            row.packages_sha256 = sha256_of(packages)
 
     def record_software(self, tag: RunTag, software: Mapping[str, Json]) -> None:
         """Keep which programs, versions and modules this attempt ran with; a later call replaces what it names anew."""

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BindParameter, Insert, Row, Update, bindparam, exists, insert, select, update
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy import BindParameter, Row, Update, bindparam, exists, insert, select, update
 from sqlalchemy.orm import Session, defer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.attempts import forget_reports, identity_of, tag_of
-from orchestrator.provenance.columns import storable
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.endings import end_refused, no_longer_avoids_nodes
 from orchestrator.provenance.leases import database_now, living_services
@@ -32,8 +29,9 @@ from orchestrator.provenance.rows import (
     UnsettledAttempt,
 )
 from orchestrator.provenance.runs import add_event
-from orchestrator.provenance.tables import AttemptRow, RunRow, TextRow
-from orchestrator.records import BatchScript, Json, RunState, RunTag, SubmittedJob, sha256_of, utc_now
+from orchestrator.provenance.tables import AttemptRow, RunRow
+from orchestrator.provenance.texts import keep_texts
+from orchestrator.records import BatchScript, Json, RunState, RunTag, SubmittedJob, utc_now
 
 _LEFT_TO_ITS_HOLDER = timedelta(minutes=10)
 """How long a living service is trusted to find out about its own submissions."""
@@ -240,25 +238,6 @@ def _texts_of(intents: Iterable[Intent]) -> Sequence[str]:
     return [text for intent in intents for text in (intent.script.text, intent.script.template_text)]
 
 
-def keep_texts(session: Session, texts: Iterable[str]) -> None:
-    """Store texts, by their digests, unless they are there; others may do so at the same moment."""
-    by_digest = {sha256_of(text): text for text in texts}
-    if not by_digest:
-        return
-    rows = [{"sha256": sha256, "content": storable(by_digest[sha256])} for sha256 in sorted(by_digest)]
-    session.connection().execute(_kept(session.get_bind().dialect.name), rows)
-
-
-@cache
-def _kept(dialect: str) -> Insert:
-    if dialect == "sqlite":
-        return sqlite.insert(TextRow).on_conflict_do_nothing()
-    if dialect == "postgresql":
-        return postgresql.insert(TextRow).on_conflict_do_nothing()
-    insert = mysql.insert(TextRow)
-    return insert.on_duplicate_key_update(sha256=insert.inserted.sha256)
-
-
 def insert_intents(
     session: Session, intents: Sequence[Intent], *, gateway: str, at: datetime, holder: str | None
 ) -> None:
@@ -291,6 +270,7 @@ def _intent_row(intent: Intent, gateway: str, at: datetime, holder: str | None, 
         "script_sha256": intent.script.sha256,
         "template_name": intent.script.template_name,
         "template_sha256": intent.script.template_sha256,
+        "template_origin": dict(intent.script.template_origin),
         "intent_at": at,
         "latest_intent_at": at,
         "adopted": False,

@@ -10,12 +10,13 @@ from sqlalchemy.orm import Session
 from orchestrator.provenance.attempts import forget_reports, take_report
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import encoded
-from orchestrator.provenance.intents import keep_texts
 from orchestrator.provenance.messages import add_message
 from orchestrator.provenance.new_runs import add_runs
 from orchestrator.provenance.rows import Arrival, AttemptRecord, JobEvent, RunDetail
 from orchestrator.provenance.runs import input_row, keep_counts, output_row
 from orchestrator.provenance.tables import AttemptRow, JobEventRow, ParameterRow, RunRow
+from orchestrator.provenance.texts import keep_texts
+from orchestrator.records import sha256_of
 
 
 class RecordStore(Database):
@@ -63,8 +64,8 @@ class RecordStore(Database):
         return True
 
 
-def _texts(attempt: AttemptRecord) -> tuple[str, str]:
-    return attempt.script_text, attempt.template_text
+def _texts(attempt: AttemptRecord) -> tuple[str, ...]:
+    return attempt.script_text, attempt.template_text, *([attempt.packages] if attempt.packages else [])
 
 
 def _fill(run: RunRow, detail: RunDetail) -> None:
@@ -98,6 +99,8 @@ def _attempt_row(attempt: AttemptRecord) -> AttemptRow:
         script_sha256=attempt.script_sha256,
         template_name=attempt.template_name,
         template_sha256=attempt.template_sha256,
+        template_origin=attempt.template_origin,
+        packages_sha256=sha256_of(attempt.packages) if attempt.packages else None,
         intent_at=attempt.intent_at,
         latest_intent_at=attempt.intent_at,
         adopted=attempt.adopted,

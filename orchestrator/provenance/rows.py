@@ -317,8 +317,12 @@ class AttemptRecord:
     template_name: str
     template_sha256: str
     template_text: str
+    template_origin: Json
+    """Where it was read: ``folder``, and its ``commit`` and whether it is ``dirty`` where that is a checkout."""
     script_sha256: str
     script_text: str
+    packages: str
+    """All Python packages that were installed where the job ran, a line for each; empty before it has begun."""
     intent_at: datetime
     identity: JobIdentity | None
     adopted: bool

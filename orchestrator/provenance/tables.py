@@ -197,6 +197,8 @@ class AttemptRow(Base):
     script_sha256: Mapped[str] = mapped_column(Name(64))
     template_name: Mapped[str]
     template_sha256: Mapped[str] = mapped_column(Name(64))
+    template_origin: Mapped[Json] = mapped_column(JsonText, nullable=True)
+    packages_sha256: Mapped[str | None] = mapped_column(Name(64))
     intent_at: Mapped[datetime]
     latest_intent_at: Mapped[datetime]
     cluster: Mapped[str | None] = mapped_column(Name(64))

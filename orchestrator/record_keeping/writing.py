@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from orchestrator.provenance import RunDetail, Store, record_text
+from orchestrator.injob import file_sha256
+from orchestrator.provenance import OutputIdentity, RunDetail, Store, record_text
 from orchestrator.record_keeping.importing import RECORDS
 from orchestrator.runs import RunDirectory, write_atomically
 from orchestrator.settings import Settings
@@ -35,6 +36,7 @@ def write_due(store: Store, elsewhere: Path) -> int:
     due = store.due_records()
     for run_id, changes in due:
         try:
+            _record_log(store, store.run(run_id))
             write_record(store.run(run_id), elsewhere)
         except OSError as error:
             obstacles.append(error)
@@ -43,6 +45,17 @@ def write_due(store: Store, elsewhere: Path) -> int:
     for obstacle in obstacles:
         raise obstacle
     return len(due)
+
+
+def _record_log(store: Store, detail: RunDetail) -> None:
+    """Keep what the job's log is, unless that is known: nothing is added to it once the job has ended."""
+    if not detail.attempts:
+        return
+    log_file = RunDirectory(detail.summary.run_directory).attempt(detail.attempts[-1].tag.attempt).log
+    known = next((output.size for output in detail.outputs if output.path == log_file), None)
+    if log_file.is_file() and log_file.stat().st_size != known:
+        identity = OutputIdentity(path=log_file, kind="log", size=log_file.stat().st_size, sha256=file_sha256(log_file))
+        store.record_output(detail.summary.run_id, identity)
 
 
 def write_record(detail: RunDetail, elsewhere: Path) -> Path:
