@@ -36,6 +36,7 @@ from orchestrator.provenance.rows import (
     Submitted,
     Unanswered,
     UnsettledAttempt,
+    UsedFile,
     WaitingStart,
 )
 from orchestrator.provenance.schema import SchemaStatus
@@ -67,6 +68,7 @@ __all__ = [
     "Submitted",
     "Unanswered",
     "UnsettledAttempt",
+    "UsedFile",
     "WaitingStart",
     "detail_of",
     "encoded",

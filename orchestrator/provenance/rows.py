@@ -173,6 +173,18 @@ class InputIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsedFile:
+    """A file that a run read, or made."""
+
+    run_id: str
+    role: str
+    """``input``, ``source``, or the parameter that names it; of one that was made its kind."""
+    path: Path
+    sha256: str | None
+    """Of the whole file; None where the run hasn't told."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputIdentity:
     """A file that a run made."""
 

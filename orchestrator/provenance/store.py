@@ -14,6 +14,7 @@ from orchestrator.provenance.endings import EndingStore
 from orchestrator.provenance.intents import IntentStore
 from orchestrator.provenance.keeping import RecordStore
 from orchestrator.provenance.leases import LeaseStore
+from orchestrator.provenance.lineage import LineageStore
 from orchestrator.provenance.messages import MessageStore
 from orchestrator.provenance.queries import QueryStore
 from orchestrator.provenance.runs import RunStore
@@ -34,6 +35,7 @@ class Store(
     LeaseStore,
     AdoptionStore,
     RecordStore,
+    LineageStore,
 ):
     """Everything that is known about messages, runs and jobs.
 

@@ -269,16 +269,37 @@ class OutputRow(Base):
     """A file that a run made."""
 
     __tablename__ = "outputs"
-    __table_args__ = (Index(None, "run_id"), Index(None, "sha256"), Index(None, "content_sha256"), _OPTIONS)
+    __table_args__ = (
+        Index(None, "run_id"),
+        Index(None, "path_sha256"),
+        Index(None, "sha256"),
+        Index(None, "content_sha256"),
+        _OPTIONS,
+    )
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"))
     path: Mapped[str]
+    path_sha256: Mapped[str | None] = mapped_column(Name(64))
     kind: Mapped[str] = mapped_column(Name(64))
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Name(64))
     content_sha256: Mapped[str | None] = mapped_column(Name(64))
     recorded_at: Mapped[datetime]
+
+
+class UsedFileRow(Base):
+    """A file that a run read: the input, its sources, and what parameters name."""
+
+    __tablename__ = "used_files"
+    __table_args__ = (Index(None, "run_id"), Index(None, "path_sha256"), Index(None, "sha256"), _OPTIONS)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"))
+    role: Mapped[str] = mapped_column(Name())
+    path: Mapped[str]
+    path_sha256: Mapped[str] = mapped_column(Name(64))
+    sha256: Mapped[str | None] = mapped_column(Name(64))
 
 
 class LeaseRow(Base):
