@@ -34,6 +34,8 @@ class Findings:
     """The runs that come after this one."""
     tasks: Mapping[int, KernelProgress | None] = field(default_factory=dict)
     """How the kernel of each task of a job array stands; None for those that haven't begun."""
+    stale: Sequence[str] = ()
+    """Why the result may not be what would be made now."""
     options: str = ""
     """What the proposed commands need to find the site, with a leading space."""
 
@@ -49,7 +51,7 @@ class Section:
 def describe(run: RunDetail, findings: Findings) -> tuple[Section, ...]:
     """Return everything about a run, the most wanted first."""
     sections = {
-        "State": _state(run),
+        "State": _state(run, findings),
         "Frames": _frames(run),
         "Tasks": _tasks(run, findings),
         "Result": _result(run, findings),
@@ -68,9 +70,11 @@ def describe(run: RunDetail, findings: Findings) -> tuple[Section, ...]:
 # ------------------------------------------------------------------------------------------------ how it ended
 
 
-def _state(run: RunDetail) -> Iterator[Field]:
+def _state(run: RunDetail, findings: Findings) -> Iterator[Field]:
     summary = run.summary
     yield "state", summary.state
+    for reason in findings.stale:
+        yield "STALE", reason
     if summary.reason:
         yield "because", summary.reason
     for attempt in run.attempts:

@@ -185,6 +185,17 @@ class UsedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What a run was made from, as far as it can change."""
+
+    input: InputIdentity | None
+    """As it was last seen; None where the kernel hasn't told."""
+    template_name: str
+    template_sha256: str
+    template_text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputIdentity:
     """A file that a run made."""
 
