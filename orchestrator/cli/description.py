@@ -184,6 +184,7 @@ def _input(run: RunDetail) -> Iterator[Field]:
     for identity in run.inputs:
         moment = "at open" if identity.at is InputMoment.OPEN else "at end"
         yield moment, "\n".join(_identity(identity))
+    yield from _files(run)
     if not run.inputs:
         yield "identity", "the kernel has not told what the file was"
 
@@ -199,6 +200,20 @@ def _identity(identity: InputIdentity) -> Iterator[str]:
         told = source.get("size"), source.get("mtime_ns")
         bytes_, mtime_ns = (value if isinstance(value, int) else None for value in told)
         yield f"source {source.get('path')}, {size(bytes_)}, modified {_nanoseconds(mtime_ns)}"
+
+
+def _files(run: RunDetail) -> Iterator[Field]:
+    """Yield what was read of the input, and the files that parameters name, as the kernel told last."""
+    if not run.inputs:
+        return
+    seal = run.inputs[-1].seal
+    if isinstance(seal, dict):
+        is_sealed = seal.get("state") == "sealed"
+        digest = f"{seal.get('frames')} frames, {seal.get('algorithm')} {seal.get('digest')}"
+        yield "what was read", digest if is_sealed else "not sealed: the kernel closed no result"
+    for file in run.inputs[-1].files:
+        digest = f"sha256 {file.get('sha256') or 'unknown: it was being written'}"
+        yield f"{file.get('parameter')}", f"{file.get('path')}\n{digest}"
 
 
 def _nanoseconds(mtime_ns: int | None) -> str:
