@@ -5,7 +5,8 @@ Two loops work side by side, each in a thread of its own: *dispatch* (messages -
 once, waits longer each time, and goes on; nothing but `stop` ends it.
 
 Of several services on one database each takes messages and submits runs; one at a time follows, by a lease, and the
-next one takes over when it is gone. A third loop, *presence*, tells the others that this one lives.
+next one takes over when it is gone. A third loop, *presence*, tells the others that this one lives. A fourth, *ispyb*,
+mirrors runs to a site's ISPyB; nobody waits for it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Self
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import InvalidSettings, OrchestratorError, StoreUnavailable
 from orchestrator.following import Follower
+from orchestrator.ispyb import Mirror
 from orchestrator.listening.door import Door, Handler, Verdict, backoff
 from orchestrator.listening.spool import SpoolDoor
 from orchestrator.listening.stomp import StompDoor
@@ -170,6 +172,10 @@ class Service:
         # Its steps themselves see to it that SLURM isn't asked too often.
         self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S, longest_pause_s=IDLE_S)
         self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)
+        self._ispyb: Loop | None = None
+        if self.settings.ispyb is not None:
+            self.mirror = Mirror(self.store, self.settings)
+            self._ispyb = Loop(name="ispyb", step=self._ispyb_step, interval_s=self.settings.ispyb.poll_interval_s)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -190,6 +196,8 @@ class Service:
             self._presence.start()
         self._dispatch.start()
         self._follow.start()
+        if self._ispyb is not None:
+            self._ispyb.start()
         for door in self.doors:
             door.start(self._handler())
         return self
@@ -202,6 +210,9 @@ class Service:
         # The outcome of a submission under way is worth waiting for; if it takes longer, the next start finds it.
         self._dispatch.stop(self.settings.gateway.submit_deadline_s)
         self._follow.stop(10)
+        if self._ispyb is not None:
+            self._ispyb.stop(10)
+            self.mirror.close()
         self._presence.stop(10)
         self.gateway.close()
         try:
@@ -272,6 +283,10 @@ class Service:
         pause_s = min(max(settings.poll_interval_s, fmean(self._rests_s)), settings.poll_interval_max_s)
         self._follow.interval_s = pause_s
         self._may_follow()  # until the next cycle
+
+    def _ispyb_step(self) -> None:
+        if self.mirror.step() and self._ispyb is not None:
+            self._ispyb.wake()
 
     def _may_follow(self) -> bool:
         """Take or renew the lease of the one that follows, where there may be others."""

@@ -12,6 +12,7 @@ from orchestrator.provenance.endings import EndingStore
 from orchestrator.provenance.intents import IntentStore
 from orchestrator.provenance.leases import LeaseStore
 from orchestrator.provenance.messages import MessageStore
+from orchestrator.provenance.mirrors import MirrorStore
 from orchestrator.provenance.queries import QueryStore
 from orchestrator.provenance.runs import RunStore
 from orchestrator.provenance.schema import SchemaStatus, check_schema, schema_status, upgrade_schema
@@ -20,7 +21,9 @@ BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for another one."""
 
 
-class Store(MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore, LeaseStore):
+class Store(
+    MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore, LeaseStore, MirrorStore
+):
     """Everything that is known about messages, runs and jobs.
 
     Every method is one transaction: durable when it returns, without a trace when it raises. All may raise
