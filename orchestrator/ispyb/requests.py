@@ -152,7 +152,11 @@ def _waiting_ids(connection: Connection, site: IspybSettings, look: int) -> Sequ
         .outerjoin(PROGRAM, PROGRAM.c.processingJobId == jobs.processingJobId)
         .where(jobs.processingJobId > newest - look, jobs.automatic == 0)
         .where(jobs.recipe.startswith(site.recipe_prefix, autoescape=True), PROGRAM.c.autoProcProgramId.is_(None))
-        .where(text("recordTimestamp BETWEEN NOW() - INTERVAL :oldest SECOND AND NOW() - INTERVAL :newest SECOND"))
+        .where(
+            jobs.recordTimestamp.between(
+                text("NOW() - INTERVAL :oldest SECOND"), text("NOW() - INTERVAL :newest SECOND")
+            )
+        )
         .order_by(jobs.processingJobId)
     )
     ages = {"oldest": round(site.request_age_max_h * 3600), "newest": round(site.request_settles_s)}
@@ -164,7 +168,7 @@ def _read(connection: Connection, job: int, site: IspybSettings) -> Request:
     row = connection.execute(select(*jobs).where(jobs.processingJobId == job)).one()
     pairs = select(parameters.parameterKey, parameters.parameterValue).where(parameters.processingJobId == job)
     of_sweep = (sweeps.dataCollectionId, sweeps.startImage, sweeps.endImage)
-    images = connection.execute(select(*of_sweep).where(sweeps.processingJobId == job))
+    images = connection.execute(select(*of_sweep).where(sweeps.processingJobId == job)).all()
     found = connection.execute(pairs.order_by(parameters.processingJobParameterId))
     return Request(
         job=job,
@@ -172,9 +176,7 @@ def _read(connection: Connection, job: int, site: IspybSettings) -> Request:
         data_collection=row.dataCollectionId,
         comments=row.comments or "",
         parameters=tuple((pair.parameterKey or "", pair.parameterValue or "") for pair in found),
-        sweeps=tuple(
-            (sweep.dataCollectionId, sweep.startImage, sweep.endImage) for sweep in connection.execute(images)
-        ),
+        sweeps=tuple((sweep.dataCollectionId, sweep.startImage, sweep.endImage) for sweep in images),
     )
 
 

@@ -6,7 +6,7 @@ kept.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import Any
 
 from sqlalchemy import BINARY, Column, DateTime, Integer, MetaData, String, Table
@@ -117,3 +117,14 @@ def rights(column: Column[Any]) -> Set[str]:
     if column not in _ONLY_READ and not column.primary_key and column.table is not ADMIN_VAR:
         wanted.add("INSERT")
     return wanted | ({"UPDATE"} if column in UPDATED else set())
+
+
+def grants(database: str, account: str) -> Iterator[str]:
+    """Yield the statements that give an account all rights that are needed, and no others."""
+    for table in (ADMIN_VAR, *USED):
+        columns: dict[str, list[str]] = {}
+        for column in table.c:
+            for right in sorted(rights(column)):
+                columns.setdefault(right, []).append(column.name)
+        wanted = ", ".join(f"{right} ({', '.join(names)})" for right, names in columns.items())
+        yield f"GRANT {wanted} ON {database}.{table.name} TO {account};"

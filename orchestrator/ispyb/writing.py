@@ -89,12 +89,12 @@ class Writer:
     def _program(self, job: int, cells: Cells, parent: int | None) -> int:
         changing = [column for column in PROGRAM.c if column in UPDATED and column is not PROGRAM.c.recordTimeStamp]
         wanted = _programs_of(job).add_columns(*changing).order_by(PROGRAM.c.autoProcProgramId).limit(1)
-        row = self.connection.execute(wanted).first()
+        row = self.connection.execute(wanted).mappings().first()
         now = {"recordTimeStamp": func.now()}
         if row is None:
             links = {"processingJobId": job, "parentAutoProcProgramId": parent}
             return self._insert(PROGRAM, {**cells, **links, **now})
-        program: int = row.autoProcProgramId
+        program: int = row[PROGRAM.c.autoProcProgramId]
         changed = {column.name: cells[column.name] for column in changing if row[column] != cells[column.name]}
         if changed:
             self._update(PROGRAM, program, {**changed, **now})
