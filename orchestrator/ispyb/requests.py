@@ -186,7 +186,16 @@ def _values(parameters: Sequence[tuple[str, str]], settings: Settings) -> Iterat
     for name, written in parameters:
         if names.count(name) > 1:
             raise InvalidInput(f"parameter {name!r} stands there {names.count(name)} times", remedy="give one value")
-        yield name, held_to_roots(_value(written), f"ISPyB: parameter {name}", settings)
+        yield name, _held(_value(written), f"ISPyB: parameter {name}", settings)
+
+
+def _held(value: Json, place: str, settings: Settings) -> Json:
+    """Hold all text inside a value to the allowed roots."""
+    if isinstance(value, list):
+        return [_held(item, place, settings) for item in value]
+    if isinstance(value, dict):
+        return {name: _held(item, place, settings) for name, item in value.items()}
+    return held_to_roots(value, place, settings)
 
 
 def _value(written: str) -> Json:

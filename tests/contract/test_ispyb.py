@@ -26,7 +26,7 @@ from orchestrator.errors import InvalidSettings, IspybUnavailable
 from orchestrator.ispyb import Mirror
 from orchestrator.ispyb.tables import ADMIN_VAR, USED, grants
 from orchestrator.provenance import AttemptEnd, IspybRun, Store
-from orchestrator.records import JobState, Resources, Retry, RunState, RunTag, utc_now
+from orchestrator.records import JobState, Json, Resources, Retry, RunState, RunTag, utc_now
 from orchestrator.service import Service
 from orchestrator.settings import Settings, load_settings
 from orchestrator.slurm.memory import MemoryGateway
@@ -235,7 +235,7 @@ class Site(SiteWithRuns):
     ispyb: Ispyb
 
     def settings(self, **changes: Any) -> Settings:
-        table = {
+        table: dict[str, Json] = {
             "url": self.ispyb.url,
             "schema_versions": ["5.2.*", "4.11.0"],
             "take_requests": ["azimuthal"],
@@ -614,6 +614,7 @@ def test_a_collection_that_had_no_run_is_taken_as_ispyb_knows_it(site: Site) -> 
         ("orch-nosuch", [], {}, "recipe 'nosuch' can't be asked for here (ask for azimuthal)"),
         ("orch-azimuthal", [(1, 50)], {}, "it wants images 1 to 50 of 200"),
         ("orch-azimuthal", [], {"mask": "/etc/passwd"}, "parameter mask: /etc/passwd: outside the allowed roots"),
+        ("orch-azimuthal", [], {"mask": '["/etc/x"]'}, "parameter mask: /etc/x: outside the allowed roots"),
     ],
 )
 def test_a_request_that_cannot_be_run_is_refused_where_it_was_made(
