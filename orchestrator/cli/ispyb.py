@@ -68,7 +68,9 @@ def status(
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
     json: JsonOption = False,
 ) -> None:
-    """Say how many runs stand in ISPyB, and which don't, and why. Asks our own database; exit code 6 when some don't.
+    """Say which runs don't stand in ISPyB, and why. Asks our own database; exit code 6 when there are some.
+
+    *Active* are those that may change still, and those that weren't looked at yet.
 
     - what was given up, for a script: `orchestrator ispyb status --json | jq '.runs[] | select(.due_at == null)'`
     """

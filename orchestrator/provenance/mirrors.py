@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Row, Select, exists, func, or_, select, update
+from sqlalchemy import Row, Select, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.provenance.database import Database, batched
@@ -100,7 +100,8 @@ class MirrorStore(Database):
 
     def mirror_again(self, run_ids: Collection[str], now: datetime) -> None:
         """Have runs looked at now, whatever became of them before; those that were never entered are."""
-        again = {"due_at": now, "fingerprint": None, "failures": 0, "waiting_since": None}
+        since = case((IspybRunRow.waiting_since.is_(None), None), else_=now)
+        again = {"due_at": now, "fingerprint": None, "failures": 0, "waiting_since": since}
         for lot in batched(sorted(run_ids)):
             with self.writing() as session:
                 there = set(session.scalars(select(IspybRunRow.run_id).where(IspybRunRow.run_id.in_(lot))))
@@ -190,10 +191,9 @@ class MirrorStore(Database):
             return {run_id: program for run_id, program in session.execute(wanted) if program is not None}
 
     def ispyb_runs(self, *, obstructed: bool = False, limit: int = 50) -> Sequence[IspybRun]:
-        """Return what stands in ISPyB of the newest runs; with `obstructed`, of those with an obstacle."""
-        wanted = _mirrors().order_by(IspybRunRow.created_at.desc(), IspybRunRow.run_id).limit(limit)
-        if obstructed:
-            wanted = wanted.where(IspybRunRow.obstacle != "")
+        """Return what stands in ISPyB of the newest runs; with `obstructed`, of those with the newest obstacles."""
+        newest = IspybRunRow.waiting_since if obstructed else IspybRunRow.created_at
+        wanted = _mirrors().where(newest.is_not(None)).order_by(newest.desc(), IspybRunRow.run_id).limit(limit)
         with self.reading() as session:
             return [_record(row) for row in session.execute(wanted)]
 
@@ -204,14 +204,9 @@ class MirrorStore(Database):
         return None if row is None else _record(row)
 
     def ispyb_counts(self) -> Mapping[str, int]:
-        """Return how many runs are settled, to be followed, waiting behind an obstacle, and given up."""
-        settled, free = IspybRunRow.due_at.is_(None), IspybRunRow.obstacle == ""
-        kinds = {
-            "mirrored": (settled, free),
-            "active": (~settled, free),
-            "waiting": (~settled, ~free),
-            "given_up": (settled, ~free),
-        }
+        """Return how many runs aren't settled: those to be followed, behind an obstacle, and given up."""
+        settled, free = IspybRunRow.due_at.is_(None), IspybRunRow.waiting_since.is_(None)
+        kinds = {"active": (~settled, free), "waiting": (~settled, ~free), "given_up": (settled, ~free)}
         with self.reading() as session:
             return {
                 kind: session.scalar(select(func.count()).select_from(IspybRunRow).where(*conditions)) or 0

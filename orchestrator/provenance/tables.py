@@ -290,6 +290,7 @@ class IspybRunRow(Base):
     __table_args__ = (
         Index(None, "created_at"),
         Index(None, "due_at"),
+        Index(None, "waiting_since"),
         Index(None, "data_collection_id"),
         Index(None, "processing_job_id"),
         _OPTIONS,

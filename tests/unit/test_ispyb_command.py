@@ -89,7 +89,7 @@ def test_runs_are_entered_once_and_due_until_they_are_mirrored_a_while_after_the
     assert len(site.store.due_for_ispyb(later, 10)) == 1
     mirrored(site, tag.run_id, RunState.COMPLETE, later)
     assert site.store.due_for_ispyb(later + timedelta(days=1), 10) == []
-    assert site.store.ispyb_counts() == {"mirrored": 1, "active": 0, "waiting": 0, "given_up": 0}
+    assert site.store.ispyb_counts() == {"active": 0, "waiting": 0, "given_up": 0}
 
 
 def test_a_run_that_changed_while_it_was_mirrored_is_due_again(site: SiteWithRuns) -> None:
@@ -115,12 +115,7 @@ def test_an_ispyb_that_is_down_is_told_and_the_runs_wait(mirroring: SiteWithRuns
     mirror = Mirror(mirroring.store, load_settings(mirroring.file))
     with pytest.raises(IspybUnavailable, match="Can't connect"):
         mirror.step()
-    assert mirroring.told("ispyb", "status", "--json")["counts"] == {
-        "mirrored": 0,
-        "active": 1,
-        "waiting": 0,
-        "given_up": 0,
-    }
+    assert mirroring.told("ispyb", "status", "--json")["counts"] == {"active": 1, "waiting": 0, "given_up": 0}
 
 
 def test_the_status_and_the_history_of_a_run_say_why_it_is_not_there(mirroring: SiteWithRuns) -> None:

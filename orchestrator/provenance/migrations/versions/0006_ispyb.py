@@ -41,5 +41,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", name="pk_ispyb_runs"),
         **_OPTIONS,
     )
-    for column in ("created_at", "due_at", "data_collection_id", "processing_job_id"):
+    for column in ("created_at", "due_at", "waiting_since", "data_collection_id", "processing_job_id"):
         op.create_index(f"ix_ispyb_runs_{column}", "ispyb_runs", [column])
