@@ -178,7 +178,7 @@ def _new_database(url: str, name: str) -> Engine:
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} CHARACTER SET {'utf8mb4' if 'models' in name else 'latin1'}"))
     server.dispose()
-    return sqlalchemy.create_engine(sqlalchemy.make_url(url).set(database=name), poolclass=sqlalchemy.NullPool)
+    return sqlalchemy.create_engine(sqlalchemy.make_url(url).set(database=name), pool_pre_ping=True)
 
 
 @pytest.fixture(scope="module")
