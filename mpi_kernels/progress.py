@@ -8,14 +8,16 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mpi_kernels.errors import KernelError, OutputUnwritable
+from mpi_kernels.frame_digests import PENDING, Seal
 from mpi_kernels.identity import InputIdentity
+from mpi_kernels.kernel import NamedFile
 from mpi_kernels.rows import Status
 
 INTERVAL_S = 0.2
@@ -115,7 +117,13 @@ class Progress:
 
 
 class ProgressFile:
-    """Writes the progress file; without a path it does nothing."""
+    """Writes the progress file; without a path it does nothing.
+
+    Parameters
+    ----------
+    settled
+        What is known from the beginning: ``parameters``, ``parameters_sha256``, ``software``; null where it is missing.
+    """
 
     def __init__(
         self,
@@ -123,12 +131,11 @@ class ProgressFile:
         *,
         kernel: str,
         ranks: int,
-        parameters: Mapping[str, object] | None,
-        software: Mapping[str, str],
+        settled: Mapping[str, object],
     ) -> None:
         self._path, self._kernel, self._ranks = path, kernel, ranks
-        self._settled = {"parameters": parameters, "software": software}
-        self._inputs: dict[str, InputIdentity | None] = {"open": None, "end": None}
+        self._settled = {"parameters": None, "parameters_sha256": None, "files": [], **settled}
+        self._inputs: dict[str, InputIdentity | Seal | None] = {"open": None, "end": None, "seal": PENDING}
         self._constant = ""
         self._join_constant_part()
         self._written_at = -INTERVAL_S
@@ -136,6 +143,16 @@ class ProgressFile:
     def note_input(self, moment: str, identity: InputIdentity) -> None:
         """Note what the input is at ``open`` or ``end``."""
         self._inputs[moment] = identity
+        self._join_constant_part()
+
+    def note_seal(self, seal: Seal) -> None:
+        """Note what was read of the input."""
+        self._inputs["seal"] = seal
+        self._join_constant_part()
+
+    def note_files(self, files: Sequence[NamedFile]) -> None:
+        """Note the files that parameters name."""
+        self._settled["files"] = [asdict(file) for file in files]
         self._join_constant_part()
 
     def _join_constant_part(self) -> None:

@@ -13,21 +13,31 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_kernels.errors import OutputUnwritable
+from mpi_kernels.frame_digests import DIGESTS, ROWS_AT_ONCE, Seal, sealed
 from mpi_kernels.kernel import Accumulating, Array, Column, Prepared
-from mpi_kernels.nexus import TEXT_BYTES, clipped, group, readable
+from mpi_kernels.nexus import TEXT_BYTES, circumstance, clipped, group, readable
 from mpi_kernels.rows import Rows, Status
 
 _CHUNK_BYTES = 65536
 _PICTURE_CHUNK_BYTES = 1 << 20
+
+_MADE = "made_"
+"""What begins so in the process note says how the result came about, not what it is."""
+
+_MAKING = (
+    "command_line", "run_id", "input", "dataset", "host", "boot_id", "software", "source_sha256", "fingerprint",
+    "parameters_sha256",
+)  # fmt: skip
 
 _abandoned: list[ResultFile] = []
 """Results that couldn't be written. Letting go of their handles would make HDF5 try again, and complain or crash."""
@@ -50,6 +60,10 @@ class Making:
     software: str
     fingerprint: str
     """Of all that the rows depend on (`earlier`)."""
+    source_sha256: str
+    """Of the kernels' own code (`identity`)."""
+    parameters_sha256: str
+    """Of the parameter file as it was read."""
     parameters: Mapping[str, Any]
     parameters_json: str
     started_at: datetime
@@ -81,8 +95,8 @@ class ResultFile:
             self._file = h5py.File(temporary, "x", libver=("v110", "v110"))
             entry = _entry(self._file, prepared, making)
             # handles are kept: looking datasets up by name for every batch takes longer than writing them
-            self._columns = {item.path: _growing(entry, item) for item in prepared.reduction.columns}
             self._frames = _frames_group(entry, expected)
+            self._columns = {item.path: _growing(entry, item) for item in (*prepared.reduction.columns, DIGESTS)}
             self._pictures = _picture_datasets(entry, prepared)
             self._growing = [*self._columns.values(), *(self._frames[name] for name in _PER_FRAME)]
             for rows in earlier:
@@ -131,14 +145,25 @@ class ResultFile:
         with self._writable():
             self._frames["reading_route"][0] = clipped(text)
 
-    def finish(self, *, finished: bool, ended_because: str) -> None:
-        """Write the last words and close the file."""
+    def finish(self, *, finished: bool, ended_because: str) -> Seal:
+        """Write the last words, close the file, and return the seal over the frames that have results."""
         with self._writable():
+            seal = sealed(self._digests())
+            self._frames["input_seal"][0] = clipped(f"{seal.algorithm} {seal.digest} of {seal.frames} frames")
             self._frames["ended_because"][0] = clipped(ended_because)
             self._frames["end_time"][0] = clipped(datetime.now(UTC).isoformat())
             self._frames["finished"][0] = int(finished)
             self._file.flush()
             self._file.close()
+        return seal
+
+    def _digests(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Yield numbers and digests of the frames that have results, some at a time."""
+        status, digests = self._frames["status"], self._columns[DIGESTS.path]
+        for start in range(0, len(status), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            done = np.flatnonzero(status[rows] == Status.PROCESSED)
+            yield start + done, digests[rows][done]
 
     def _grow(self, rows: int) -> None:
         held = self._frames["status"].shape[0]
@@ -177,6 +202,8 @@ def _entry(file: h5py.File, prepared: Prepared, making: Making) -> h5py.Group:
         entry["definition"] = prepared.definition
     entry["title"] = readable(f"{prepared.title} of {making.input}::{making.dataset}")
     entry["start_time"] = making.started_at.isoformat()
+    for name in ("title", "start_time"):
+        circumstance(entry[name])
     _process(entry, prepared, making)
     prepared.describe(entry)
     return entry
@@ -189,18 +216,29 @@ def _process(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
     process["date"] = making.started_at.isoformat()
     process["reference"] = prepared.reference
     process["note"] = prepared.note
+    for name in ("version", "date"):
+        circumstance(process[name])
     given = group(process, "input", "NXparameters")
     for name, value in making.parameters.items():
         given[name] = "none" if value is None else json.dumps(value) if isinstance(value, dict) else value
     given["parameters_json"] = making.parameters_json
-    for name in ("command_line", "run_id", "input", "dataset", "host", "boot_id", "software", "fingerprint"):
-        given[f"made_{name}"] = readable(getattr(making, name))
-    given["made_ranks"] = making.ranks
+    for name in _MAKING:
+        given[f"{_MADE}{name}"] = readable(getattr(making, name))
+    given[f"{_MADE}files_json"] = json.dumps([asdict(file) for file in prepared.files])
+    given[f"{_MADE}ranks"] = making.ranks
     for name, value in prepared.notes.items():
         given[name] = value
+    named = {"parameters_json", *(file.parameter for file in prepared.files)}
+    for name in given:
+        if name.startswith(_MADE) or name in named:
+            circumstance(given[name])
 
 
 _PER_FRAME = ("status", "frame_index", "computed_time", "processed_time", "message")
+# messages name files, and what was announced isn't in the frames
+_CIRCUMSTANCES = (
+    "computed_time", "processed_time", "message", "expected", "ended_because", "end_time", "reading_route",
+)  # fmt: skip
 
 
 def _frames_group(entry: h5py.Group, expected: int | None) -> dict[str, h5py.Dataset]:
@@ -218,8 +256,10 @@ def _frames_group(entry: h5py.Group, expected: int | None) -> dict[str, h5py.Dat
     for name in ("written", "processed", "failed"):
         _changing(frames, name, 0)
     _changing(frames, "finished", 0)
-    for name in ("ended_because", "end_time", "reading_route"):
+    for name in ("ended_because", "end_time", "reading_route", "input_seal"):
         frames.create_dataset(name, shape=(1,), maxshape=(None,), chunks=(1,), dtype=text, data=[b""])
+    for name in _CIRCUMSTANCES:
+        circumstance(frames[name])
     return dict(frames.items())
 
 

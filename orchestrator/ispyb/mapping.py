@@ -190,7 +190,7 @@ class Mapper:
             if attempt.identity is not None:
                 yield "Log", directory.attempt(attempt.tag.attempt).log, ranks.log
         if run.summary.state.ended:
-            yield "Log", directory.path / "provenance.json", ranks.record
+            yield "Log", directory.provenance, ranks.record
 
     def _fit(self, column: Column[str], text: str, whole: str = "") -> str:
         return self.columns[column].fitted(text, whole)
@@ -203,9 +203,10 @@ class Mapper:
 def _comments(run: RunDetail) -> str:
     summary = run.summary
     by = "" if summary.requester == AUTOMATIC else f" by {summary.requester}"
+    because = f": {run.plan.because}" if run.plan.because else ""
     if summary.parent_run is not None:
-        return f"rerun of run {summary.parent_run}{by}"
-    return f"asked for{by}" if by else "automatic"
+        return f"rerun of run {summary.parent_run}{by}{because}"
+    return f"asked for{by}{because}" if by else "automatic"
 
 
 def _environment(run: RunDetail) -> str:

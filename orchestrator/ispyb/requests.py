@@ -18,7 +18,6 @@ from sqlalchemy import Connection, Row, func, select, text
 
 from orchestrator.errors import InvalidInput
 from orchestrator.ispyb.database import IspybDatabase
-from orchestrator.ispyb.fitting import TextColumn
 from orchestrator.ispyb.mapping import Mapper
 from orchestrator.ispyb.schema import IspybSchema
 from orchestrator.ispyb.tables import DATA_COLLECTION, PARAMETER, PROCESSING_JOB, PROGRAM, SWEEP
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 _FIRST_LOOK = 200_000
 _LATER_LOOK = 10_000
 """How many of the newest ProcessingJobs are looked through, by their ids: no other index leads to requests."""
-
-_REQUESTER = TextColumn(length=200)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +114,12 @@ class Requests:
             uid=start.uid,
             run_id=run_id,
         )
-        comments = f": {request.comments}" if request.comments else ""
         return replace(
             plan,
             run_id=run_id,
             run_directory=directory.path,
-            requester=_REQUESTER.fitted(f"ISPyB ProcessingJob {request.job}{comments}"),
+            requester=f"ISPyB ProcessingJob {request.job}",
+            because=request.comments,
             after=plan_recipe(request.recipe, start, self.settings).after,  # the collection's own runs
         )
 

@@ -12,6 +12,7 @@ from orchestrator.provenance.documents import (
     start_to_json,
 )
 from orchestrator.provenance.mirrors import IspybIds, IspybRun, Mirrored
+from orchestrator.provenance.record import detail_of, record_of, record_schema, record_text
 from orchestrator.provenance.rows import (
     ActiveAttempt,
     Arrival,
@@ -36,6 +37,7 @@ from orchestrator.provenance.rows import (
     Submitted,
     Unanswered,
     UnsettledAttempt,
+    UsedFile,
     WaitingStart,
 )
 from orchestrator.provenance.schema import SchemaStatus
@@ -70,13 +72,18 @@ __all__ = [
     "Submitted",
     "Unanswered",
     "UnsettledAttempt",
+    "UsedFile",
     "WaitingStart",
+    "detail_of",
     "encoded",
     "end_from_json",
     "end_to_json",
     "input_from_json",
     "plan_from_json",
     "plan_to_json",
+    "record_of",
+    "record_schema",
+    "record_text",
     "start_from_json",
     "start_to_json",
     "write_directory",

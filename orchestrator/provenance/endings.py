@@ -14,7 +14,7 @@ from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import encoded, plan_from_json, retry_from_json
 from orchestrator.provenance.rows import AttemptEnd, AttemptStage
 from orchestrator.provenance.runs import add_event
-from orchestrator.provenance.tables import AttemptRow, InputRow, JobEventRow, OutputRow, RunRow
+from orchestrator.provenance.tables import AttemptRow, InputRow, JobEventRow, OutputRow, RunRow, UsedFileRow
 from orchestrator.records import JobIdentity, Retry, RunState, RunTag, utc_now
 
 MOST_VANISHED = 3
@@ -113,7 +113,7 @@ def _plan_again(session: Session, run: RunRow, tag: RunTag, end: AttemptEnd, ret
     run.frames_written = run.frames_processed = run.frames_failed = None
     run.lag_median_s = run.lag_max_s = run.progress_at = None
     run.frames_finished, run.ended_because = False, ""
-    for table in (InputRow, OutputRow):
+    for table in (InputRow, UsedFileRow, OutputRow):
         session.execute(delete(table).where(table.run_id == tag.run_id))
     add_event(session, tag, "retry", {"because": retry.because, "changes": list(retry.changes)}, end.ended_at)
 

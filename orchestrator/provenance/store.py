@@ -5,12 +5,16 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from orchestrator.provenance.adoptions import AdoptionStore
 from orchestrator.provenance.attempts import AttemptStore
 from orchestrator.provenance.chains import ChainStore
+from orchestrator.provenance.changes import MarkingSession
 from orchestrator.provenance.database import parse_url
 from orchestrator.provenance.endings import EndingStore
 from orchestrator.provenance.intents import IntentStore
+from orchestrator.provenance.keeping import RecordStore
 from orchestrator.provenance.leases import LeaseStore
+from orchestrator.provenance.lineage import LineageStore
 from orchestrator.provenance.messages import MessageStore
 from orchestrator.provenance.mirrors import MirrorStore
 from orchestrator.provenance.queries import QueryStore
@@ -22,7 +26,18 @@ BUSY_TIMEOUT_S = 10.0
 
 
 class Store(
-    MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore, LeaseStore, MirrorStore
+    MessageStore,
+    RunStore,
+    IntentStore,
+    AttemptStore,
+    EndingStore,
+    ChainStore,
+    QueryStore,
+    LeaseStore,
+    AdoptionStore,
+    RecordStore,
+    LineageStore,
+    MirrorStore,
 ):
     """Everything that is known about messages, runs and jobs.
 
@@ -30,6 +45,8 @@ class Store(
     `StoreUnavailable` (database locked, lost, full), after which the same call may be repeated. Threads may share a
     store, processes may not: each opens its own.
     """
+
+    session_type = MarkingSession
 
     @classmethod
     def open(cls, url: str, *, create: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:

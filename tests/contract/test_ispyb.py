@@ -398,7 +398,7 @@ def test_a_run_that_is_tried_again_stays_one_program_that_tells_of_the_first_att
 def test_a_rerun_is_a_job_of_its_own_that_names_its_parent(site: Site) -> None:
     collection = site.with_data_collection("c-1")
     parent = site.complete("c-1")
-    rerun = site.planned("c-1", parent_run=parent.run_id, requester="mona")
+    rerun = site.planned("c-1", parent_run=parent.run_id, requester="mona", because="too few bins")
     mirrored_once(site)
     jobs = {
         site.ispyb.parameters_of(job["processingJobId"])["orchestrator_run"]: job
@@ -406,7 +406,7 @@ def test_a_rerun_is_a_job_of_its_own_that_names_its_parent(site: Site) -> None:
     }
     assert jobs.keys() == {parent.run_id, rerun.run_id}
     row = jobs[rerun.run_id]
-    assert (row["automatic"], row["comments"]) == (0, f"rerun of run {parent.run_id} by mona")
+    assert (row["automatic"], row["comments"]) == (0, f"rerun of run {parent.run_id} by mona: too few bins")
     assert site.ispyb.parameters_of(row["processingJobId"])["orchestrator_parent_run"] == parent.run_id
 
 
@@ -585,7 +585,7 @@ def test_a_request_made_in_ispyb_becomes_one_run_that_hangs_on_it(site: Site) ->
         "bins": (50, "user"),
         "mask": ("none", "user"),
     }
-    assert run.summary.requester == f"ISPyB ProcessingJob {job}: with fewer bins"
+    assert (run.summary.requester, run.plan.because) == (f"ISPyB ProcessingJob {job}", "with fewer bins")
     assert run.plan.collection == site.store.run(original.run_id).plan.collection
     assert run.summary.run_directory != site.store.run(original.run_id).summary.run_directory
     program = site.ispyb.program_of(job)

@@ -54,7 +54,9 @@ def test_without_live_frames_there_is_no_lag() -> None:
 
 
 def progress_file(path: Path) -> ProgressFile:
-    return ProgressFile(path, kernel="azimuthal", ranks=1, parameters={"bins": 3}, software={"python": "3"})
+    return ProgressFile(
+        path, kernel="azimuthal", ranks=1, settled={"parameters": {"bins": 3}, "software": {"python": "3"}}
+    )
 
 
 def test_file_is_one_json_object_with_all_its_parts(tmp_path: Path) -> None:
@@ -63,7 +65,11 @@ def test_file_is_one_json_object_with_all_its_parts(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["state"] == "running"
     assert content["parameters"] == {"bins": 3}
-    assert content["inputs"] == {"open": None, "end": None}
+    assert content["inputs"] == {
+        "open": None,
+        "end": None,
+        "seal": {"state": "pending", "algorithm": "sha256(xxh3-128)", "digest": None, "frames": 0},
+    }
     assert [item.name for item in tmp_path.iterdir()] == ["progress.json"]
 
 

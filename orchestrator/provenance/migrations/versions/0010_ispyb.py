@@ -9,8 +9,8 @@ from alembic import op
 
 from orchestrator.provenance.columns import LongText, Name, UtcDateTime
 
-revision = "0006"
-down_revision = "0005"
+revision = "0010"
+down_revision = "0009"
 
 _OPTIONS: dict[str, Any] = {
     f"{dialect}_{option}": value
