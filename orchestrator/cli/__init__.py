@@ -39,6 +39,7 @@ ENTRIES = (
     _command(_SITE, "doctor", "Say what is here, what is missing, and how much speed is lost."),
     _command(_SITE, "site", "Check a site file before the service gets it.", attribute="app"),
     _command(_SITE, "db", "Create, upgrade and look at the provenance database.", attribute="app"),
+    _command(_SITE, "ispyb", "Say which runs stand in ISPyB, and what keeps the others out.", attribute="app"),
     _command(_SITE, "schema", "Print the JSON Schemas of messages and kernels' parameters."),
     _command(_TRY, "demo", "Show the whole thing on this machine, in a minute."),
     _command(_TRY, "simulate", "Write HDF5 as a detector does, while others read it."),

@@ -11,6 +11,7 @@ from orchestrator.provenance.documents import (
     start_from_json,
     start_to_json,
 )
+from orchestrator.provenance.mirrors import IspybIds, IspybRun, Mirrored
 from orchestrator.provenance.record import detail_of, record_of, record_schema, record_text
 from orchestrator.provenance.rows import (
     ActiveAttempt,
@@ -54,11 +55,14 @@ __all__ = [
     "InputIdentity",
     "InputMoment",
     "Intent",
+    "IspybIds",
+    "IspybRun",
     "JobEvent",
     "MessageKind",
     "MessageReceipt",
     "MessageRecord",
     "MessageState",
+    "Mirrored",
     "NotSubmitted",
     "Outcome",
     "OutputIdentity",
