@@ -27,6 +27,7 @@ ENTRIES = (
     _command(_LOOK, "show", "Tell everything about a run."),
     _command(_LOOK, "watch", "Follow active runs with progress bars."),
     _command(_LOOK, "log", "Print what a run's job printed."),
+    _command(_LOOK, "export", "Write a run for archives, catalogues and papers."),
     _command(_LOOK, "messages", "List what came in, and what was refused and why."),
     _command(_RUN, "serve", "Run the service: take messages, submit jobs, follow them."),
     _command(_RUN, "plan", "Show what a message would lead to; nothing is submitted."),

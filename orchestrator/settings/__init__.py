@@ -7,6 +7,7 @@ here looks whether folders or programs exist; ``orchestrator site check`` does.
 from __future__ import annotations
 
 from orchestrator.settings.doors import SpoolSettings, StompSettings, TlsSettings, parse_address
+from orchestrator.settings.facility import FacilitySettings
 from orchestrator.settings.loading import load_settings
 from orchestrator.settings.model import (
     Condition,
@@ -21,6 +22,7 @@ from orchestrator.settings.rest import RestSettings
 from orchestrator.settings.retries import retries_of
 
 __all__ = [
-    "Condition", "Defaults", "GatewaySettings", "Match", "Recipe", "ResourceRequest", "RestSettings", "Settings",
-    "SpoolSettings", "StompSettings", "TlsSettings", "load_settings", "parse_address", "retries_of",
+    "Condition", "Defaults", "FacilitySettings", "GatewaySettings", "Match", "Recipe", "ResourceRequest",
+    "RestSettings", "Settings", "SpoolSettings", "StompSettings", "TlsSettings", "load_settings", "parse_address",
+    "retries_of",
 ]  # fmt: skip

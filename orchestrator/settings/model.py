@@ -34,6 +34,7 @@ from orchestrator.errors import InvalidSettings
 from orchestrator.records import Scalar
 from orchestrator.sbatch_options import checked
 from orchestrator.settings.doors import Seconds, SpoolSettings, StompSettings
+from orchestrator.settings.facility import FacilitySettings
 from orchestrator.settings.paths import SitePath
 from orchestrator.settings.rest import RestSettings, UserName
 from orchestrator.settings.retries import RetriesRequest
@@ -262,6 +263,7 @@ class Settings(Model):
     gateway: GatewaySettings
     spool: SpoolSettings | None = None
     stomp: StompSettings | None = None
+    facility: FacilitySettings | None = None
     defaults: Defaults = Defaults()
     recipes: Mapping[Name, Recipe]
 
