@@ -185,11 +185,11 @@ class SiteWithRuns:
             )
             self.store.record_input(tag.run_id, identity)
 
-    def result(self, tag: RunTag) -> Path:
+    def result(self, tag: RunTag, content: bytes = b"a result") -> Path:
         """Write a result, and record it."""
         path = self.directory(tag).result
-        path.write_bytes(b"a result")
-        output = OutputIdentity(path=path, kind="result", size=8, sha256=sha256_of(b"a result"))
+        path.write_bytes(content)
+        output = OutputIdentity(path=path, kind="result", size=len(content), sha256=sha256_of(content))
         self.store.record_output(tag.run_id, output)
         return path
 
