@@ -5,6 +5,7 @@ Nothing here is guessed: what the record doesn't have is None, empty, or said to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 from orchestrator.errors import InvalidInput
 from orchestrator.exporting.software import OURS, Program, programs_of
 from orchestrator.provenance import AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
-from orchestrator.records import Json, Parameter, RunState
+from orchestrator.records import Json, Origin, Parameter, RunState
 from orchestrator.runs import RunDirectory
 from orchestrator.settings import FacilitySettings
 
@@ -109,8 +110,14 @@ class Account:
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
-        """The parameters in force, the kernel's defaults included where it told them."""
-        return {parameter.name: parameter for parameter in self.detail.parameters}
+        """The parameters in force, the kernel's defaults included where it told them; of an array all its values."""
+        found = {parameter.name: parameter for parameter in self.detail.parameters}
+        if (array := self.detail.plan.array) is not None:
+            place = f"a task of the job array for each, recipe {self.detail.plan.recipe}"
+            found[array.parameter] = Parameter(
+                name=array.parameter, value=list(array.values), origin=Origin.RECIPE, place=place
+            )
+        return found
 
     def value(self, name: str) -> Json:
         """Return a parameter's value in force; None where it has none or isn't recorded."""
@@ -153,9 +160,12 @@ class Account:
 
     def _parameter_files(self) -> Iterator[InputFile]:
         for name in FILE_PARAMETERS:
-            if isinstance(value := self.value(name), str):
-                file, _, dataset = value.partition("::")
-                yield InputFile(path=self.directory.path / file, role=name, dataset=dataset or None)
+            value = self.value(name)
+            for one in value if isinstance(value, list) else [value]:  # a list for the tasks of a job array
+                if isinstance(one, str):
+                    file, _, dataset = one.partition("::")
+                    path = Path(os.path.normpath(self.directory.path / file))
+                    yield InputFile(path=path, role=name, dataset=dataset or None)
 
     def outputs(self) -> Sequence[OutputIdentity]:
         """Return the files that it made.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from orchestrator.exporting.account import Account, readable
 from orchestrator.exporting.references import Citations
@@ -10,11 +10,11 @@ from orchestrator.exporting.result_file import ResultFacts
 from orchestrator.records import Json
 
 _AXES = {
-    "q_nm^-1": ("q", "nm⁻¹"),
-    "q_A^-1": ("q", "Å⁻¹"),
-    "2th_deg": ("the scattering angle 2θ", "°"),
-    "2th_rad": ("the scattering angle 2θ", "rad"),
-    "r_mm": ("the distance from the beam", "mm"),
+    "q_nm^-1": "q in nm⁻¹",
+    "q_A^-1": "q in Å⁻¹",
+    "2th_deg": "the scattering angle 2θ in degrees",
+    "2th_rad": "the scattering angle 2θ in radians",
+    "r_mm": "the distance from the beam in mm",
 }
 _SPLITTING = {
     "no": "each pixel counted in the bin of its centre",
@@ -37,26 +37,36 @@ def azimuthal_sentences(account: Account, facts: ResultFacts, cite: Citations) -
     done = list(_corrections(account, cite))
     if done:
         yield f"Intensities were corrected for {', '.join(done)}."
-    if (model := _ERRORS.get(str(account.value("error_model")))) is not None:
-        yield model
+    if (model := account.value("error_model")) is not None:
+        yield _told(_ERRORS, model)
 
 
 def _integration(account: Account, cite: Citations) -> Iterator[str]:
     if "unit" not in account.parameters:
         yield "With which parameters in force is not recorded."
         return
-    axis, unit = _AXES[str(account.value("unit"))]
-    span = ""
-    if isinstance(limits := account.value("radial_range"), list):
-        span = f" from {limits[0]} to {limits[1]} {unit}"
+    limits, sector = _pair(account.value("radial_range")), _pair(account.value("azimuthal_range_deg"))
+    span = "" if limits is None else f" from {limits[0]} to {limits[1]}"
     yield (
         f"They were integrated azimuthally as a quotient of sums {cite('pyfai')} into {account.value('bins')} bins of "
-        f"{axis} in {unit}{span}; {_SPLITTING[str(account.value('splitting'))]}."
+        f"{_told(_AXES, account.value('unit'))}{span}; "
+        f"{_told(_SPLITTING, account.value('splitting'))}."
     )
-    if isinstance(sector := account.value("azimuthal_range_deg"), list):
+    if sector is not None:
         yield f"Only pixels at azimuthal angles from {sector[0]}° to {sector[1]}° were used."
     if isinstance(further := account.value("further"), dict) and further:
         yield f"Further integrations of the same frames: {', '.join(further)}."
+
+
+def _told(words: Mapping[str, str], value: Json) -> str:
+    """Word a choice; of a job array all that were made."""
+    return " or ".join(words.get(str(one), str(one)) for one in (value if isinstance(value, list) else [value]))
+
+
+def _pair(value: Json) -> tuple[float, float] | None:
+    """Return two numbers, if it is two."""
+    numbers = [one for one in value if isinstance(one, int | float)] if isinstance(value, list) else []
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def _geometry(account: Account, facts: ResultFacts) -> Iterator[str]:

@@ -43,6 +43,9 @@ def _about_frames(account: Account) -> Iterator[str]:
         f"`{readable(summary.file.name)}`) were processed with the kernel `{summary.kernel}`."
     )
     yield f"{account.frames[0].upper()}{account.frames[1:]}."
+    if (array := account.detail.plan.array) is not None:
+        values = ", ".join(map(str, array.values))
+        yield f"This was done for each of these values of `{array.parameter}`, in results of their own: {values}."
     if summary.state is not RunState.COMPLETE:
         yield f"The run is {summary.state}: {readable(summary.reason)}."
 

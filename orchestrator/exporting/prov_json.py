@@ -8,12 +8,14 @@ https://www.w3.org/submissions/prov-json/
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
 from orchestrator.exporting.account import Account, ended_at, readable, run_uri, started_at
+from orchestrator.exporting.software import Program, programs_of
 from orchestrator.provenance import AttemptRecord
 from orchestrator.records import Json
 
@@ -52,16 +54,17 @@ class _Document:
 def prov_document(account: Account) -> dict[str, Json]:
     """Return a run's provenance as PROV-JSON."""
     document = _Document(_PREFIXES | {"part": f"{run_uri(account.run_id)}#"})
-    run = _run(document, account)
-    service = _agents(document, account, run)
+    run, service = _run(document, account), _program(document, account.programs[0])
     plan = _decision(document, account, service)
+    document.used(run, plan, "plan")
+    document.relate("wasAssociatedWith", {"prov:activity": run, "prov:agent": service, "prov:plan": plan})
+    _requester(document, account, run, service)
     inputs = _inputs(document, account)
     newest = run
     for attempt in account.detail.attempts:
-        newest = _attempt(document, attempt, run, service)
+        newest = _attempt(document, attempt, run)
     for name, role in inputs.items():
         document.used(newest, name, role)
-    document.used(run, plan, "plan")
     _outputs(document, account, newest, list(inputs))
     _other_runs(document, account, run)
     return document.to_json()
@@ -88,20 +91,20 @@ def _run(document: _Document, account: Account) -> str:
     )
 
 
-def _agents(document: _Document, account: Account, run: str) -> str:
-    """Add who and what acted; return the service."""
-    for program in account.programs:
-        agent = {"prov:type": _name("prov:SoftwareAgent"), "prov:label": program.title}
-        name = f"part:software-{program.key.replace(' ', '-')}"
-        document.add("agent", name, agent | {"schema:softwareVersion": program.version, "schema:url": program.url})
-    service = f"part:software-{account.programs[0].key}"
+def _program(document: _Document, program: Program) -> str:
+    name = re.sub(r"[^\w.+-]+", "-", f"{program.key}-{program.version}").strip("-")
+    about: Attributes = {"prov:type": _name("prov:SoftwareAgent"), "prov:label": program.title}
+    version: Attributes = {"schema:softwareVersion": program.version, "schema:url": program.url}
+    return document.add("agent", f"part:{name}", {**about, **version})
+
+
+def _requester(document: _Document, account: Account, run: str, service: str) -> None:
     requester = account.detail.summary.requester
     if requester != "automatic":
         person = {"prov:type": _name("prov:Person"), "prov:label": readable(requester)}
         asked = document.add("agent", "part:requester", person)
         document.relate("wasAssociatedWith", {"prov:activity": run, "prov:agent": asked})
         document.relate("actedOnBehalfOf", {"prov:delegate": service, "prov:responsible": asked})
-    return service
 
 
 def _decision(document: _Document, account: Account, service: str) -> str:
@@ -129,8 +132,8 @@ def _inputs(document: _Document, account: Account) -> dict[str, str]:
     return roles
 
 
-def _attempt(document: _Document, attempt: AttemptRecord, run: str, service: str) -> str:
-    """Add an attempt with its script; return it."""
+def _attempt(document: _Document, attempt: AttemptRecord, run: str) -> str:
+    """Add an attempt with its script and the programs that it ran with; return it."""
     number, report = attempt.tag.attempt, attempt.last_report
     activity = document.add(
         "activity",
@@ -155,7 +158,10 @@ def _attempt(document: _Document, attempt: AttemptRecord, run: str, service: str
     script = document.add("entity", f"part:script-{number}", plan)
     for source in (template, "part:plan"):
         document.relate("wasDerivedFrom", {"prov:generatedEntity": script, "prov:usedEntity": source})
-    document.relate("wasAssociatedWith", {"prov:activity": activity, "prov:agent": service, "prov:plan": script})
+    for program in programs_of(attempt.software):
+        if program.loaded:
+            agent = _program(document, program)
+            document.relate("wasAssociatedWith", {"prov:activity": activity, "prov:agent": agent, "prov:plan": script})
     document.relate("wasInformedBy", {"prov:informed": activity, "prov:informant": run})
     document.used(activity, "part:parameters", "parameters")
     document.used(activity, script, "script")

@@ -67,6 +67,10 @@ def export(
         When something is there already, can't be written, or the run's files aren't what was recorded. Nothing of the
         export that failed is left behind.
     """
+    if folder.is_relative_to(account.directory.path):
+        raise InvalidInput(
+            f"{readable(folder)} lies in the run's own directory", remedy="give a folder elsewhere with -o"
+        )
     texts = {path: text for form in dict.fromkeys(formats) for path, text in _texts(account, form, folder)}
     crate = folder / CRATE if Format.RO_CRATE in formats else None
     targets = [*texts, *([crate] if crate else [])]
@@ -79,7 +83,8 @@ def export(
             _replace_folder(crate, partial(write_crate, account, results_by_reference=results_by_reference))
     except OSError as error:
         raise InvalidInput(
-            f"{readable(error.filename or folder)}: {error.strerror}", remedy="give -o a folder that can be written"
+            f"{readable(error.filename or folder)}: {error.strerror}",
+            remedy="check its permissions and the disk's space, or give another folder with -o",
         ) from error
     return Exported(run_id=account.run_id, written=tuple(targets), notes=tuple(_notes(account, formats)))
 

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from prov.model import ProvAgent, ProvDocument
 
 from orchestrator.cli.common import ExitCode
-from orchestrator.records import JobState, Predecessor, RunState
+from orchestrator.records import ArrayPlan, JobState, Predecessor, RunState
 from tests.unit.reduced_runs import TOLD, nexus, reduced
 from tests.unit.site_with_runs import SiteWithRuns
 
@@ -80,6 +80,13 @@ def test_a_folder_that_can_not_be_made_is_named(site: SiteWithRuns) -> None:
     words = ("export", "latest", "--format", "methods", "-o", str(site.file / "out"))
     site.call(*words, code=ExitCode.INVALID_INPUT)
     assert f"{site.file / 'out'}: Not a directory" in site.said.replace("\n", "")
+
+
+def test_the_directory_of_the_run_is_left_alone(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    words = ("export", "latest", "--format", "methods", "-o", str(site.directory(tag).path / "paper"))
+    site.call(*words, code=ExitCode.INVALID_INPUT)
+    assert "lies in the run's own directory" in site.said.replace("\n", " ")
 
 
 def test_a_run_that_has_not_ended_is_refused(site: SiteWithRuns) -> None:
@@ -224,6 +231,11 @@ def test_prov_says_what_came_from_what(site: SiteWithRuns) -> None:
     informed = {(one["prov:informed"], one["prov:informant"]) for one in prov["wasInformedBy"].values()}
     assert informed == {("part:attempt-1", f"uuid:{tag.run_id}"), (f"uuid:{tag.run_id}", f"uuid:{PARENT}")}
     assert prov["entity"]["part:parameters"]["run:bins"] == 1000
+    ran_with = {
+        one["prov:agent"] for one in prov["wasAssociatedWith"].values() if one["prov:activity"] == "part:attempt-1"
+    }
+    assert {"part:numpy-2.4.6", "part:openmpi-4.1.4"} < ran_with
+    assert prov["agent"]["part:numpy-2.4.6"]["schema:softwareVersion"] == "2.4.6"
     assert prov["entity"]["part:message"]["schema:sha256"]
 
 
@@ -337,6 +349,14 @@ def test_methods_of_a_partial_run_say_how_many_frames(site: SiteWithRuns) -> Non
     text = methods_of(site)
     assert "150 of 200 written frames were processed" in text
     assert "The run is partial: 150 of 200 written frames processed." in text
+
+
+def test_methods_of_a_job_array_name_the_values_of_its_tasks(site: SiteWithRuns) -> None:
+    reduced(site, array=ArrayPlan(parameter="mask", values=("/a.npy", "/b.npy")))
+    text = methods_of(site)
+    assert "for each of these values of `mask`, in results of their own: /a.npy, /b.npy." in text
+    read = document(exported(site, "scicat") / "scicat-dataset.json")["inputDatasets"]
+    assert {"file:///a.npy", "file:///b.npy"} <= set(read)
 
 
 def test_methods_without_bitshuffle_do_not_cite_it(site: SiteWithRuns) -> None:
