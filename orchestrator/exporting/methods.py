@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from orchestrator.exporting.account import NOT_KNOWN, Account, readable
+from orchestrator.exporting.account import Account, readable
 from orchestrator.exporting.azimuthal_methods import azimuthal_sentences
 from orchestrator.exporting.references import Citations
 from orchestrator.exporting.result_file import ResultFacts, read_result
@@ -21,7 +21,7 @@ def methods_text(account: Account) -> str:
     """Return the paragraph, the references, and a table of all parameters."""
     cite, facts = Citations(), read_result(account)
     told = [*_about_frames(account)]
-    if _has_run(account):
+    if _has_results(account):
         told += _BY_KERNEL.get(account.detail.summary.kernel, _no_sentences)(account, facts, cite)
         told += _about_programs(account, facts, cite)
     lines = ["# Methods", "", " ".join(told), ""]
@@ -31,8 +31,10 @@ def methods_text(account: Account) -> str:
     return "\n".join(lines)
 
 
-def _has_run(account: Account) -> bool:
-    return any(program.loaded and program.version != NOT_KNOWN for program in account.programs)
+def _has_results(account: Account) -> bool:
+    """Whether anything was done of which it can be told how."""
+    counts = account.detail.summary.counts
+    return counts is not None and counts.processed > 0
 
 
 def _about_frames(account: Account) -> Iterator[str]:

@@ -33,6 +33,10 @@ _ABOUT = {
 }
 
 
+_NO_PROGRAMS = {"decoder", "source_sha256"}
+"""What kernels tell besides: which of their ways decodes frames, and what their own code is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """A program, as far as the record knows it."""
@@ -59,10 +63,10 @@ def programs_of(software: Json) -> tuple[Program, ...]:
     """
     told = software if isinstance(software, Mapping) else {}
     installed, loaded = _versions(told, "packages"), _versions(told, "loaded")
+    loaded = {key: version for key, version in loaded.items() if key not in _NO_PROGRAMS}
     if loaded.pop("mpi", None) is not None:
         loaded |= dict(_mpi(str(_mapping(told, "loaded")["mpi"])))
         loaded |= {key: installed[key] for key in ("mpi4py",) if key in installed}
-    loaded.pop("decoder", None)  # a way of this program, or of a package that is named by itself
     if isinstance(python := told.get("python"), str):
         installed["python"] = python
     versions = installed | loaded

@@ -351,6 +351,14 @@ def test_methods_of_a_partial_run_say_how_many_frames(site: SiteWithRuns) -> Non
     assert "The run is partial: 150 of 200 written frames processed." in text
 
 
+def test_methods_of_a_run_without_a_processed_frame_claim_nothing(site: SiteWithRuns) -> None:
+    reduced(site, processed=0, state=RunState.FAILED, reason="input unusable")
+    text = methods_of(site)
+    assert "The run is failed: input unusable." in text
+    assert "References" not in text
+    assert "integrated" not in text
+
+
 def test_methods_of_a_job_array_name_the_values_of_its_tasks(site: SiteWithRuns) -> None:
     reduced(site, array=ArrayPlan(parameter="mask", values=("/a.npy", "/b.npy")))
     text = methods_of(site)
