@@ -51,7 +51,7 @@ def _refuse(error: InvalidParameters, arguments: Sequence[str]) -> None:
     sys.stderr.flush()
     kernel = next((item for item in arguments if item in _KERNELS), "")
     progress = ProgressFile(
-        _progress_path(arguments), kernel=kernel, ranks=MPI.COMM_WORLD.size, parameters=None, software=software()
+        _progress_path(arguments), kernel=kernel, ranks=MPI.COMM_WORLD.size, settled={"software": software()}
     )
     progress.write_last_word(Tally(None), error)
 
@@ -150,14 +150,16 @@ def _seconds(text: str) -> float:
 
 def _request(given: argparse.Namespace, arguments: Sequence[str], *, parallel: bool) -> Request:
     kernel = KERNELS[given.kernel]
+    parameters, parameters_sha256 = read_parameters(given.parameters, kernel.parameters)
     return Request(
         name=given.kernel,
         kernel=kernel,
         input=given.input,
         dataset=given.dataset,
         output=given.output,
-        parameters=read_parameters(given.parameters, kernel.parameters),
+        parameters=parameters,
         parameters_path=given.parameters,
+        parameters_sha256=parameters_sha256,
         mode=given.mode,
         parallel=parallel,
         expected=given.expected,
@@ -174,11 +176,13 @@ def _request(given: argparse.Namespace, arguments: Sequence[str], *, parallel: b
 
 
 def _average_request(given: argparse.Namespace, arguments: Sequence[str]) -> AverageRequest:
+    parameters, parameters_sha256 = read_parameters(given.parameters, AverageParameters)
     return AverageRequest(
         input=given.input,
         dataset=given.dataset,
         output=given.output,
-        parameters=read_parameters(given.parameters, AverageParameters),
+        parameters=parameters,
+        parameters_sha256=parameters_sha256,
         progress=given.progress,
         run_id=given.run_id,
         command_line=_command_line(arguments),

@@ -22,8 +22,8 @@ from mpi_kernels import __version__
 from mpi_kernels.average import Mean, mean_pattern
 from mpi_kernels.errors import ExitCode, KernelError, OutputUnwritable, UnusableInput
 from mpi_kernels.hdf5_files import Library
-from mpi_kernels.identity import InputIdentity, software
-from mpi_kernels.nexus import process
+from mpi_kernels.identity import InputIdentity, software, source_sha256
+from mpi_kernels.nexus import circumstance, process
 from mpi_kernels.parameters import AverageParameters
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.rows import Status
@@ -41,6 +41,8 @@ class AverageRequest:
     """The NXdata group of the patterns."""
     output: Path
     parameters: AverageParameters
+    parameters_sha256: str
+    """Of the file as it was read."""
     progress: Path | None = None
     run_id: str = ""
     command_line: str = ""
@@ -63,8 +65,11 @@ def run_average(request: AverageRequest) -> ExitCode:
         request.progress,
         kernel="average",
         ranks=1,
-        parameters=request.parameters.model_dump(mode="json"),
-        software=software(),
+        settled={
+            "parameters": request.parameters.model_dump(mode="json"),
+            "parameters_sha256": request.parameters_sha256,
+            "software": software(),
+        },
     )
     try:
         return _average(request, tally, progress)
@@ -157,6 +162,7 @@ def _fill(file: h5py.File, source: h5py.File, mean: Mean, request: AverageReques
         if name in origin.parent:
             source.copy(origin.parent[name], entry)
     entry["title"] = f"average of {int(mean.frames.max())} frames of {request.input}"
+    circumstance(entry["title"])
     data = entry.create_group("data")
     data.attrs.update({"NX_class": "NXdata", "signal": "I", "axes": ["radial_axis"], "interpretation": "spectrum"})
     for name in _AXES:
@@ -184,6 +190,8 @@ def _note(entry: h5py.Group, request: AverageRequest) -> None:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     notes = {
         "made_command_line": request.command_line,
+        "made_parameters_sha256": request.parameters_sha256,
+        "made_source_sha256": source_sha256(),
         "made_run_id": request.run_id,
         "made_input": str(request.input.resolve()),
         "made_input_sha256": digest,
@@ -192,3 +200,5 @@ def _note(entry: h5py.Group, request: AverageRequest) -> None:
     }
     for name, value in notes.items():
         made["input"][name] = value
+        if name.startswith("made_"):
+            circumstance(made["input"][name])

@@ -13,6 +13,7 @@ from mpi_kernels.azimuthal_setup import Setup, set_up
 from mpi_kernels.geometry import HC_KEV_ANGSTROM
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.kernel import Frames, Kernel, Prepared, Reduction
+from mpi_kernels.named_files import named_files
 from mpi_kernels.nexus import group, readable
 from mpi_kernels.parameters import AzimuthalParameters
 
@@ -36,7 +37,12 @@ def _prepare(library: Library, frames: Frames, parameters: AzimuthalParameters) 
         "normalisations per bin, times the frame's scale; "
         "azimuth and geometry in the laboratory frame x horizontal, z along the beam, origin at the sample",
         describe=_Description(setup),
-        notes={"masked_pixels": setup.masked_pixels, "geometry_json": _geometry_json(setup)},
+        notes={
+            "masked_pixels": setup.masked_pixels,
+            "geometry_json": _geometry_json(setup),
+            "made_geometry_source": setup.geometry.source,
+        },
+        files=named_files(parameters, ("mask", "poni", "dark", "flat", "background"), frames.base),
     )
 
 
@@ -90,7 +96,6 @@ def _geometry_json(setup: Setup) -> str:
     geometry = setup.geometry
     return json.dumps(
         {
-            "source": geometry.source,
             "origin_m": geometry.origin_m.tolist(),
             "fast_m": geometry.fast_m.tolist(),
             "slow_m": geometry.slow_m.tolist(),

@@ -77,8 +77,11 @@ class Conductor:
             request.progress,
             kernel=request.name,
             ranks=comm.size,
-            parameters=request.parameters.model_dump(mode="json"),
-            software=self._software,
+            settled={
+                "parameters": request.parameters.model_dump(mode="json"),
+                "parameters_sha256": request.parameters_sha256,
+                "software": self._software,
+            },
         )
         self._clock = _Clock()
         self._frames: tuple[Layout, FrameDataset] | None = None
@@ -121,6 +124,7 @@ class Conductor:
         self._frames = (layout, first)
         self._note_input("open")
         prepared = self._prepare(first)
+        self._progress.note_files(prepared.files)
         start = Start(prepared.reduction, self._request.input)
         send_to_all(self._comm, start)
         self._share = Share(self._comm, self._library, waiting.source, start)
@@ -176,6 +180,8 @@ class Conductor:
                 self._software
             ),
             fingerprint=self._fingerprint(prepared, first),
+            source_sha256=self._software["source_sha256"],
+            parameters_sha256=request.parameters_sha256,
             parameters=request.parameters.model_dump(),
             parameters_json=request.parameters.model_dump_json(),
             started_at=self._started_at,
@@ -186,7 +192,7 @@ class Conductor:
         path = self._request.input
         what = [
             self._request.name,
-            __version__,
+            self._software["source_sha256"],
             prepared.fingerprint,
             str(path.resolve()),
             path.stat().st_ino,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import h5py
+import hdf5plugin
+import mpi4py
 import numpy as np
 from mpi4py import MPI
 
@@ -15,6 +19,8 @@ from mpi_kernels.decode import bitshuffle_lz4_decoder
 from mpi_kernels.frame_dataset import FrameDataset
 from mpi_kernels.native.library import NativePath
 from mpi_kernels.segments import Layout
+
+_CODE = {".py", ".c", ".h", ".so"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +89,33 @@ def _sources(file: Path, layout: Layout) -> tuple[FileIdentity, ...]:
 
 
 def software() -> dict[str, str]:
-    """Return the versions in use, by part; ``decoder`` is what undoes bitshuffle-LZ4."""
+    """Return the versions in use, by part; ``decoder`` is what undoes bitshuffle-LZ4, `source_sha256` what ran here."""
     return {
         "python": sys.version.split()[0],
         "numpy": np.__version__,
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
+        "hdf5plugin": hdf5plugin.version,
+        "mpi4py": mpi4py.__version__,
         "mpi": MPI.Get_library_version().split("\n")[0].split(",")[0].rstrip("\0"),
         "decoder": _decoder(),
+        "source_sha256": source_sha256(),
     }
+
+
+@cache
+def source_sha256() -> str:
+    """Return a digest of the kernels' own code, the compiled core included: changes show without git."""
+    return digest_of_code(Path(__file__).parent)
+
+
+def digest_of_code(package: Path) -> str:
+    """Return a digest of the names and bytes of a package's sources and compiled parts."""
+    code = {path.relative_to(package).as_posix(): path for path in package.rglob("*") if path.suffix in _CODE}
+    digest = hashlib.sha256()
+    for name, path in sorted(code.items()):
+        digest.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n".encode())
+    return digest.hexdigest()
 
 
 def _decoder() -> str:

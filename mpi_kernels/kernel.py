@@ -135,6 +135,27 @@ class Frames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedFile:
+    """A file that a parameter names.
+
+    Parameters
+    ----------
+    dataset
+        What is taken from it, as the parameter says; None: the whole file.
+    sha256
+        Of all its bytes; None while somebody writes it.
+    """
+
+    parameter: str
+    path: str
+    real_path: str
+    dataset: str | None
+    size: int
+    mtime_ns: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Everything that is decided before the first frame.
 
@@ -145,7 +166,9 @@ class Prepared:
     attributes
         Of what is gathered, by path below ``/entry``.
     notes
-        Stand in the result beside the parameters, by name.
+        Stand in the result beside the parameters, by name; those that begin with ``made_`` as circumstances.
+    files
+        Those that parameters name. What they hold counts in the results; their names don't.
     """
 
     reduction: Reduction
@@ -156,6 +179,7 @@ class Prepared:
     describe: Callable[[h5py.Group], None]
     attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Mapping[str, str | int] = field(default_factory=dict)
+    files: Sequence[NamedFile] = ()
 
     @property
     def fingerprint(self) -> str:

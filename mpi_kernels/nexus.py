@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import h5py
+import numpy as np
 
 TEXT_BYTES = 256
 """Length of texts that change while the file grows."""
@@ -13,6 +14,14 @@ def group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
     made = parent.create_group(name)
     made.attrs["NX_class"] = nx_class
     return made
+
+
+def circumstance(node: h5py.Group | h5py.Dataset) -> None:
+    """Mark what says how, when or where a result was made, not what it is: no part of its content digest.
+
+    What reads the mark: ``docs/reference/content-digest.md``.
+    """
+    node.attrs["circumstance"] = np.uint8(1)
 
 
 _UNITS = {"_per_m": "1/m", "_m": "m", "_s": "s", "_deg": "degree"}
@@ -30,8 +39,10 @@ def process(entry: h5py.Group, *, program: str, version: str, date: str, paramet
     for described in (made, note):
         described["sequence_index"] = 1
         described["date"] = date
+        circumstance(described["date"])
     made["program"] = note["author"] = program
     made["version"] = version
+    circumstance(made["version"])
     given["parameters_json"] = parameters
     note["type"] = "application/json"
     note["description"] = "the parameters in force"

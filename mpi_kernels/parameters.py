@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,8 +222,8 @@ class AverageParameters(BaseModel):
 Parameters = TypeVar("Parameters", bound=BaseModel)
 
 
-def read_parameters(path: Path, kind: type[Parameters]) -> Parameters:
-    """Read and check a parameter file.
+def read_parameters(path: Path, kind: type[Parameters]) -> tuple[Parameters, str]:
+    """Read and check a parameter file; return what it says, and the SHA-256 of the file.
 
     Raises
     ------
@@ -231,8 +232,8 @@ def read_parameters(path: Path, kind: type[Parameters]) -> Parameters:
     """
     remedy = f"python -m mpi_kernels {kind.model_config.get('title')} --schema prints what may stand there"
     try:
-        values = json.loads(path.read_text())
-        return kind.model_validate(values)
+        content = path.read_bytes()
+        return kind.model_validate(json.loads(content)), hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise InvalidParameters(f"{path}: {error.strerror}", remedy="check --parameters") from error
     except ValueError as error:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mpi_kernels.errors import KernelError, OutputUnwritable
 from mpi_kernels.identity import InputIdentity
+from mpi_kernels.kernel import NamedFile
 from mpi_kernels.rows import Status
 
 INTERVAL_S = 0.2
@@ -115,7 +116,13 @@ class Progress:
 
 
 class ProgressFile:
-    """Writes the progress file; without a path it does nothing."""
+    """Writes the progress file; without a path it does nothing.
+
+    Parameters
+    ----------
+    settled
+        What is known from the beginning: ``parameters``, ``parameters_sha256``, ``software``; null where it is missing.
+    """
 
     def __init__(
         self,
@@ -123,11 +130,10 @@ class ProgressFile:
         *,
         kernel: str,
         ranks: int,
-        parameters: Mapping[str, object] | None,
-        software: Mapping[str, str],
+        settled: Mapping[str, object],
     ) -> None:
         self._path, self._kernel, self._ranks = path, kernel, ranks
-        self._settled = {"parameters": parameters, "software": software}
+        self._settled = {"parameters": None, "parameters_sha256": None, "files": [], **settled}
         self._inputs: dict[str, InputIdentity | None] = {"open": None, "end": None}
         self._constant = ""
         self._join_constant_part()
@@ -136,6 +142,11 @@ class ProgressFile:
     def note_input(self, moment: str, identity: InputIdentity) -> None:
         """Note what the input is at ``open`` or ``end``."""
         self._inputs[moment] = identity
+        self._join_constant_part()
+
+    def note_files(self, files: Sequence[NamedFile]) -> None:
+        """Note the files that parameters name."""
+        self._settled["files"] = [asdict(file) for file in files]
         self._join_constant_part()
 
     def _join_constant_part(self) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpi_kernels.errors import InvalidParameters
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.kernel import Array, Column, Frames, Kernel, Prepared, Reduced
+from mpi_kernels.named_files import named_files
 from mpi_kernels.native.library import CHUNKS_SIDE_BY_SIDE, Chunk
 from mpi_kernels.native.projecting import FrameTotals
 from mpi_kernels.nexus import group
@@ -175,6 +176,7 @@ def _prepare(library: Library, frames: Frames, parameters: ProjectionParameters)
         describe=_describe,
         attributes={f"data/{name}": about | {"interpretation": "image"} for name, about in _ABOUT.items()},
         notes={"masked_pixels": int(valid.size - np.count_nonzero(valid))},
+        files=named_files(parameters, ("mask",), frames.base),
     )
 
 

@@ -22,6 +22,8 @@ class Request:
     output: Path
     parameters: BaseModel
     parameters_path: Path
+    parameters_sha256: str
+    """Of the file as it was read."""
     mode: Mode = "auto"
     parallel: bool = False
     expected: int | None = None

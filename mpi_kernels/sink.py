@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,19 @@ import numpy as np
 
 from mpi_kernels.errors import OutputUnwritable
 from mpi_kernels.kernel import Accumulating, Array, Column, Prepared
-from mpi_kernels.nexus import TEXT_BYTES, add_parameter, clipped, group, process, readable
+from mpi_kernels.nexus import TEXT_BYTES, add_parameter, circumstance, clipped, group, process, readable
 from mpi_kernels.rows import Rows, Status
 
 _CHUNK_BYTES = 65536
 _PICTURE_CHUNK_BYTES = 1 << 20
+
+_MADE = "made_"
+"""What begins so in the process note says how the result came about, not what it is."""
+
+_MAKING = (
+    "command_line", "run_id", "input", "dataset", "host", "boot_id", "software", "source_sha256", "fingerprint",
+    "parameters_sha256",
+)  # fmt: skip
 
 _abandoned: list[ResultFile] = []
 """Results that couldn't be written. Letting go of their handles would make HDF5 try again, and complain or crash."""
@@ -50,6 +58,10 @@ class Making:
     software: str
     fingerprint: str
     """Of all that the rows depend on (`earlier`)."""
+    source_sha256: str
+    """Of the kernels' own code (`identity`)."""
+    parameters_sha256: str
+    """Of the parameter file as it was read."""
     parameters: Mapping[str, Any]
     parameters_json: str
     started_at: datetime
@@ -177,6 +189,8 @@ def _entry(file: h5py.File, prepared: Prepared, making: Making) -> h5py.Group:
         entry["definition"] = prepared.definition
     entry["title"] = readable(f"{prepared.title} of {making.input}::{making.dataset}")
     entry["start_time"] = making.started_at.isoformat()
+    for name in ("title", "start_time"):
+        circumstance(entry[name])
     _process(entry, prepared, making)
     prepared.describe(entry)
     return entry
@@ -195,14 +209,23 @@ def _process(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
     given = made["input"]
     for name, value in making.parameters.items():
         add_parameter(given, name, "none" if value is None else json.dumps(value) if isinstance(value, dict) else value)
-    for name in ("command_line", "run_id", "input", "dataset", "host", "boot_id", "software", "fingerprint"):
-        given[f"made_{name}"] = readable(getattr(making, name))
-    given["made_ranks"] = making.ranks
+    for name in _MAKING:
+        given[f"{_MADE}{name}"] = readable(getattr(making, name))
+    given[f"{_MADE}files_json"] = json.dumps([asdict(file) for file in prepared.files])
+    given[f"{_MADE}ranks"] = making.ranks
     for name, value in prepared.notes.items():
         given[name] = value
+    named = {"parameters_json", *(file.parameter for file in prepared.files)}
+    for name in given:
+        if name.startswith(_MADE) or name in named:
+            circumstance(given[name])
 
 
 _PER_FRAME = ("status", "frame_index", "computed_time", "processed_time", "message")
+# messages name files, and what was announced isn't in the frames
+_CIRCUMSTANCES = (
+    "computed_time", "processed_time", "message", "expected", "ended_because", "end_time", "reading_route",
+)  # fmt: skip
 
 
 def _frames_group(entry: h5py.Group, expected: int | None) -> dict[str, h5py.Dataset]:
@@ -222,6 +245,8 @@ def _frames_group(entry: h5py.Group, expected: int | None) -> dict[str, h5py.Dat
     _changing(frames, "finished", 0)
     for name in ("ended_because", "end_time", "reading_route"):
         frames.create_dataset(name, shape=(1,), maxshape=(None,), chunks=(1,), dtype=text, data=[b""])
+    for name in _CIRCUMSTANCES:
+        circumstance(frames[name])
     return dict(frames.items())
 
 

@@ -13,7 +13,8 @@ at that too, but takes a job that it has forgotten for one that succeeded.
 Both append to the attempt's ``events.jsonl``, which the service reads: ``begin`` or ``duplicate``; ``end``, and then
 ``outputs``, because the digest of a large result takes time. A claimed attempt goes on even where the event can't be
 written. Nothing here talks to the service, the database or SLURM, so it works when they are down. Standard library
-only: it runs on compute nodes, before modules and MPI are known to work.
+only: it runs on compute nodes, before modules and MPI are known to work. What needs more, the digest of a result's
+content, is imported at the very end, and its absence is recorded.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator.runs import AttemptDirectory, RunDirectory
+from orchestrator.errors import InvalidInput
+from orchestrator.runs import AttemptDirectory, RunDirectory, write_atomically
 
 EXIT_CANNOT_WRITE = 74
 EXIT_TAKEN = 75
 EXIT_PREDECESSOR = 76
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 SEEN_LATE_S = 60.0
 """How long another node's last words may take to be seen here: NFS shows files as they were up to a minute ago."""
@@ -205,8 +209,15 @@ def begin(
         note(attempt, "duplicate", job, lambda: {"owner": claimed(run.attempt(number)), "because": because})
         sys.stderr.write(f"attempt {number} of run {run_id} {because}; leaving without doing anything\n")
         return code or EXIT_TAKEN
-    note(attempt, "begin", job, lambda: {"run_id": run_id, **where_and_with_what(run)})
+    note(attempt, "begin", job, lambda: {"run_id": run_id, **where_and_with_what(run), **_packages(attempt)})
     return 0
+
+
+def _packages(attempt: AttemptDirectory) -> dict[str, object]:
+    """Write down all installed packages; return the digest of the list."""
+    packages = installed_packages(sys.path)
+    write_atomically(attempt.packages, packages)
+    return {"packages_sha256": hashlib.sha256(packages.encode()).hexdigest()}
 
 
 def _left_to_do(attempt: AttemptDirectory, job: JobHere) -> tuple[int | None, str]:
@@ -306,11 +317,27 @@ def _cut_off(progress: Path) -> bool:
 
 
 def output(kind: str, path: Path) -> dict[str, object]:
-    """Return the identity of a file that the job made."""
+    """Return the identity of a file that the job made; of HDF5 files also the digest of their content."""
     try:
-        return {"kind": kind, "path": str(path), "size": path.stat().st_size, "sha256": file_sha256(path)}
+        made = {"kind": kind, "path": str(path), "size": path.stat().st_size, "sha256": file_sha256(path)}
+        return made | (_content(path) if _is_hdf5(path) else {})
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # reading doesn't name the file
+
+
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+
+
+def _content(path: Path) -> dict[str, object]:
+    """Return the digest of what is in an HDF5 file, or why there is none."""
+    try:
+        from orchestrator.contents import content_digest  # noqa: PLC0415  this module must work without h5py
+
+        return {"content_sha256": content_digest(path).sha256}
+    except (ImportError, InvalidInput) as error:
+        return {"content_sha256": None, "content_unknown_because": str(error)}
 
 
 def recorded_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -331,24 +358,69 @@ def software() -> dict[str, object]:
             installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    checkout = Path(__file__).resolve().parent.parent
     return {
         "python": platform.python_version(),
         "interpreter": sys.executable,
         "packages": installed,
         "modules": [name for name in os.environ.get("LOADEDMODULES", "").split(":") if name],
-        **commit(Path(__file__).resolve().parent.parent),
+        **commit(checkout),
+        **locked_environment(checkout),
+        **container(os.environ),
     }
 
 
-def commit(checkout: Path) -> dict[str, object]:
-    """Return the git commit of a checkout and whether it was changed since; empty where there is none."""
+def locked_environment(checkout: Path) -> dict[str, object]:
+    """Return the digest of the lock files that an installation was made by; empty where there are none."""
+    locks = sorted((checkout / "requirements").glob("*.txt"))
+    whole = hashlib.sha256()
+    for lock in locks:
+        whole.update(f"{lock.name} {file_sha256(lock)}\n".encode())
+    return {"locks_sha256": whole.hexdigest()} if locks else {}
+
+
+def container(environment: Mapping[str, str]) -> dict[str, object]:
+    """Return which container image the job runs in; empty where it runs in none."""
+    image = environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER")
+    if not image:
+        return {}
+    known: dict[str, object] = {"path": image}
+    with suppress(OSError):  # it may be out of sight from inside
+        status = Path(image).stat()
+        known |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {"container": known}
+
+
+def installed_packages(path: Sequence[str]) -> str:
+    """Return all installed packages with their versions, as ``pip freeze`` does, a line for each.
+
+    The names of their folders are enough: to read what is in each of them takes a job a tenth of a second.
+    """
+    found: dict[str, str] = {}
+    for folder in path:
+        with suppress(OSError):
+            for installed in Path(folder).glob("*.dist-info"):
+                package, separator, version = installed.name.removesuffix(".dist-info").partition("-")
+                if separator:
+                    found.setdefault(package.lower().replace("_", "-"), version)
+    return "".join(f"{package}=={version}\n" for package, version in sorted(found.items()))
+
+
+def commit(checkout: Path, *, below: Path | None = None) -> dict[str, Any]:
+    """Return the git commit of a checkout and whether it was changed since; empty where there is none.
+
+    Parameters
+    ----------
+    below
+        Only what was changed below this folder counts.
+    """
     if not (checkout / ".git").exists():
         return {}
     git = ["git", "-c", f"safe.directory={checkout}", "-C", str(checkout)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=20)
         status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", str(below or checkout)],
             capture_output=True,
             text=True,
             check=True,

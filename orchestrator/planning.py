@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.errors import NoRecipe, PathNotAllowed
+from orchestrator.errors import InvalidInput, NoRecipe, PathNotAllowed
 from orchestrator.records import ArrayPlan, CollectionStart, JobPlan, Json, Origin, Parameter, Predecessor, Resources
 from orchestrator.runs import RunDirectory
 from orchestrator.settings import Match, Recipe, Settings, retries_of
@@ -152,6 +152,81 @@ def check_allowed(path: Path, roots: Sequence[Path]) -> Path:
             remedy="add its folder to allowed_roots in the site file, or correct the message",
         )
     return real
+
+
+def repeated(
+    parent: JobPlan,
+    parameters: Mapping[str, Json],
+    *,
+    run_id: str,
+    root: Path,
+    requester: str,
+    because: str,
+    file: Path | None = None,
+    dataset: str | None = None,
+    template: str | None = None,
+    resources: Resources | None = None,
+) -> JobPlan:
+    """Return the plan of a run that makes another one again.
+
+    Parameters
+    ----------
+    parent
+        What was planned for that one.
+    parameters
+        All of the new run. Those whose values are the parent's keep their origin; others are the requester's.
+    run_id, root
+        Of the new run, and the folder below which its directory is.
+    requester, because
+        Who asks for it, and why.
+    file, dataset, resources
+        The parent's when left out.
+    template
+        Name of another template than the parent's, of which the text is taken that it had then.
+    """
+    known = {parameter.name: parameter for parameter in parent.parameters}
+    before = parent.collection
+    start = replace(before, file=file or before.file, dataset=dataset or before.dataset)
+    run = RunDirectory.under(
+        root, beamline=start.beamline, visit=start.visit, recipe=parent.recipe, uid=start.uid, run_id=run_id
+    )
+    return replace(
+        parent,
+        run_id=run_id,
+        template=template or parent.template,
+        template_of=None if template else parent.run_id,
+        collection=start,
+        parameters=tuple(_repeated(name, parameters[name], known, parent.run_id) for name in sorted(parameters)),
+        resources=resources or parent.resources,
+        run_directory=run.path,
+        requester=requester,
+        parent_run=parent.run_id,
+        because=because,
+        array=_repeated_array(parent.array, parameters),
+    )
+
+
+def _repeated(name: str, value: Json, known: Mapping[str, Parameter], parent_run: str) -> Parameter:
+    if name in known and _same_json(known[name].value, value):
+        return known[name]
+    return Parameter(name=name, value=value, origin=Origin.USER, place=f"rerun of {parent_run}")
+
+
+def _same_json(one: Json, other: Json) -> bool:
+    """Whether two values are one and the same to a kernel: 1 isn't true."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _repeated_array(array: ArrayPlan | None, parameters: Mapping[str, Json]) -> ArrayPlan | None:
+    if array is None:
+        return None
+    values = parameters.get(array.parameter)
+    if not isinstance(values, list) or not values:
+        raise InvalidInput(
+            f"parameter {array.parameter} isn't a list of values",
+            remedy="the run is a job array with a task for each of its values; give one at least",
+        )
+    return replace(array, values=tuple(values))
 
 
 # ---------------------------------------------------------------------------------------------------- matching

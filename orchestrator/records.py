@@ -18,7 +18,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+from typing_extensions import TypeAliasType
+
+# Named, so that what reads and writes documents can follow a type that contains itself.
+Json = TypeAliasType("Json", "None | bool | int | float | str | list[Json] | dict[str, Json]")
 Scalar: TypeAlias = bool | int | float | str
 
 
@@ -229,6 +232,10 @@ class JobPlan:
     appear_timeout_s: float
     requester: str = "automatic"
     parent_run: str | None = None
+    because: str = ""
+    """Why a run is repeated, in the words of who asked for it."""
+    template_of: str | None = None
+    """Id of the run whose template, as it was then, is rendered; None for the site's as it is now."""
     retries: Retries = Retries()
     after: tuple[Predecessor, ...] = ()
     """The runs of the same collection that this one comes after."""
@@ -255,6 +262,8 @@ class BatchScript:
     template_name: str
     template_text: str
     """The template and all it includes, each headed by its file's name."""
+    template_origin: Mapping[str, Json] = field(default_factory=dict)
+    """Where it was read: ``folder``, and its ``commit`` and whether it is ``dirty`` where that is a checkout."""
 
     @property
     def sha256(self) -> str:

@@ -9,12 +9,16 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         parameters.json       the kernel's parameter file
         script.sbatch         the script as submitted, byte for byte
         template.sbatch.j2    the template text it was rendered from
+        provenance.json       all that is known about the run; written when it has ended, and when more becomes known
+        rerun.sbatch          makes this run again, for whoever hands it to sbatch
+        submitted.sbatch      the rerun.sbatch that made this run, as it was handed over; only of such runs
         collection-end.json   written when the collection has ended; the kernel watches for it
         result.nxs            the live result
         result-<t>.nxs, parameters-<t>.json  of each task, where the job is an array
         report.md, report.png the report of a chain's last step
         attempts/<n>/claim.json     who runs this attempt (the fence)
         attempts/<n>/retry.json     why there is this attempt after another one, and what it asks for
+        attempts/<n>/packages.txt   all Python packages that were installed, with their versions
         attempts/<n>/job.log        what the job printed
         attempts/<n>/events.jsonl   begin and end, written inside the job
         attempts/<n>/progress.json  how the kernel stands; replaced atomically
@@ -80,6 +84,18 @@ class RunDirectory:
         return self.path / "template.sbatch.j2"
 
     @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def rerun(self) -> Path:
+        return self.path / "rerun.sbatch"
+
+    @property
+    def submitted(self) -> Path:
+        return self.path / "submitted.sbatch"
+
+    @property
     def collection_end(self) -> Path:
         return self.path / "collection-end.json"
 
@@ -121,6 +137,10 @@ class AttemptDirectory:
     @property
     def retry(self) -> Path:
         return self.path / "retry.json"
+
+    @property
+    def packages(self) -> Path:
+        return self.path / "packages.txt"
 
     @property
     def log(self) -> Path:

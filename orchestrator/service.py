@@ -1,11 +1,14 @@
 """Composition root: the only place that chooses a gateway, a store and the doors, and runs them together.
 
-Two loops work side by side, each in a thread of its own: *dispatch* (messages -> jobs; woken by every message) and
-*follow* (jobs -> states, progress, results). The doors have threads of their own. A loop that meets an obstacle says so
+Two loops do the work, each in a thread of its own: *dispatch* (messages -> jobs; woken by every message) and *follow*
+(jobs -> states, progress, results). The doors have threads of their own. A loop that meets an obstacle says so
 once, waits longer each time, and goes on; nothing but `stop` ends it.
 
+Two more, *adopt* and *record*, take in runs that people made without the service, and write the records of those that
+have ended.
+
 Of several services on one database each takes messages and submits runs; one at a time follows, by a lease, and the
-next one takes over when it is gone. A third loop, *presence*, tells the others that this one lives.
+next one takes over when it is gone. A loop of its own, *presence*, tells the others that this one lives.
 """
 
 from __future__ import annotations
@@ -23,14 +26,16 @@ from statistics import fmean
 from types import TracebackType
 from typing import Self
 
+from orchestrator.adopting import Adopter
 from orchestrator.dispatching import Dispatcher
-from orchestrator.errors import InvalidSettings, OrchestratorError, StoreUnavailable
+from orchestrator.errors import InvalidSettings, OrchestratorError, RunDirectoryUnavailable, StoreUnavailable
 from orchestrator.following import Follower
 from orchestrator.listening.door import Door, Handler, Verdict, backoff
 from orchestrator.listening.spool import SpoolDoor
 from orchestrator.listening.stomp import StompDoor
 from orchestrator.provenance import Store
 from orchestrator.provenance.leases import PRESENCE_S
+from orchestrator.record_keeping import records_folder, write_due
 from orchestrator.records import RawMessage, utc_now
 from orchestrator.settings import Settings
 from orchestrator.slurm.choice import choose
@@ -46,6 +51,12 @@ TAKE_OVER_S = 10.0
 
 _QUESTIONS = 8
 """Of how many questions to the controller the mean decides how often it is asked."""
+
+ADOPT_S = 5.0
+"""How often is looked for runs that people made without the service."""
+
+RECORD_S = 2.0
+"""How often is looked for runs whose record is due."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
@@ -170,6 +181,9 @@ class Service:
         # Its steps themselves see to it that SLURM isn't asked too often.
         self._dispatch = Loop(name="dispatch", step=self._dispatch_step, interval_s=IDLE_S, longest_pause_s=IDLE_S)
         self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)
+        self.adopter = Adopter(store=self.store, gateway=self.gateway, settings=self.settings)
+        self._adopt = Loop(name="adopt", step=self._adopt_step, interval_s=ADOPT_S)
+        self._record = Loop(name="record", step=self._record_step, interval_s=RECORD_S)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -190,6 +204,8 @@ class Service:
             self._presence.start()
         self._dispatch.start()
         self._follow.start()
+        self._adopt.start()
+        self._record.start()
         for door in self.doors:
             door.start(self._handler())
         return self
@@ -202,6 +218,8 @@ class Service:
         # The outcome of a submission under way is worth waiting for; if it takes longer, the next start finds it.
         self._dispatch.stop(self.settings.gateway.submit_deadline_s)
         self._follow.stop(10)
+        self._adopt.stop(10)
+        self._record.stop(10)
         self._presence.stop(10)
         self.gateway.close()
         try:
@@ -272,6 +290,28 @@ class Service:
         pause_s = min(max(settings.poll_interval_s, fmean(self._rests_s)), settings.poll_interval_max_s)
         self._follow.interval_s = pause_s
         self._may_follow()  # until the next cycle
+
+    def _adopt_step(self) -> None:
+        try:
+            self.adopter.prepare()
+            adopted = self.adopter.adopt_all()
+        except OSError as error:
+            raise RunDirectoryUnavailable(
+                f"{error.filename or self.settings.reruns.drop}: {error.strerror}",
+                remedy="correct its rights, or [reruns] drop in the site file; runs made with sbatch come home later",
+            ) from error
+        if adopted:
+            self._follow.wake()
+
+    def _record_step(self) -> None:
+        try:
+            if write_due(self.store, records_folder(self.settings)):
+                self._record.wake()  # there may be more
+        except OSError as error:
+            raise RunDirectoryUnavailable(
+                f"{error.filename}: {error.strerror}",
+                remedy="free space or correct the rights; records are written later",
+            ) from error
 
     def _may_follow(self) -> bool:
         """Take or renew the lease of the one that follows, where there may be others."""

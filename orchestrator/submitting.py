@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -43,11 +43,12 @@ from orchestrator.provenance import (
     Unanswered,
     write_directory,
 )
-from orchestrator.records import JobIdentity, RunState, RunTag, Submission, SubmittedJob, utc_now
-from orchestrator.rendering import render
+from orchestrator.records import BatchScript, JobIdentity, RunState, RunTag, Submission, SubmittedJob, utc_now
+from orchestrator.rendering import render, render_recorded, rerun_script
 from orchestrator.runs import make_durable
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import Gateway
+from orchestrator.template_origins import TemplateOrigins
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Memory:
     """When an intent's job may be looked for again."""
     unrecorded: list[Outcome] = field(default_factory=list)
     """What the store couldn't take when it became known."""
+    origins: TemplateOrigins = field(default_factory=TemplateOrigins)
     held: HeldRuns = field(init=False)
     unwanted: list[JobIdentity] = field(default_factory=list)
     """Jobs of runs that were cancelled meanwhile, and that couldn't be ended yet."""
@@ -96,6 +98,8 @@ class _Ready:
 
     planned: PlannedRun
     submission: Submission
+    rerun: str
+    """The script that makes the run again."""
 
     @property
     def tag(self) -> RunTag:
@@ -113,6 +117,8 @@ class _Round:
     last: bool = False
     """Whether the newest batch is the last one."""
     closed: dict[Queue, GatewayUnavailable] = field(default_factory=dict)
+    reruns_left: int | None = None
+    """How many more runs that are made again may get a job; None before the first is met."""
     waiting: dict[str, str] = field(default_factory=dict)
     """Reasons by run id."""
     directories: list[str] = field(default_factory=list)
@@ -216,6 +222,8 @@ class Submitter:
             if error := self.memory.pressure.obstacle(queue, self.clock(), run_id=planned.tag.run_id):
                 self._hold(planned, queue, error, this)
                 continue
+            if planned.plan.parent_run is not None and not self._may_be_made_again(planned, this):
+                continue
             self.memory.held.let_go(queue, planned.tag.run_id)
             batch.append(planned)
             if len(batch) >= min(this.batch_most, self._batch_size()):
@@ -225,6 +233,17 @@ class Submitter:
         this.last = True
         if batch:
             yield batch
+
+    def _may_be_made_again(self, planned: PlannedRun, this: _Round) -> bool:
+        """Whether a rerun's turn has come: a whole visit that is made again leaves room for others."""
+        if this.reruns_left is None:
+            this.reruns_left = self.settings.reruns.at_most - self.store.count_active_reruns()
+        this.reruns_left -= 1
+        if this.reruns_left < 0:
+            reason = f"waiting: {self.settings.reruns.at_most} runs that are made again have jobs ([reruns] at_most)"
+            if planned.reason != reason:
+                this.waiting[planned.tag.run_id] = reason
+        return this.reruns_left >= 0
 
     def _hold(self, planned: PlannedRun, queue: Queue, error: GatewayUnavailable, this: _Round) -> None:
         this.closed[queue] = error
@@ -294,7 +313,7 @@ class Submitter:
             return None
         tag = planned.tag
         try:
-            script = render(planned.plan_of_attempt, tag.attempt, self.settings.templates)
+            script = self._rendered(planned)
         except InvalidInput as error:
             if self.store.record_refused_run(tag.run_id, error.full_text):
                 log.error("run %s refused: %s", tag.run_id, error.full_text)
@@ -303,7 +322,23 @@ class Submitter:
         submission = Submission(
             tag=tag, script=script, working_directory=folder, after=after, user=planned.plan.submit_as
         )
-        return _Ready(planned=planned, submission=submission)
+        reruns = self.settings.reruns
+        rerun = rerun_script(planned.plan, script, root=reruns.root, drop=reruns.drop)
+        return _Ready(planned=planned, submission=submission, rerun=rerun)
+
+    def _rendered(self, planned: PlannedRun) -> BatchScript:
+        plan, attempt = planned.plan_of_attempt, planned.tag.attempt
+        if plan.template_of is None:
+            script = render(plan, attempt, self.settings.templates)
+            return replace(script, template_origin=self.memory.origins.of(script, self.settings.templates))
+        made = self.store.run(plan.template_of).attempts
+        if not made:
+            raise InvalidInput(
+                f"run {plan.template_of} has no template: no attempt of it was made", remedy="say which with --template"
+            )
+        script = render_recorded(plan, attempt, made[-1].template_text)
+        origin = made[-1].template_origin
+        return replace(script, template_origin=origin if isinstance(origin, dict) else {})
 
     def _jobs_before(self, planned: PlannedRun) -> tuple[JobIdentity, ...] | None:
         """Return the jobs that a run's job has to come after; None when it can't be sent, which its record says."""
@@ -535,7 +570,7 @@ def _queue_of(planned: PlannedRun) -> Queue:
 def _try_to_write(item: _Ready) -> Sequence[Path] | OSError:
     """Write a run's directory; return what is to be made durable of it, or what stood in the way."""
     try:
-        return write_directory(item.planned, item.submission.script)
+        return write_directory(item.planned, item.submission.script, rerun=item.rerun)
     except OSError as error:
         return error
 

@@ -1,4 +1,4 @@
-"""``orchestrator db``: where the database's schema stands, and the way to this release's."""
+"""``orchestrator db``: where the database's schema stands, and whether it and the runs' directories fit together."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import track
 
-from orchestrator.cli.common import ExitCode, JsonOption, out, print_json, says_errors
+from orchestrator.cli.common import ExitCode, JsonOption, err, out, print_json, says_errors
+from orchestrator.cli.common import SiteOption as RequiredSite
 from orchestrator.provenance import SchemaStatus, Store
+from orchestrator.record_keeping import Finding, Imported, import_runs
+from orchestrator.record_keeping import check as compare
 from orchestrator.settings import load_settings
 
-app = typer.Typer(name="db", help="The provenance database: its schema, and upgrading it.", no_args_is_help=True)
+app = typer.Typer(
+    name="db",
+    help="The provenance database: its schema, and whether it fits the runs' directories.",
+    no_args_is_help=True,
+)
 
 SiteOption = Annotated[
     Path | None,
@@ -75,3 +83,69 @@ def _advice(found: SchemaStatus) -> str:
     if not found.known:
         return "a newer release upgraded it: use that one"
     return f"{len(found.pending)} to run: `orchestrator db upgrade`"
+
+
+@app.command()
+@says_errors
+def check(
+    *,
+    site: RequiredSite,
+    digests: Annotated[
+        bool, typer.Option("--digests/--no-digests", help="Whether results are read, and compared with what was made.")
+    ] = True,
+    json: JsonOption = False,
+) -> None:
+    """Find what doesn't fit together: runs without a directory, directories without a run, files that were changed.
+
+    Exit code 6 when there is something.
+
+    - quickly, without reading results: `orchestrator db check --no-digests`
+    """
+    settings = load_settings(site)
+    findings: list[Finding] = []
+    number = 0
+    with Store.open(settings.database) as store:
+        looked_at = compare(store, settings.runs_root, digests=digests)
+        for found in track(looked_at, "looked at", total=None, console=err, transient=True):
+            if found is None:
+                number += 1
+            else:
+                findings.append(found)
+    if json:
+        print_json(findings)
+    else:
+        for one in findings:
+            out.print(f"{one.kind}: {one.path}: {one.what}\n  {one.remedy}", markup=False)
+        out.print(f"{number} runs, {len(findings)} findings")
+    if findings:
+        raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+@app.command("import")
+@says_errors
+def import_(
+    *,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A runs root, or a part of one.", exists=True, file_okay=False)
+    ],
+    site: RequiredSite,
+    json: JsonOption = False,
+) -> None:
+    """Bring runs back from the records in their directories, after the database was lost.
+
+    Runs that are there are left alone. A run that was under way is followed again by the service. Exit code 6 when a
+    directory couldn't be read.
+
+    - all of a site: `orchestrator db upgrade && orchestrator db import /path/runs`
+    """
+    with Store.open(load_settings(site).database) as store:
+        read = import_runs(store, folder.absolute())
+        *_, done = [Imported(), *track(read, "runs read", total=None, console=err, transient=True)]
+    if json:
+        print_json(done)
+    else:
+        out.print(f"{len(done.new)} runs brought back, {len(done.known)} were there")
+        for place, why in done.unusable.items():
+            out.print(f"{place}: {why}", markup=False)
+    if done.unusable:
+        raise typer.Exit(ExitCode.INCOMPLETE)

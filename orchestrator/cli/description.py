@@ -138,6 +138,8 @@ def _result(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield output.kind, str(output.path)
         yield "size", f"{size(output.size)}; {_as_recorded(output, findings.sizes.get(output.path))}"
         yield "sha256", output.sha256
+        if output.content_sha256 is not None:
+            yield "content", f"sha256 {output.content_sha256}, the same for equal results"
     if not run.outputs:
         there = findings.sizes.get(expected)
         if run.plan.array is not None:

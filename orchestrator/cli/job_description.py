@@ -31,8 +31,7 @@ def describe_job(attempt: AttemptRecord, run: RunDetail) -> Iterator[Field]:
     if attempt.identity is None:
         yield "job", f"none known ({attempt.stage})"
     else:
-        adopted = "; the answer to its submission was lost, and it was found by its name" if attempt.adopted else ""
-        yield "job", f"{attempt.identity} through the {attempt.gateway} gateway{adopted}"
+        yield "job", f"{attempt.identity} {_way(attempt, run)}"
     if attempt.retry is not None:
         yield "again because", describe_retry(attempt.retry)
         yield "asks for", ", ".join(resources_asked(attempt.retry.resources))
@@ -48,6 +47,14 @@ def describe_job(attempt: AttemptRecord, run: RunDetail) -> Iterator[Field]:
     if attempt.end is not None and len(run.attempts) > 1:
         yield "outcome", f"{attempt.end.state}: {attempt.end.reason}"
     yield "log", str(RunDirectory(run.summary.run_directory).attempt(attempt.tag.attempt).log)
+
+
+def _way(attempt: AttemptRecord, run: RunDetail) -> str:
+    """Say how the job got to SLURM."""
+    if any(event.kind == "made" for event in run.events):
+        return f"handed over by {run.summary.requester}, without the service"
+    adopted = "; the answer to its submission was lost, and it was found by its name" if attempt.adopted else ""
+    return f"through the {attempt.gateway} gateway{adopted}"
 
 
 def describe_retry(retry: Retry) -> str:
@@ -89,7 +96,9 @@ def _report(report: JobReport) -> Iterator[Field]:
     yield "state", f"{report.words}{_because(report)}, says {_SOURCES[report.evidence]}"
     if meaning := _meaning(report):
         yield "meaning", meaning
-    yield "started", when(report.started_at) if report.started_at else ("never" if report.state.ended else "not yet")
+    if report.started_at or report.evidence is not Evidence.JOB_RECORD:
+        never = "never" if report.state.ended else "not yet"
+        yield "started", when(report.started_at) if report.started_at else never
     if report.ended_at is not None:
         yield "ended", when(report.ended_at)
     if report.exit_code is not None:
@@ -179,6 +188,15 @@ def _retry_event(event: JobEvent) -> tuple[Json, ...]:
 
 _TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
     "state": _state_event,
+    "made": lambda event: (
+        "made again with rerun.sbatch",
+        f"because: {member(event, 'because')}" if member(event, "because") else "",
+        "with edits" if member(event, "edits") else "as it was",
+    ),
+    "verified": lambda event: (
+        f"{member(event, 'first')} was repeated as {member(event, 'second')}:",
+        member(event, "verdict"),
+    ),
     "begin": lambda event: ("the job claimed the attempt", _on(member(event, "host"))),
     "duplicate": lambda event: (
         "another start for this attempt left without doing anything: it",

@@ -15,6 +15,7 @@ from orchestrator.cli.common import JsonOption, err, out, print_json, says_error
 from orchestrator.cli.wording import REPORT, program_of
 from orchestrator.errors import NotFound
 from orchestrator.messages import json_schemas
+from orchestrator.provenance.record import SCHEMA_ID, record_schema
 from orchestrator.records import Json
 
 KERNEL = "kernel/"
@@ -22,7 +23,7 @@ KERNEL = "kernel/"
 
 
 def _names(incomplete: str) -> list[str]:
-    return [name for name in json_schemas() if name.startswith(incomplete)]
+    return [name for name in (*json_schemas(), SCHEMA_ID) if name.startswith(incomplete)]
 
 
 @says_errors
@@ -37,13 +38,15 @@ def schema(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List messages that are understood and kernels' parameters, or print the JSON Schema (draft 2020-12) of one.
+    """List messages that are understood, runs' records and kernels' parameters, or print the JSON Schema of one.
+
+    The schemas are of draft 2020-12.
 
     - for the control software's authors: `orchestrator schema orchestrator/collection-start/1 > start.schema.json`
     - which parameters a recipe may set: `orchestrator schema kernel/azimuthal`
     - all of them, by their names: `orchestrator schema --json`
     """
-    messages = json_schemas()
+    messages = json_schemas() | {SCHEMA_ID: record_schema()}
     if name in messages:
         print_json(messages[name])
         return

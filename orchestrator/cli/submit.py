@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import getpass
 import logging
-import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, out, print_json, print_table, says_errors
+from orchestrator.cli.finishing import follow_to_the_end
 from orchestrator.cli.message_argument import MessageArgument, read_message
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.dispatching import Dispatcher
 from orchestrator.dispatching import cancel as cancel_run
 from orchestrator.errors import InvalidMessage
-from orchestrator.following import Follower
 from orchestrator.listening.door import Rejected
 from orchestrator.messages import understand
 from orchestrator.provenance import RunSummary, Store
@@ -47,8 +45,7 @@ def submit(
     settings = load_settings(site)
     raw = read_message(message)
     with open_store(settings) as store:
-        gateway = open_gateway(settings)
-        dispatcher = Dispatcher(store=store, gateway=gateway, settings=settings)
+        dispatcher = Dispatcher(store=store, gateway=open_gateway(settings), settings=settings)
         [verdict] = dispatcher.receive([raw])
         if isinstance(verdict, Rejected):
             raise InvalidMessage(f"{message}: {verdict.reason}", remedy="orchestrator schema shows what is expected")
@@ -58,17 +55,7 @@ def submit(
         understood = understand(raw)
         uid = understood.uid
         if wait:
-            follower = Follower(
-                store=store,
-                gateway=gateway,
-                vanish_after=timedelta(seconds=settings.gateway.vanish_after_s),
-                forgive_out_of_memory=settings.gateway.forgive_out_of_memory,
-            )
-            while any(not run.state.ended for run in store.runs(uid=uid)):
-                follower.cycle()
-                dispatcher.settle()
-                dispatcher.submit_planned()  # what is tried again
-                time.sleep(settings.gateway.poll_interval_s)
+            follow_to_the_end(dispatcher, lambda: any(not run.state.ended for run in store.runs(uid=uid)))
         runs = store.runs(uid=uid)
         _print(store, raw, runs, duplicate=verdict.duplicate, as_json=as_json)
     good = {RunState.COMPLETE} if wait else set(RunState) - {RunState.REFUSED}

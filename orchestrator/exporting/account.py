@@ -39,6 +39,7 @@ class InputFile:
     """Bytes, when the run ended or, where that isn't known, when it was opened."""
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,21 +151,30 @@ class Account:
                 dtype=identity.dtype,
             )
             for source in identity.sources:
-                size, dataset = source.get("size"), source.get("dataset")
                 yield InputFile(
                     path=Path(str(source["path"])),
                     role="source of frames",
-                    dataset=dataset if isinstance(dataset, str) else None,
-                    size=size if isinstance(size, int) else None,
+                    dataset=_text(source.get("dataset")),
+                    size=_number(source.get("size")),
                 )
 
     def _parameter_files(self) -> Iterator[InputFile]:
-        for name in FILE_PARAMETERS:
+        """Yield files that parameters name, as the kernel found them or, where it didn't tell, by their names."""
+        told = [file for identity in latest(self.detail.inputs) for file in identity.files]
+        for file in told:
+            yield InputFile(
+                path=Path(str(file["path"])),
+                role=str(file["parameter"]),
+                dataset=_text(file.get("dataset")),
+                size=_number(file.get("size")),
+                sha256=_text(file.get("sha256")),
+            )
+        for name in (name for name in FILE_PARAMETERS if name not in {file["parameter"] for file in told}):
             value = self.value(name)
             for one in value if isinstance(value, list) else [value]:  # a list for the tasks of a job array
                 if isinstance(one, str):
-                    file, _, dataset = one.partition("::")
-                    path = Path(os.path.normpath(self.directory.path / file))
+                    named, _, dataset = one.partition("::")
+                    path = Path(os.path.normpath(self.directory.path / named))
                     yield InputFile(path=path, role=name, dataset=dataset or None)
 
     def outputs(self) -> Sequence[OutputIdentity]:
@@ -209,6 +219,14 @@ def latest(inputs: Iterable[InputIdentity]) -> Sequence[InputIdentity]:
     for identity in sorted(inputs, key=lambda one: one.at == InputMoment.END):
         found[identity.path] = identity
     return tuple(found.values())
+
+
+def _text(value: Json) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: Json) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def started_at(attempt: AttemptRecord) -> datetime | None:

@@ -128,6 +128,7 @@ def _inputs(document: _Document, account: Account) -> dict[str, str]:
     roles = {}
     for item in account.inputs:
         about: Attributes = {"prov:label": readable(item.path.name), "schema:contentSize": item.size}
+        about = {**about, "schema:sha256": item.sha256}
         roles[document.add("entity", _file(item.path), about)] = item.role
     return roles
 
@@ -175,6 +176,7 @@ def _outputs(document: _Document, account: Account, attempt: str, inputs: list[s
             "prov:type": _name(f"run:{output.kind}"),
             "schema:contentSize": output.size,
             "schema:sha256": output.sha256,
+            "run:contentSha256": output.content_sha256,
         }
         entity = document.add("entity", _file(output.path), about)
         at = _time(account.detail.summary.ended_at)
@@ -190,7 +192,8 @@ def _outputs(document: _Document, account: Account, attempt: str, inputs: list[s
 def _other_runs(document: _Document, account: Account, run: str) -> None:
     """Add the run that this one repeats, and those that it came after."""
     plan = account.detail.plan
-    others = [] if plan.parent_run is None else [(plan.parent_run, "repeats")]
+    repeats = f"repeats, because: {readable(plan.because)}" if plan.because else "repeats"
+    others = [] if plan.parent_run is None else [(plan.parent_run, repeats)]
     others += [(one.run_id, "comes after") for one in plan.after]
     for run_id, role in others:
         other = document.add("activity", f"uuid:{run_id}", {"prov:type": _name("run:Run")})

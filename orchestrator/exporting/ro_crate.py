@@ -227,6 +227,9 @@ def _described(account: Account) -> Mapping[Path, str]:
         directory.parameters: "The kernel's parameter file",
         directory.script: "The batch script as submitted, byte for byte",
         directory.template: "The template text that the script was rendered from",
+        directory.provenance: "All that is known about the run",
+        directory.rerun: "Makes the run again, for whoever hands it to sbatch",
+        directory.submitted: "The script that asked for the run, as it was handed to sbatch",
         directory.collection_end: "How the collection ended",
         **{output.path: f"{output.kind} of the run" for output in account.detail.outputs},
     }
@@ -241,6 +244,7 @@ def _input(item: InputFile, now: datetime) -> Entity:
         "description": ", ".join(filter(None, [item.role, *facts, item.dtype])),
         "encodingFormat": _media_type(item.path),
         "contentSize": None if item.size is None else str(item.size),
+        "sha256": item.sha256,
         "sdDatePublished": _time(now),
     }
 
@@ -317,7 +321,8 @@ def _other_runs(account: Account) -> Iterator[Entity]:
     plan = account.detail.plan
     others = [(one.run_id, f"run of recipe {one.recipe}, after which this one came") for one in plan.after]
     if plan.parent_run is not None:
-        others.insert(0, (plan.parent_run, "the run that this one repeats"))
+        because = plan.because and f", because: {readable(plan.because)}"
+        others.insert(0, (plan.parent_run, f"the run that this one repeats{because}"))
     for run_id, about in others:
         yield {"@id": run_uri(run_id), "@type": "CreativeWork", "name": f"run {run_id}", "description": about}
 

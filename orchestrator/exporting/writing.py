@@ -15,9 +15,9 @@ from orchestrator.errors import InvalidInput
 from orchestrator.exporting.account import NOT_KNOWN, Account, readable
 from orchestrator.exporting.methods import methods_text
 from orchestrator.exporting.prov_json import prov_document
-from orchestrator.exporting.record import record_document
 from orchestrator.exporting.ro_crate import METADATA, write_crate
 from orchestrator.exporting.scicat import NO_EMAIL, dataset_document, files_document
+from orchestrator.provenance import record_text
 from orchestrator.records import Json
 from orchestrator.runs import write_atomically
 
@@ -95,7 +95,7 @@ def _texts(account: Account, form: Format, folder: Path) -> Iterator[tuple[Path,
     elif form is Format.PROV:
         yield folder / "prov.json", _json(prov_document(account))
     elif form is Format.RECORD:
-        yield folder / "provenance.json", _json(record_document(account))
+        yield folder / "provenance.json", record_text(account.detail)
     elif form is Format.SCICAT:
         yield folder / "scicat-dataset.json", _json(dataset_document(account))
         if (files := files_document(account)) is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.evidence import InJobEvent, KernelProgress, newest_progress, of_newest_start, read_events
 from orchestrator.following.roster import Followed
 from orchestrator.provenance import InputMoment, OutputIdentity, Store, input_from_json
-from orchestrator.records import Evidence, JobReport, JobState, Json
+from orchestrator.records import Evidence, JobReport, JobState, Json, sha256_of
 from orchestrator.runs import AttemptDirectory
 
 READ_EVERY = timedelta(seconds=10)
@@ -103,8 +103,8 @@ class RunFiles:
             detail = dict(event.detail) | ({} if task is None else {"task": task})
             sequence = event.sequence + (task or 0) * _EVENTS_PER_TASK
             self.store.record_event(tag, event.kind, detail, event.at, sequence=sequence)
-            if event.kind == "begin" and isinstance(software := detail.get("software"), dict):
-                self.store.record_software(tag, software)
+            if event.kind == "begin":
+                self._take_in_begin(one, detail, task)
             if event.kind == "end" and task is None:
                 one.ended_start = event.restarts
                 one.settle(None)
@@ -112,6 +112,16 @@ class RunFiles:
                 for output in _outputs(detail):
                     self.store.record_output(tag.run_id, output, attempt=tag.attempt)
             read[task] = event.sequence + 1
+
+    def _take_in_begin(self, one: Followed, detail: Mapping[str, Json], task: int | None) -> None:
+        """Keep which software a job says that it runs."""
+        if isinstance(software := detail.get("software"), dict):
+            self.store.record_software(one.attempt.tag, software)
+        file = one.directory.task(task).packages
+        if "packages_sha256" in detail and file.exists():
+            packages = file.read_text()
+            if sha256_of(packages) == detail["packages_sha256"]:  # else it is of another start by now
+                self.store.record_packages(one.attempt.tag, packages)
 
 
 def own_record(one: Followed, *, by_itself: bool = False) -> JobReport | None:
@@ -169,6 +179,7 @@ def _outputs(detail: Mapping[str, Json]) -> list[OutputIdentity]:
             kind=str(output["kind"]),
             size=int(str(output["size"])),
             sha256=str(output["sha256"]),
+            content_sha256=None if output.get("content_sha256") is None else str(output["content_sha256"]),
         )
         for output in (outputs if isinstance(outputs, list) else [])
         if isinstance(output, dict)

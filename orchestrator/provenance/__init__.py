@@ -11,6 +11,7 @@ from orchestrator.provenance.documents import (
     start_from_json,
     start_to_json,
 )
+from orchestrator.provenance.record import detail_of, record_of, record_schema, record_text
 from orchestrator.provenance.rows import (
     ActiveAttempt,
     Arrival,
@@ -67,12 +68,16 @@ __all__ = [
     "Unanswered",
     "UnsettledAttempt",
     "WaitingStart",
+    "detail_of",
     "encoded",
     "end_from_json",
     "end_to_json",
     "input_from_json",
     "plan_from_json",
     "plan_to_json",
+    "record_of",
+    "record_schema",
+    "record_text",
     "start_from_json",
     "start_to_json",
     "write_directory",

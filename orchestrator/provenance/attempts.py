@@ -16,6 +16,7 @@ from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.rows import ActiveAttempt, AttemptStage
 from orchestrator.provenance.runs import add_event, event_row, lock_run
 from orchestrator.provenance.tables import AttemptRow, JobEventRow, RunRow
+from orchestrator.provenance.texts import keep_texts
 from orchestrator.records import (
     FrameCounts,
     JobIdentity,
@@ -25,6 +26,7 @@ from orchestrator.records import (
     RunState,
     RunTag,
     Scalar,
+    sha256_of,
     utc_now,
 )
 
@@ -76,6 +78,13 @@ class AttemptStore(Database):
         living = (RunState.PENDING, RunState.RUNNING)
         with self.reading() as session:
             return session.scalar(select(func.count()).select_from(RunRow).where(RunRow.state.in_(living))) or 0
+
+    def count_active_reruns(self) -> int:
+        """Return how many runs that were made again through a service have a job, or are about to."""
+        wanted = select(func.count()).select_from(RunRow).join(AttemptRow, _NEWEST)
+        ours = (RunRow.state.in_(FOLLOWED), RunRow.parent_run_id.is_not(None), AttemptRow.holder.is_not(None))
+        with self.reading() as session:
+            return session.scalar(wanted.where(*ours)) or 0
 
     def ended_attempts(self, since: datetime) -> Sequence[ActiveAttempt]:
         """Return the attempts that had a job and ended at or after `since`, oldest run first."""
@@ -165,6 +174,13 @@ class AttemptStore(Database):
                 return False
             session.add(event_row(tag, kind, sequence, detail, at))
         return True
+
+    def record_packages(self, tag: RunTag, packages: str) -> None:
+        """Keep which packages were installed where an attempt's job ran; the text of many runs is stored once."""
+        with self.writing() as session:
+            _run, row = locked(session, tag)
+            keep_texts(session, [packages])
+            row.packages_sha256 = sha256_of(packages)
 
     def record_software(self, tag: RunTag, software: Mapping[str, Json]) -> None:
         """Keep which programs, versions and modules this attempt ran with; a later call replaces what it names anew."""
@@ -312,7 +328,7 @@ def _keep_report(session: Session, run: RunRow, row: AttemptRow, report: JobRepo
     if identity_of(row) != report.identity:
         return False
     before = _told(row)
-    _take_report(row, heard(last_report(row), report))
+    take_report(row, heard(last_report(row), report))
     if _told(row) == before:
         return False
     session.add(event_row(tag_of(row), "state", number, _detail(report), utc_now()))
@@ -321,7 +337,8 @@ def _keep_report(session: Session, run: RunRow, row: AttemptRow, report: JobRepo
     return True
 
 
-def _take_report(row: AttemptRow, known: JobReport) -> None:
+def take_report(row: AttemptRow, known: JobReport) -> None:
+    """Keep what is known about an attempt's job."""
     row.job_state, row.words, row.evidence, row.reason = known.state, known.words, known.evidence, known.reason
     row.exit_code, row.signal, row.restarts, row.nodes = known.exit_code, known.signal, known.restarts, known.nodes
     row.started_at, row.ended_at, row.usage = known.started_at, known.ended_at, dict(known.usage)

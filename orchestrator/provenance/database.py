@@ -14,7 +14,7 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -82,6 +82,9 @@ def parse_url(text: str) -> URL:
 class Database:
     """Connections of one process to one database; threads share it."""
 
+    session_type: ClassVar[type[Session]] = Session
+    """What changes the database."""
+
     def __init__(self, url: URL, *, busy_timeout_s: float) -> None:
         self.url = url
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex}"
@@ -114,7 +117,7 @@ class Database:
             self._turn,
             self.errors_named(),
             self._schema_differences_named(),
-            Session(self._writer, expire_on_commit=False) as session,
+            self.session_type(self._writer, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session

@@ -12,8 +12,13 @@ from orchestrator.records import BatchScript, Json
 from orchestrator.runs import RunDirectory, write_atomically
 
 
-def write_directory(planned: PlannedRun, script: BatchScript) -> Sequence[Path]:
+def write_directory(planned: PlannedRun, script: BatchScript, *, rerun: str) -> Sequence[Path]:
     """Write all that is known of a run before its job into its directory.
+
+    Parameters
+    ----------
+    rerun
+        The script that makes the run again.
 
     Returns
     -------
@@ -41,14 +46,18 @@ def write_directory(planned: PlannedRun, script: BatchScript) -> Sequence[Path]:
         files[directory.message] = planned.message.body
     for path, content in files.items():
         write_atomically(path, content, durable=False)
-    write_atomically(directory.script, script.text, mode=0o755, durable=False)
-    tasks: Sequence[int | None] = [None]
-    if planned.plan.array is not None:
-        tasks = range(len(planned.plan.array.values))
-        for number in tasks:
-            attempt.task(number).path.mkdir(parents=True, exist_ok=True)
+    for path, text in ((directory.script, script.text), (directory.rerun, rerun)):
+        write_atomically(path, text, mode=0o755, durable=False)
+    return _write_parameters(planned)
+
+
+def _write_parameters(planned: PlannedRun) -> Sequence[Path]:
+    """Write the parameter file, of a job array one for each task, whose folder is made as well."""
+    directory, array = RunDirectory(planned.plan.run_directory), planned.plan.array
+    tasks: Sequence[int | None] = [None] if array is None else range(len(array.values))
     needed = [directory.parameters_of(task) for task in tasks]
     for task, path in zip(tasks, needed, strict=True):
+        directory.attempt(planned.tag.attempt).task(task).path.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _document(planned.plan.parameter_values(task)), durable=False)
     return needed
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BindParameter, Insert, Row, Update, bindparam, exists, insert, select, update
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy import BindParameter, Row, Update, bindparam, exists, insert, select, update
 from sqlalchemy.orm import Session, defer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.attempts import forget_reports, identity_of, tag_of
-from orchestrator.provenance.columns import storable
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.endings import end_refused, no_longer_avoids_nodes
 from orchestrator.provenance.leases import database_now, living_services
@@ -32,7 +29,8 @@ from orchestrator.provenance.rows import (
     UnsettledAttempt,
 )
 from orchestrator.provenance.runs import add_event
-from orchestrator.provenance.tables import AttemptRow, RunRow, TextRow
+from orchestrator.provenance.tables import AttemptRow, RunRow
+from orchestrator.provenance.texts import keep_texts
 from orchestrator.records import BatchScript, Json, RunState, RunTag, SubmittedJob, utc_now
 
 _LEFT_TO_ITS_HOLDER = timedelta(minutes=10)
@@ -81,7 +79,7 @@ class IntentStore(Database):
             ours = [intent for intent in intents if _may_be_made(runs[intent.tag.run_id], intent.tag)]
             if not ours:
                 return set()
-            _keep_texts(session, _texts_of(ours))
+            keep_texts(session, _texts_of(ours))
             rows = {
                 intent.tag: _intent_row(intent, gateway, at, self.holder, runs[intent.tag.run_id].retry)
                 for intent in ours
@@ -236,28 +234,22 @@ def _take_failure(session: Session, run: RunRow, row: AttemptRow, outcome: NotSu
         run.state, run.attempts, run.reason = RunState.PLANNED, outcome.tag.attempt - 1, outcome.reason
 
 
-def _texts_of(intents: Iterable[Intent]) -> Mapping[str, str]:
-    scripts = [intent.script for intent in intents]
-    templates = {script.template_sha256: script.template_text for script in scripts}
-    return templates | {script.sha256: script.text for script in scripts}
+def _texts_of(intents: Iterable[Intent]) -> Sequence[str]:
+    return [text for intent in intents for text in (intent.script.text, intent.script.template_text)]
 
 
-def _keep_texts(session: Session, texts: Mapping[str, str]) -> None:
-    """Store texts, by their digests, unless they are there; others may do so at the same moment."""
-    if not texts:
-        return
-    rows = [{"sha256": sha256, "content": storable(texts[sha256])} for sha256 in sorted(texts)]
-    session.connection().execute(_kept(session.get_bind().dialect.name), rows)
+def insert_intents(
+    session: Session, intents: Sequence[Intent], *, gateway: str, at: datetime, holder: str | None
+) -> None:
+    """Insert attempts that nobody has intended before, inside a transaction; `holder` is None for others' jobs."""
+    keep_texts(session, _texts_of(intents))
+    rows = [_intent_row(intent, gateway, at, holder, None) for intent in intents]
+    session.connection().execute(_NEW_ATTEMPTS, rows)
 
 
-@cache
-def _kept(dialect: str) -> Insert:
-    if dialect == "sqlite":
-        return sqlite.insert(TextRow).on_conflict_do_nothing()
-    if dialect == "postgresql":
-        return postgresql.insert(TextRow).on_conflict_do_nothing()
-    insert = mysql.insert(TextRow)
-    return insert.on_duplicate_key_update(sha256=insert.inserted.sha256)
+def record_job(session: Session, run: RunRow, tag: RunTag, job: SubmittedJob) -> None:
+    """Keep inside a transaction the job that an attempt has."""
+    _take_job(run, session.get_one(AttemptRow, (tag.run_id, tag.attempt)), job)
 
 
 def _intended_again(row: Mapping[str, Any]) -> Update:
@@ -267,7 +259,7 @@ def _intended_again(row: Mapping[str, Any]) -> Update:
     return update(AttemptRow).where(*same).values({name: row[name] for name in row.keys() - kept})
 
 
-def _intent_row(intent: Intent, gateway: str, at: datetime, holder: str, retry: Json) -> dict[str, Any]:
+def _intent_row(intent: Intent, gateway: str, at: datetime, holder: str | None, retry: Json) -> dict[str, Any]:
     return {
         "run_id": intent.tag.run_id,
         "number": intent.tag.attempt,
@@ -278,6 +270,7 @@ def _intent_row(intent: Intent, gateway: str, at: datetime, holder: str, retry: 
         "script_sha256": intent.script.sha256,
         "template_name": intent.script.template_name,
         "template_sha256": intent.script.template_sha256,
+        "template_origin": dict(intent.script.template_origin),
         "intent_at": at,
         "latest_intent_at": at,
         "adopted": False,

@@ -199,6 +199,17 @@ class _Recording:
         return {row.identity: row for row in self._session.scalars(wanted.with_for_update())}
 
 
+def add_message(session: Session, arrival: Arrival) -> int:
+    """Add one message inside a transaction unless it is there; return its number."""
+    there = session.scalar(select(MessageRow.id).where(MessageRow.identity == _identity(arrival)))
+    if there is not None:
+        return there
+    row = MessageRow(**_row(arrival))
+    session.add(row)
+    session.flush()
+    return row.id
+
+
 def mark_handled(session: Session, notes: Mapping[int, str]) -> None:
     """Say inside a transaction what was decided about messages, by their ids; their rows stay locked until the end."""
     wanted = select(MessageRow).where(MessageRow.id.in_(sorted(notes))).order_by(MessageRow.id).with_for_update()
@@ -211,6 +222,12 @@ def mark_handled(session: Session, notes: Mapping[int, str]) -> None:
         row.handled_at = utc_now()
         if row.state is MessageState.WAITING:
             row.state = MessageState.HANDLED
+
+
+def message_id_of(session: Session, uid: str) -> int | None:
+    """Return the number of the accepted collection-start with this uid; None where there is none."""
+    wanted = select(MessageRow.id).where(MessageRow.identity == _identity_of(MessageKind.START, uid))
+    return session.scalar(wanted)
 
 
 def message_record(row: MessageRow) -> MessageRecord:

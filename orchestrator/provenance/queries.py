@@ -211,7 +211,12 @@ def _events(session: Session, run_id: str) -> tuple[JobEvent, ...]:
 def _attempts(session: Session, run_id: str, events: Sequence[JobEvent]) -> tuple[AttemptRecord, ...]:
     wanted = select(AttemptRow).filter_by(run_id=run_id).options(undefer(AttemptRow.software))
     rows = session.scalars(wanted.order_by(AttemptRow.number)).all()
-    digests = {digest for row in rows for digest in (row.script_sha256, row.template_sha256)}
+    digests = {
+        digest
+        for row in rows
+        for digest in (row.script_sha256, row.template_sha256, row.packages_sha256)
+        if digest is not None
+    }
     stored = session.scalars(select(TextRow).where(TextRow.sha256.in_(digests)))
     texts = {text.sha256: text.content for text in stored}
     return tuple(_attempt(row, texts, events) for row in rows)
@@ -226,8 +231,10 @@ def _attempt(row: AttemptRow, texts: Mapping[str, str], events: Sequence[JobEven
         template_name=row.template_name,
         template_sha256=row.template_sha256,
         template_text=texts[row.template_sha256],
+        template_origin=row.template_origin,
         script_sha256=row.script_sha256,
         script_text=texts[row.script_sha256],
+        packages="" if row.packages_sha256 is None else texts[row.packages_sha256],
         intent_at=row.intent_at,
         identity=identity_of(row),
         adopted=row.adopted,
@@ -249,4 +256,9 @@ def _end(row: AttemptRow) -> AttemptEnd | None:
 
 def _outputs(session: Session, run_id: str) -> tuple[OutputIdentity, ...]:
     rows = session.scalars(select(OutputRow).filter_by(run_id=run_id).order_by(OutputRow.id))
-    return tuple(OutputIdentity(path=Path(row.path), kind=row.kind, size=row.size, sha256=row.sha256) for row in rows)
+    return tuple(
+        OutputIdentity(
+            path=Path(row.path), kind=row.kind, size=row.size, sha256=row.sha256, content_sha256=row.content_sha256
+        )
+        for row in rows
+    )

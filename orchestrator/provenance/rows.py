@@ -165,6 +165,11 @@ class InputIdentity:
     chunks: tuple[int, ...] | None = None
     sources: tuple[Mapping[str, Json], ...] = ()
     """External and virtual source files: ``path``, ``size``, ``mtime_ns``, ``inode`` of each."""
+    seal: Json = None
+    """What was read of it: ``state``, ``algorithm``, ``digest``, ``frames``; None: the kernel hasn't told."""
+    files: tuple[Mapping[str, Json], ...] = ()
+    """Files that parameters name: ``parameter``, ``path``, ``real_path``, ``dataset``, ``size``, ``mtime_ns`` and
+    ``sha256`` of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +182,8 @@ class OutputIdentity:
     size: int
     """Bytes."""
     sha256: str
+    content_sha256: str | None = None
+    """Of what is in it, whatever the way it was written (`orchestrator.contents`); None: no HDF5, or unreadable."""
 
 
 # ---------------------------------------------------------------------------------------------------- attempts
@@ -310,8 +317,12 @@ class AttemptRecord:
     template_name: str
     template_sha256: str
     template_text: str
+    template_origin: Json
+    """Where it was read: ``folder``, and its ``commit`` and whether it is ``dirty`` where that is a checkout."""
     script_sha256: str
     script_text: str
+    packages: str
+    """All Python packages that were installed where the job ran, a line for each; empty before it has begun."""
     intent_at: datetime
     identity: JobIdentity | None
     adopted: bool

@@ -185,15 +185,7 @@ class RunStore(Database):
             row = lock_run(session, run_id)
             if _another_is_present(row, attempt):
                 return
-            row.frames_expected = counts.expected
-            row.frames_written = counts.written
-            row.frames_processed = counts.processed
-            row.frames_failed = counts.failed
-            row.lag_median_s = counts.lag_median_s
-            row.lag_max_s = counts.lag_max_s
-            row.frames_finished = counts.finished
-            row.ended_because = counts.ended_because
-            row.progress_at = utc_now()
+            keep_counts(row, counts)
 
     def record_defaults(self, run_id: str, values: Mapping[str, Json], *, place: str) -> None:
         """Keep the values of those parameters that nobody decided, as the kernel tells them; known ones stay.
@@ -226,7 +218,7 @@ class RunStore(Database):
                     InputRow.run_id == run_id, InputRow.moment == identity.at, InputRow.path == str(identity.path)
                 )
             )
-            session.add(_input_row(run_id, identity))
+            session.add(input_row(run_id, identity))
 
     def record_output(self, run_id: str, output: OutputIdentity, *, attempt: int | None = None) -> None:
         """Keep what a run made; a second call for the same path replaces the first."""
@@ -234,16 +226,7 @@ class RunStore(Database):
             if _another_is_present(lock_run(session, run_id), attempt):
                 return
             session.execute(delete(OutputRow).where(OutputRow.run_id == run_id, OutputRow.path == str(output.path)))
-            session.add(
-                OutputRow(
-                    run_id=run_id,
-                    path=str(output.path),
-                    kind=output.kind,
-                    size=output.size,
-                    sha256=output.sha256,
-                    recorded_at=utc_now(),
-                )
-            )
+            session.add(output_row(run_id, output))
 
     def finish_run(self, run_id: str, state: RunState, reason: str, ended_at: datetime | None = None) -> bool:
         """End a run, once.
@@ -332,7 +315,21 @@ def _planned(row: Row[*tuple[Any, ...]]) -> PlannedRun:
     )
 
 
-def _input_row(run_id: str, identity: InputIdentity) -> InputRow:
+def keep_counts(run: RunRow, counts: FrameCounts) -> None:
+    """Keep in a run's row how its kernel stands."""
+    run.frames_expected = counts.expected
+    run.frames_written = counts.written
+    run.frames_processed = counts.processed
+    run.frames_failed = counts.failed
+    run.lag_median_s = counts.lag_median_s
+    run.lag_max_s = counts.lag_max_s
+    run.frames_finished = counts.finished
+    run.ended_because = counts.ended_because
+    run.progress_at = utc_now()
+
+
+def input_row(run_id: str, identity: InputIdentity) -> InputRow:
+    """Return an input's row."""
     return InputRow(
         run_id=run_id,
         moment=identity.at,
@@ -346,6 +343,21 @@ def _input_row(run_id: str, identity: InputIdentity) -> InputRow:
         dtype=identity.dtype,
         chunks=encoded(identity.chunks),
         sources=encoded(identity.sources),
+        seal=identity.seal,
+        files=encoded(identity.files),
+        recorded_at=utc_now(),
+    )
+
+
+def output_row(run_id: str, output: OutputIdentity) -> OutputRow:
+    """Return an output's row."""
+    return OutputRow(
+        run_id=run_id,
+        path=str(output.path),
+        kind=output.kind,
+        size=output.size,
+        sha256=output.sha256,
+        content_sha256=output.content_sha256,
         recorded_at=utc_now(),
     )
 
@@ -363,12 +375,18 @@ def input_identity(row: InputRow) -> InputIdentity:
         shape=_integers(row.shape),
         dtype=row.dtype,
         chunks=_integers(row.chunks),
-        sources=tuple(item for item in _items(row.sources) if isinstance(item, dict)),
+        sources=_objects(row.sources),
+        seal=row.seal,
+        files=_objects(row.files),
     )
 
 
 def _items(value: Json) -> Sequence[Json]:
     return value if isinstance(value, list) else ()
+
+
+def _objects(value: Json) -> tuple[dict[str, Json], ...]:
+    return tuple(item for item in _items(value) if isinstance(item, dict))
 
 
 def _integers(value: Json) -> tuple[int, ...] | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from orchestrator.provenance.adoptions import AdoptionStore
 from orchestrator.provenance.attempts import AttemptStore
 from orchestrator.provenance.chains import ChainStore
+from orchestrator.provenance.changes import MarkingSession
 from orchestrator.provenance.database import parse_url
 from orchestrator.provenance.endings import EndingStore
 from orchestrator.provenance.intents import IntentStore
+from orchestrator.provenance.keeping import RecordStore
 from orchestrator.provenance.leases import LeaseStore
 from orchestrator.provenance.messages import MessageStore
 from orchestrator.provenance.queries import QueryStore
@@ -20,13 +23,26 @@ BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for another one."""
 
 
-class Store(MessageStore, RunStore, IntentStore, AttemptStore, EndingStore, ChainStore, QueryStore, LeaseStore):
+class Store(
+    MessageStore,
+    RunStore,
+    IntentStore,
+    AttemptStore,
+    EndingStore,
+    ChainStore,
+    QueryStore,
+    LeaseStore,
+    AdoptionStore,
+    RecordStore,
+):
     """Everything that is known about messages, runs and jobs.
 
     Every method is one transaction: durable when it returns, without a trace when it raises. All may raise
     `StoreUnavailable` (database locked, lost, full), after which the same call may be repeated. Threads may share a
     store, processes may not: each opens its own.
     """
+
+    session_type = MarkingSession
 
     @classmethod
     def open(cls, url: str, *, create: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:

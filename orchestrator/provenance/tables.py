@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Enum, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint
+from sqlalchemy import BigInteger, Enum, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.provenance.columns import Body, JsonText, LongText, Name, RowId, UtcDateTime
@@ -101,6 +101,7 @@ class RunRow(Base):
         Index(None, "collection_uid"),
         Index(None, "parent_run_id"),
         Index(None, "message_id"),
+        Index(None, "record_due"),
         _OPTIONS,
     )
 
@@ -133,6 +134,8 @@ class RunRow(Base):
     progress_at: Mapped[datetime | None]
     retry: Mapped[Json] = mapped_column(JsonText, nullable=True)
     not_before: Mapped[datetime | None]
+    changes: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
+    record_due: Mapped[bool] = mapped_column(server_default=false(), default=False)
 
 
 class PredecessorRow(Base):
@@ -194,6 +197,8 @@ class AttemptRow(Base):
     script_sha256: Mapped[str] = mapped_column(Name(64))
     template_name: Mapped[str]
     template_sha256: Mapped[str] = mapped_column(Name(64))
+    template_origin: Mapped[Json] = mapped_column(JsonText, nullable=True)
+    packages_sha256: Mapped[str | None] = mapped_column(Name(64))
     intent_at: Mapped[datetime]
     latest_intent_at: Mapped[datetime]
     cluster: Mapped[str | None] = mapped_column(Name(64))
@@ -255,6 +260,8 @@ class InputRow(Base):
     dtype: Mapped[str | None]
     chunks: Mapped[Json] = mapped_column(JsonText, nullable=True)
     sources: Mapped[Json] = mapped_column(JsonText)
+    seal: Mapped[Json] = mapped_column(JsonText, nullable=True)
+    files: Mapped[Json] = mapped_column(JsonText, nullable=True)
     recorded_at: Mapped[datetime]
 
 
@@ -262,7 +269,7 @@ class OutputRow(Base):
     """A file that a run made."""
 
     __tablename__ = "outputs"
-    __table_args__ = (Index(None, "run_id"), Index(None, "sha256"), _OPTIONS)
+    __table_args__ = (Index(None, "run_id"), Index(None, "sha256"), Index(None, "content_sha256"), _OPTIONS)
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"))
@@ -270,6 +277,7 @@ class OutputRow(Base):
     kind: Mapped[str] = mapped_column(Name(64))
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Name(64))
+    content_sha256: Mapped[str | None] = mapped_column(Name(64))
     recorded_at: Mapped[datetime]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,7 +31,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from orchestrator.errors import InvalidTemplate
 from orchestrator.records import BatchScript, JobPlan, RunTag
 from orchestrator.rendering.shell_quoting import Misplaced, Spot, place_values, quote
-from orchestrator.rendering.template_folder import PARTIAL, Reading, TemplateFolder, template_names
+from orchestrator.rendering.template_folder import PARTIAL, Reading, TemplateFolder, template_names, texts_by_name
 from orchestrator.runs import RunDirectory
 from orchestrator.sbatch_options import PathText, directive, shown
 
@@ -80,6 +81,14 @@ def render(plan: JobPlan, attempt: int, templates: Path) -> BatchScript:
     rendering = _Rendering(templates)
     text = rendering.script(plan.template, template_variables(plan, attempt))
     return BatchScript(text=text, template_name=plan.template, template_text=rendering.all_texts())
+
+
+def render_recorded(plan: JobPlan, attempt: int, template_text: str) -> BatchScript:
+    """Render the script of a plan from the text of its templates as a `BatchScript` keeps it; see `render`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in texts_by_name(template_text).items():
+            (Path(folder) / name).write_text(text)
+        return render(plan, attempt, Path(folder))
 
 
 def compile_template(name: str, templates: Path) -> None:

@@ -7,6 +7,7 @@ is quoted (macros, captured blocks, filters over blocks) are refused.
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -45,7 +46,22 @@ class Reading:
 
     def all_texts(self) -> str:
         """Return the text of every template read so far, each headed by its name, in the order of reading."""
-        return "".join(f"{{# ---- {name} ---- #}}\n{text}" for name, text in self._texts.items())
+        return joined_texts(self._texts)
+
+
+def joined_texts(texts: Mapping[str, str]) -> str:
+    """Return templates in one text, each headed by its name."""
+    return "".join(f"{{# ---- {name} ---- #}}\n{text}" for name, text in texts.items())
+
+
+_HEAD = re.compile(r"^\{# ---- ([A-Za-z0-9_.-]+) ---- #\}\n", re.MULTILINE)
+
+
+def texts_by_name(all_texts: str) -> dict[str, str]:
+    """Return the templates that `joined_texts` put together, by their names and in their order."""
+    heads = list(_HEAD.finditer(all_texts))
+    ends = [head.start() for head in heads[1:]] + [len(all_texts)]
+    return {head[1]: all_texts[head.end() : end] for head, end in zip(heads, ends, strict=True)}
 
 
 @dataclass(frozen=True)

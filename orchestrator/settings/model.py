@@ -107,6 +107,17 @@ class GatewaySettings(Model):
         return self
 
 
+class RerunSettings(Model):
+    """Runs that people make again, with sbatch or through the service."""
+
+    root: SitePath
+    """Where the directories of those made with sbatch go; the runs root when left out."""
+    drop: SitePath
+    """Where they leave word for the service; ``.reruns`` below the runs root when left out."""
+    at_most: int = Field(default=20, ge=1)
+    """How many runs that are made again through the service may have a job at the same time."""
+
+
 class ResourceRequest(Model):
     """What a job asks of SLURM; fields left out are taken from ``[defaults.resources]``, then from `Resources`."""
 
@@ -261,6 +272,7 @@ class Settings(Model):
     python: SitePath = Path(sys.executable)
     """The interpreter that runs the kernel in the job; it must exist on the compute nodes."""
     gateway: GatewaySettings
+    reruns: RerunSettings
     spool: SpoolSettings | None = None
     stomp: StompSettings | None = None
     facility: FacilitySettings | None = None
@@ -274,11 +286,17 @@ class Settings(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _local_state_below_runs_root(cls, content: dict[str, object]) -> dict[str, object]:
-        gateway, runs_root = content.get("gateway", {}), content.get("runs_root")
-        if isinstance(gateway, Mapping) and isinstance(runs_root, str):
-            return content | {"gateway": {"local_state": f"{runs_root}/.local-jobs"} | dict(gateway)}
-        return content
+    def _places_below_runs_root(cls, content: dict[str, object]) -> dict[str, object]:
+        runs_root = content.get("runs_root")
+        if not isinstance(runs_root, str):
+            return content
+        places = {
+            "gateway": {"local_state": f"{runs_root}/.local-jobs"},
+            "reruns": {"root": runs_root, "drop": f"{runs_root}/.reruns"},
+        }
+        given = {table: content.get(table, {}) for table in places}
+        filled = {table: places[table] | dict(told) for table, told in given.items() if isinstance(told, Mapping)}
+        return content | filled
 
     @model_validator(mode="after")
     def _chains_end(self) -> Settings:

@@ -575,12 +575,16 @@ class StoreContract:
             dtype="uint32",
             chunks=(1, 1679, 1475),
             sources=({"path": "/data/scan_000001.h5", "size": 12},),
+            seal={"state": "pending", "algorithm": None, "digest": None, "frames": 0},
+            files=({"parameter": "mask", "path": "/calib/mask.npy", "sha256": "b" * 64},),
         )
-        ended = replace(opened, at=InputMoment.END, shape=(200, 1679, 1475))
+        sealed = {"state": "sealed", "algorithm": "sha256(xxh3-128)", "digest": "c" * 64, "frames": 200}
+        ended = replace(opened, at=InputMoment.END, shape=(200, 1679, 1475), seal=sealed)
         for identity in (replace(opened, size=1), opened, ended):
             store.record_input(run_id, identity)
         result = OutputIdentity(path=Path("/runs/1/result.nxs"), kind="result", size=10, sha256="a" * 64)
         log = replace(result, path=Path("/runs/1/job.log"), kind="log")
+        result = replace(result, content_sha256="d" * 64)
         for output in (replace(result, size=1), log, result):
             store.record_output(run_id, output)
         detail = store.run(run_id)

@@ -41,7 +41,7 @@ def prepared_for(folder: Path, parameters: dict[str, object], shape: tuple[int, 
     library = Library()
     try:
         frames = Frames(file, "/entry/data/frames", shape, np.dtype(dtype), folder)
-        return set_up(library, frames, read_parameters(folder / "parameters.json", AzimuthalParameters))
+        return set_up(library, frames, read_parameters(folder / "parameters.json", AzimuthalParameters)[0])
     finally:
         library.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -12,6 +14,7 @@ from nexusformat.nexus.validate import validate_application, validate_file
 
 from mpi_kernels.decode import decompress
 from mpi_kernels.native.library import PATH as NATIVE
+from orchestrator.contents import compare
 
 from .harness import assert_rows_are_the_frames, progress_of, run_kernel
 from .writers import Spec, add_geometry, frame_of, write
@@ -99,13 +102,47 @@ def test_parameter_with_a_unit_says_so(tmp_path: Path) -> None:
         assert "units" not in given["solid_angle"].attrs
 
 
+def test_content_digest_is_of_frames_and_parameters_and_not_of_place_and_time(result: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    scan = shutil.copy(tmp_path / "scan.h5", folder / "again.h5")
+    assert run_kernel(scan, folder / "again.nxs", parameters=PARAMETERS).returncode == 0
+    assert compare(result, folder / "again.nxs").differences == ()
+    with h5py.File(scan, "r+") as file:
+        file["entry/instrument/detector/data"][3, 20, 30] += 1
+    assert run_kernel(scan, folder / "again.nxs", parameters=PARAMETERS).returncode == 0
+    changed = {difference.path: difference for difference in compare(result, folder / "again.nxs").differences}
+    assert changed["/entry/data/I"].values.index[0] == 3
+    parameters = PARAMETERS | {"polarization_factor": 0.91}
+    assert run_kernel(tmp_path / "scan.h5", folder / "again.nxs", parameters=parameters).returncode == 0
+    changed = {difference.path: difference for difference in compare(result, folder / "again.nxs").differences}
+    assert changed["/entry/reduction/input/polarization_factor"].second == "0.91"
+
+
 def test_progress_file_says_with_which_parameters_and_software(result: Path) -> None:
     progress = progress_of(result)
     with h5py.File(result) as file:
         assert progress["parameters"] == json.loads(file["entry/reduction/input/parameters_json"][()])
     assert progress["parameters"]["solid_angle"] is True  # a default
     assert progress["software"]["h5py"] == h5py.__version__
-    assert set(progress["software"]) == {"python", "numpy", "h5py", "hdf5", "mpi", "decoder"}
+    assert set(progress["software"]) == {
+        "python", "numpy", "h5py", "hdf5", "hdf5plugin", "mpi4py", "mpi", "decoder", "source_sha256",
+    }  # fmt: skip
+    assert progress["parameters_sha256"] == hashlib.sha256(result.with_suffix(".json").read_bytes()).hexdigest()
+
+
+def test_files_that_parameters_name_are_told_and_their_names_are_no_content(result: Path, tmp_path: Path) -> None:
+    results = []
+    for name in ("mask.npy", "same.npy"):
+        np.save(tmp_path / name, np.zeros((60, 80), bool))
+        results.append(tmp_path / f"{name}.nxs")
+        done = run_kernel(tmp_path / "scan.h5", results[-1], parameters=PARAMETERS | {"mask": str(tmp_path / name)})
+        assert (done.returncode, done.stderr) == (0, "")
+    [mask] = progress_of(results[1])["files"]
+    assert (mask["parameter"], mask["path"]) == ("mask", str(tmp_path / "same.npy"))
+    with h5py.File(results[1]) as file:
+        assert json.loads(file["entry/reduction/input/made_files_json"][()]) == [mask]
+    assert compare(*results).differences == ()
 
 
 def test_frames_are_accounted_for(result: Path) -> None:

@@ -9,10 +9,21 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
 import pytest
 
+from orchestrator.contents import content_digest
 from orchestrator.evidence import read_events
-from orchestrator.injob import EXIT_CANNOT_WRITE, EXIT_TAKEN, Claim, JobHere, claim, file_sha256, recorded_environment
+from orchestrator.injob import (
+    EXIT_CANNOT_WRITE,
+    EXIT_TAKEN,
+    HDF5_SIGNATURE,
+    Claim,
+    JobHere,
+    claim,
+    file_sha256,
+    recorded_environment,
+)
 from orchestrator.runs import RunDirectory
 
 RUN_ID = "5f0c2f3e-0000-5000-8000-000000000000"
@@ -154,6 +165,36 @@ def test_the_end_record_carries_exit_code_and_the_results_digest(run: RunDirecto
     assert outputs["detail"] == {
         "outputs": [{"kind": "result", "path": str(run.result), "size": 6, "sha256": file_sha256(run.result)}],
     }
+
+
+def test_an_hdf5_result_has_a_digest_of_its_content_and_others_have_none(run: RunDirectory) -> None:
+    run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7")
+    with h5py.File(run.result, "w") as file:
+        file["x"] = 1
+    run.report.write_text("text")
+    run_injob(run, "end", "--exit-code", "0", SLURM_JOB_ID="7")
+    result, report = events(run)[-1]["detail"]["outputs"]  # type: ignore[index]
+    assert result["content_sha256"] == content_digest(run.result).sha256
+    assert "content_sha256" not in report
+
+
+def test_a_result_whose_content_cannot_be_read_keeps_its_other_digests(run: RunDirectory) -> None:
+    run_injob(run, "begin", "--run-id", RUN_ID, SLURM_JOB_ID="7")
+    run.result.write_bytes(HDF5_SIGNATURE + b"cut off")
+    run.report.write_text("text")
+    run_injob(run, "end", "--exit-code", "0", SLURM_JOB_ID="7")
+    result, report = events(run)[-1]["detail"]["outputs"]  # type: ignore[index]
+    assert result["sha256"] == file_sha256(run.result)
+    assert result["content_sha256"] is None
+    assert str(run.result) in result["content_unknown_because"]
+    assert report["sha256"] == file_sha256(run.report)
+
+
+def test_it_needs_nothing_but_the_standard_library_until_a_result_is_digested() -> None:
+    program = "import sys, orchestrator.injob; print({'h5py', 'numpy', 'sqlalchemy'} & sys.modules.keys())"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
+    )
 
 
 def test_secrets_of_the_environment_are_not_recorded(run: RunDirectory) -> None:

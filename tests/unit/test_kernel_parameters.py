@@ -13,7 +13,7 @@ from mpi_kernels.parameters import AzimuthalParameters, read_parameters
 
 def read(folder: Path, values: dict[str, object]) -> AzimuthalParameters:
     (folder / "parameters.json").write_text(json.dumps(values))
-    return read_parameters(folder / "parameters.json", AzimuthalParameters)
+    return read_parameters(folder / "parameters.json", AzimuthalParameters)[0]
 
 
 WRONG: dict[str, tuple[dict[str, object], str]] = {

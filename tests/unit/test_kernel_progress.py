@@ -54,7 +54,9 @@ def test_without_live_frames_there_is_no_lag() -> None:
 
 
 def progress_file(path: Path) -> ProgressFile:
-    return ProgressFile(path, kernel="azimuthal", ranks=1, parameters={"bins": 3}, software={"python": "3"})
+    return ProgressFile(
+        path, kernel="azimuthal", ranks=1, settled={"parameters": {"bins": 3}, "software": {"python": "3"}}
+    )
 
 
 def test_file_is_one_json_object_with_all_its_parts(tmp_path: Path) -> None:

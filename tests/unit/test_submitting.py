@@ -25,9 +25,9 @@ def trip(tmp_path: Path) -> Trip:
 def test_a_call_that_would_come_long_after_its_intent_is_not_made(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
     write = submitting.write_directory
 
-    def slowly(planned: PlannedRun, script: BatchScript) -> Sequence[Path]:
+    def slowly(planned: PlannedRun, script: BatchScript, *, rerun: str) -> Sequence[Path]:
         trip.clock.ahead += timedelta(seconds=200)  # the machine was suspended, or the file system hung
-        return write(planned, script)
+        return write(planned, script, rerun=rerun)
 
     trip.start()
     trip.dispatcher.plan_waiting()

@@ -1,0 +1,214 @@
+"""Runs that people made with sbatch come home: from the drop folder into the store.
+
+A ``rerun.sbatch`` leaves a file here whatever the service does (`orchestrator.rerunning`). Whose file it is, is who
+asked for the run: the file system says so, not the file. What it names is read, never run; what can't be used is put
+aside with the reason, and looked at by people.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from orchestrator.errors import GatewayUnavailable, InvalidInput
+from orchestrator.provenance import Intent, Store
+from orchestrator.records import (
+    BatchScript,
+    JobIdentity,
+    JobPlan,
+    Json,
+    RunTag,
+    SubmittedJob,
+    sha256_of,
+)
+from orchestrator.rerunning import ATTEMPT, parse_plan, user_name
+from orchestrator.runs import RunDirectory, write_atomically
+from orchestrator.settings import Settings
+from orchestrator.slurm.gateway import CLOCK_JUMP, Gateway
+
+log = logging.getLogger(__name__)
+
+ASIDE = "refused"
+"""Folder for what can't be used."""
+_WORD_LIMIT, _FILE_LIMIT = 64 * 1024, 4 * 1024 * 1024
+"""Bytes: of a file in the drop folder, and of one in a run's directory."""
+_DIFF_LINES = 400
+_MODE = 0o1777
+"""Everybody may leave a file, nobody may take another's away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopter:
+    """The way from the drop folder to the store."""
+
+    store: Store
+    gateway: Gateway
+    settings: Settings
+
+    def prepare(self) -> None:
+        """Make the drop folder, for everybody on the cluster.
+
+        Raises
+        ------
+        OSError
+            When it can't be made.
+        """
+        drop = self.settings.reruns.drop
+        if not drop.exists():
+            drop.mkdir(parents=True)
+            drop.chmod(_MODE)
+
+    def adopt_all(self) -> int:
+        """Take in every run of which there is word; return how many are new.
+
+        Raises
+        ------
+        StoreUnavailable
+            When they can't be recorded; the next call finds the same again.
+        """
+        return sum(self._adopt(path) for path in self._words())
+
+    def _words(self) -> Iterator[Path]:
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.settings.reruns.drop))
+        except FileNotFoundError:
+            return
+        yield from (self.settings.reruns.drop / name for name in names if name.endswith(".json") and name[0] != ".")
+
+    def _adopt(self, path: Path) -> bool:
+        try:
+            word = _read(path)
+            new = self._record(word)
+        except InvalidInput as error:
+            self._put_aside(path, error)
+            return False
+        path.unlink(missing_ok=True)
+        if new:
+            log.info("run %s of %s came home: %s", word.plan.run_id, word.plan.requester, word.plan.run_directory)
+        return new
+
+    def _record(self, word: _Word) -> bool:
+        tag = RunTag(run_id=word.plan.run_id, attempt=ATTEMPT)
+        identity = self._identity(word, tag)
+        job = SubmittedJob(identity=identity, gateway=self.gateway.name, adopted=True)
+        intent = Intent(tag=tag, script=word.script)
+        return self.store.record_adopted(word.plan, intent, job, word.made, word.job.submitted_at)
+
+    def _identity(self, word: _Word, tag: RunTag) -> JobIdentity:
+        """Return the job as SLURM knows it; as it named itself where SLURM doesn't know it any more."""
+        if word.slurm:
+            try:
+                for report in self.gateway.find(tag, since=word.job.submitted_at - CLOCK_JUMP):
+                    if report.identity.job_id == word.job.job_id:
+                        return report.identity
+            except GatewayUnavailable as error:
+                log.info("run %s: %s; its own word is taken", tag.run_id, error)
+        return word.job
+
+    def _put_aside(self, path: Path, error: InvalidInput) -> None:
+        log.warning("%s: %s; put into %s", path, error.full_text, path.parent / ASIDE)
+        folder = path.parent / ASIDE
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{path.name}.reason", f"{error.full_text}\n")
+        path.replace(folder / path.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Word:
+    """What is known of a run that came home."""
+
+    plan: JobPlan
+    script: BatchScript
+    job: JobIdentity
+    slurm: bool
+    """Whether it is SLURM's job, and not a process that somebody started."""
+    made: Json
+    """How it came about."""
+
+
+class _Told(BaseModel):
+    """A file of the drop folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: str
+    run_directory: Path
+    parent_directory: Path
+    cluster: str
+    job_id: int
+    submitted_at: AwareDatetime
+    slurm: bool
+
+
+def _read(path: Path) -> _Word:
+    """Read a word and what it names.
+
+    Raises
+    ------
+    InvalidInput
+        When one of the files can't be used, or isn't the requester's: a link could lead anywhere.
+    """
+    text, owner = _content(path, _WORD_LIMIT)
+    try:
+        told = _Told.model_validate_json(text)
+    except ValidationError as error:
+        places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise InvalidInput(f"{path}: {places}", remedy="rerun.sbatch writes these files; run it again") from error
+    run = RunDirectory(told.run_directory)
+    plan_text, script, template, submitted = (
+        _own(file, owner) for file in (run.plan, run.script, run.template, run.submitted)
+    )
+    plan = parse_plan(run.plan, plan_text)
+    if (plan.run_id, plan.run_directory) != (told.run_id, run.path) or plan.parent_run is None:
+        raise InvalidInput(f"{run.plan}: isn't the plan of run {told.run_id} in this place", remedy="run it again")
+    return _Word(
+        plan=replace(plan, requester=user_name(owner)),
+        script=BatchScript(text=script, template_name=plan.template, template_text=template),
+        job=JobIdentity(cluster=told.cluster, job_id=told.job_id, submitted_at=told.submitted_at),
+        slurm=told.slurm,
+        made=_made(RunDirectory(told.parent_directory), plan, submitted),
+    )
+
+
+def _made(parent: RunDirectory, plan: JobPlan, submitted: str) -> Json:
+    """Return how a run came about: what was handed to sbatch, and what had been edited in it."""
+    told: dict[str, Json] = {"how": "sbatch", "because": plan.because, "submitted_sha256": sha256_of(submitted)}
+    try:
+        before = parent.rerun.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        return told | {"edits_unknown_because": f"{parent.rerun}: {error}"}
+    texts = (before.splitlines(), submitted.splitlines())
+    lines = difflib.unified_diff(*texts, "rerun.sbatch", "as submitted", n=1, lineterm="")
+    edits = list(itertools.islice(lines, _DIFF_LINES))
+    return told | {"parent_sha256": sha256_of(before), "edits": "\n".join(edits)}
+
+
+def _own(path: Path, owner: int) -> str:
+    text, whose = _content(path, _FILE_LIMIT)
+    if whose != owner:
+        raise InvalidInput(
+            f"{path}: is {user_name(whose)}'s, and the word for it is {user_name(owner)}'s",
+            remedy="who runs rerun.sbatch has to own what it writes",
+        )
+    return text
+
+
+def _content(path: Path, limit: int) -> tuple[str, int]:
+    """Return a file's text and whose it is."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+                raise InvalidInput(f"{path}: no file, or one of more than {limit} bytes", remedy="run it again")
+            return stream.read(limit).decode(), found.st_uid
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: {error}", remedy="see whether the run's directory was moved or removed") from error

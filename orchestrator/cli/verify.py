@@ -1,0 +1,113 @@
+"""``orchestrator verify``: a run repeated from its record, and the results compared."""
+
+from __future__ import annotations
+
+import getpass
+import uuid
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, err, out, print_json, says_errors
+from orchestrator.cli.finishing import follow_to_the_end
+from orchestrator.cli.run_argument import RunArgument
+from orchestrator.cli.verdict import AbsoluteOption, RelativeOption, as_document, print_differences, print_results
+from orchestrator.contents import Verdict
+from orchestrator.dispatching import Dispatcher
+from orchestrator.errors import NotFound
+from orchestrator.planning import repeated
+from orchestrator.provenance import RunDetail, Store
+from orchestrator.records import JobPlan, Json, RunState, RunTag, utc_now
+from orchestrator.service import open_gateway, open_store
+from orchestrator.settings import Settings, load_settings
+from orchestrator.verifying import Verification, verified
+
+
+@says_errors
+def verify(
+    *,
+    run: RunArgument,
+    site: SiteOption,
+    ntasks: Annotated[
+        int | None, typer.Option(min=1, help="Another number of MPI ranks; the result must be the same.")
+    ] = None,
+    rtol: RelativeOption = 0.0,
+    atol: AbsoluteOption = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat a run from its record alone, and compare the results: identical, within tolerance, or different.
+
+    The repetition is a run of its own, with the first as its parent. Where the results differ, the recorded ingredients
+    that do are named. What came of it stands in the record of both. Exit code 6 when the results differ.
+
+    - can this result be made again? `orchestrator verify 3f2a`
+    - on four ranks: `orchestrator verify 3f2a --ntasks 4`
+    """
+    settings = load_settings(site)
+    with open_store(settings) as store:
+        first = store.run(run)
+        if not first.summary.state.ended or not first.outputs:
+            raise NotFound(
+                f"run {first.summary.run_id} is {first.summary.state} and has no result on record",
+                remedy="verify a run that has ended with one",
+            )
+        second = _repeated(store, settings, first, ntasks)
+        found = verified(first, second, rtol=rtol, atol=atol)
+        _record(store, found)
+    if as_json:
+        print_json(as_document(found))
+    else:
+        _print(found, second)
+    if found.verdict is Verdict.DIFFERENT:
+        raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _repeated(store: Store, settings: Settings, first: RunDetail, ntasks: int | None) -> RunDetail:
+    """Make the run again, and follow it to its end."""
+    plan = _plan(first, settings, ntasks)
+    store.record_runs(first.message.message_id if first.message else None, [plan], note="", handled=False)
+    err.print(f"repeating it as run {plan.run_id} …")
+    dispatcher = Dispatcher(store=store, gateway=open_gateway(settings), settings=settings)
+    dispatcher.settle()
+    dispatcher.submit_planned()
+    follow_to_the_end(dispatcher, lambda: not store.run(plan.run_id).summary.state.ended)
+    return store.run(plan.run_id)
+
+
+def _plan(first: RunDetail, settings: Settings, ntasks: int | None) -> JobPlan:
+    resources = first.plan.resources
+    return repeated(
+        first.plan,
+        first.plan.parameter_values(),
+        run_id=str(uuid.uuid4()),
+        root=settings.runs_root,
+        requester=getpass.getuser(),
+        because=f"verification of {first.summary.run_id}",
+        resources=resources if ntasks is None else replace(resources, ntasks=ntasks),
+    )
+
+
+def _record(store: Store, found: Verification) -> None:
+    told: Json = {
+        "verdict": str(found.verdict),
+        "first": found.first,
+        "second": found.second,
+        "by": getpass.getuser(),
+        "culprits": [f"{one.aspect}: {one.name}" for one in found.culprits],
+    }
+    for run_id in (found.first, found.second):
+        store.record_event(RunTag(run_id=run_id, attempt=0), "verified", told, utc_now())
+
+
+def _print(found: Verification, second: RunDetail) -> None:
+    out.print(Text.assemble((found.verdict, "bold"), f": run {found.first} and its repetition {found.second}"))
+    if second.summary.state is not RunState.COMPLETE:
+        out.print(f"the repetition is {second.summary.state}: {second.summary.reason}", markup=False)
+    print_results(found.results)
+    if found.culprits:
+        out.print("\nWhat went into them and differs:", style="bold")
+        print_differences(found.culprits)
+    elif found.verdict is not Verdict.IDENTICAL:
+        out.print("\nNothing that is recorded of what went into them differs: see `orchestrator diff`.")

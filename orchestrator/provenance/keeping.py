@@ -1,0 +1,119 @@
+"""Which records are due, and the way back: rows from records, after the database was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from orchestrator.provenance.attempts import forget_reports, take_report
+from orchestrator.provenance.database import Database
+from orchestrator.provenance.documents import encoded
+from orchestrator.provenance.messages import add_message
+from orchestrator.provenance.new_runs import add_runs
+from orchestrator.provenance.rows import Arrival, AttemptRecord, JobEvent, RunDetail
+from orchestrator.provenance.runs import input_row, keep_counts, output_row
+from orchestrator.provenance.tables import AttemptRow, JobEventRow, ParameterRow, RunRow
+from orchestrator.provenance.texts import keep_texts
+from orchestrator.records import sha256_of
+
+
+class RecordStore(Database):
+    """The store's part that deals with runs' records."""
+
+    def due_records(self, limit: int = 100) -> Sequence[tuple[str, int]]:
+        """Return ended runs whose own directory hasn't the newest record, and how often each has changed since."""
+        wanted = select(RunRow.run_id, RunRow.changes).where(RunRow.record_due).order_by(RunRow.run_id).limit(limit)
+        with self.reading() as session:
+            return [(run_id, changes) for run_id, changes in session.execute(wanted)]
+
+    def mark_recorded(self, run_id: str, changes: int) -> None:
+        """Say that a run's record is written; it stays due when the run has changed since that was asked for."""
+        seen = (RunRow.run_id == run_id, RunRow.changes == changes)
+        with self.writing() as session:
+            session.connection().execute(update(RunRow).where(*seen).values(record_due=False))
+
+    def import_run(self, detail: RunDetail, message: Arrival | None) -> bool:
+        """Make the rows of a run from its record, unless it is there.
+
+        Parameters
+        ----------
+        message
+            The message that asked for it, understood anew.
+
+        Returns
+        -------
+        bool
+            Whether it was new.
+        """
+        run_id = detail.summary.run_id
+        with self.writing() as session:
+            if session.get(RunRow, run_id) is not None:
+                return False
+            message_id = None if message is None else add_message(session, message)
+            add_runs(session, [(message_id, detail.plan)])
+            keep_texts(session, [text for attempt in detail.attempts for text in _texts(attempt)])
+            run = session.get_one(RunRow, run_id)
+            _fill(run, detail)
+            _add_defaults(session, detail)
+            session.add_all(_attempt_row(attempt) for attempt in detail.attempts)
+            session.add_all(_event_row(run_id, event) for event in detail.events)
+            session.add_all(input_row(run_id, identity) for identity in detail.inputs)
+            session.add_all(output_row(run_id, output) for output in detail.outputs)
+        return True
+
+
+def _texts(attempt: AttemptRecord) -> tuple[str, ...]:
+    return attempt.script_text, attempt.template_text, *([attempt.packages] if attempt.packages else [])
+
+
+def _fill(run: RunRow, detail: RunDetail) -> None:
+    summary = detail.summary
+    run.state, run.reason, run.attempts = summary.state, summary.reason, len(detail.attempts)
+    run.created_at, run.ended_at = summary.created_at, summary.ended_at
+    if summary.counts is not None:
+        keep_counts(run, summary.counts)
+
+
+def _add_defaults(session: Session, detail: RunDetail) -> None:
+    """Add the parameters that nobody had decided; the plan's are there."""
+    planned = {parameter.name for parameter in detail.plan.parameters}
+    for position, parameter in enumerate(detail.parameters):
+        if parameter.name not in planned:
+            session.add(ParameterRow(run_id=detail.summary.run_id, position=position, **vars(parameter)))
+
+
+def _event_row(run_id: str, event: JobEvent) -> JobEventRow:
+    return JobEventRow(run_id=run_id, **vars(event))
+
+
+def _attempt_row(attempt: AttemptRecord) -> AttemptRow:
+    row = AttemptRow(
+        run_id=attempt.tag.run_id,
+        number=attempt.tag.attempt,
+        gateway=attempt.gateway,
+        holder=None,
+        stage=attempt.stage,
+        failure=attempt.failure,
+        script_sha256=attempt.script_sha256,
+        template_name=attempt.template_name,
+        template_sha256=attempt.template_sha256,
+        template_origin=attempt.template_origin,
+        packages_sha256=sha256_of(attempt.packages) if attempt.packages else None,
+        intent_at=attempt.intent_at,
+        latest_intent_at=attempt.intent_at,
+        adopted=attempt.adopted,
+        software=attempt.software,
+        retry=None if attempt.retry is None else encoded(attempt.retry),
+    )
+    forget_reports(row)
+    if attempt.identity is not None:
+        row.cluster, row.job_id = attempt.identity.cluster, attempt.identity.job_id
+        row.submitted_at = attempt.identity.submitted_at
+    if attempt.last_report is not None:
+        take_report(row, attempt.last_report)
+    if attempt.end is not None:
+        row.cause, row.outcome, row.outcome_reason = attempt.end.cause, attempt.end.state, attempt.end.reason
+        row.concluded_at = attempt.end.ended_at
+    return row
