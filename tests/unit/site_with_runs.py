@@ -188,12 +188,12 @@ class SiteWithRuns:
             )
             self.store.record_input(tag.run_id, identity)
 
-    def result(self, tag: RunTag) -> Path:
+    def result(self, tag: RunTag, content: bytes = b"a result") -> Path:
         """Write a result, and record it."""
         path = self.directory(tag).result
-        path.write_bytes(b"a result")
-        digests = {"sha256": sha256_of(b"a result"), "content_sha256": "c" * 64}
-        output = OutputIdentity(path=path, kind="result", size=8, **digests)
+        path.write_bytes(content)
+        digests = {"sha256": sha256_of(content), "content_sha256": "c" * 64}
+        output = OutputIdentity(path=path, kind="result", size=len(content), **digests)
         self.store.record_output(tag.run_id, output)
         return path
 
