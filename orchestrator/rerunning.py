@@ -137,10 +137,21 @@ def _plan(request: Request, before: JobPlan, parameters: Mapping[str, Json], job
             template=None if request.template is None else request.template.name,
             resources=_resources(before.resources, os.environ),
         )
+        _check_tasks(plan, os.environ)
         if not _is_another_job(RunDirectory(plan.run_directory), request, job):
             # The service can't submit as this user, so it tries nothing again.
             return replace(plan, retries=Retries(), submit_as=None)
     raise AssertionError("numbers end")
+
+
+def _check_tasks(plan: JobPlan, environment: Mapping[str, str]) -> None:
+    """See that a job array has a task for each value: whoever edits the list has to edit ``--array`` too."""
+    tasks = environment.get("SLURM_ARRAY_TASK_COUNT")
+    if plan.array is not None and tasks not in {None, str(len(plan.array.values))}:
+        raise InvalidInput(
+            f"parameter {plan.array.parameter} has {len(plan.array.values)} values, and the job array has {tasks} tasks",
+            remedy=f"write #SBATCH --array={plan.array.slurm}",
+        )
 
 
 def _is_another_job(run: RunDirectory, request: Request, job: JobHere) -> bool:

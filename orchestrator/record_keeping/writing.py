@@ -6,8 +6,7 @@ import logging
 from pathlib import Path
 
 from orchestrator.provenance import RunDetail, Store, record_text
-from orchestrator.record_keeping.importing import RECORDS
-from orchestrator.runs import RunDirectory, write_atomically
+from orchestrator.runs import RECORDS, RunDirectory, write_atomically
 from orchestrator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,6 @@ def write_record(detail: RunDetail, elsewhere: Path) -> Path:
     except PermissionError:
         other = elsewhere / f"{detail.summary.run_id}.json"
         log.info("%s can't be written; the record is in %s", own, other)
-        elsewhere.mkdir(parents=True, exist_ok=True)
         write_atomically(other, text, durable=False)
         return other
     return own
