@@ -146,11 +146,11 @@ def _plan(request: Request, before: JobPlan, parameters: Mapping[str, Json], job
 
 def _check_tasks(plan: JobPlan, environment: Mapping[str, str]) -> None:
     """See that a job array has a task for each value: whoever edits the list has to edit ``--array`` too."""
-    tasks = environment.get("SLURM_ARRAY_TASK_COUNT")
-    if plan.array is not None and tasks not in {None, str(len(plan.array.values))}:
+    tasks, array = environment.get("SLURM_ARRAY_TASK_COUNT"), plan.array
+    if array is not None and tasks not in {None, str(len(array.values))}:
         raise InvalidInput(
-            f"parameter {plan.array.parameter} has {len(plan.array.values)} values, and the job array has {tasks} tasks",
-            remedy=f"write #SBATCH --array={plan.array.slurm}",
+            f"parameter {array.parameter} has {len(array.values)} values, and the job array has {tasks} tasks",
+            remedy=f"write #SBATCH --array={array.slurm}",
         )
 
 
