@@ -52,6 +52,7 @@ EXIT_WRONG_EDIT = 2
 HOME_FOLDER = "orchestrator-reruns"
 """Below the requester's home, for those who may not write where the script says."""
 ATTEMPT = 1
+_BACKUP = "take the file from a backup of the run's directory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +118,9 @@ def parse_plan(file: Path, text: str) -> JobPlan:
     try:
         return plan_from_json(json.loads(text))
     except ValueError as error:
-        raise InvalidInput(f"{file}: {error}", remedy="take the file from a backup of the run's directory") from error
+        raise InvalidInput(f"{file}: {error}", remedy=_BACKUP) from error
     except InvalidInput as error:
-        raise InvalidInput(f"{file}: {error}", remedy=error.remedy) from error
+        raise InvalidInput(f"{file}: {error}", remedy=error.remedy or _BACKUP) from error
 
 
 def _plan(request: Request, before: JobPlan, parameters: Mapping[str, Json], job: JobHere) -> JobPlan:
