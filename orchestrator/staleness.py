@@ -47,7 +47,7 @@ class Staleness:
                 yield from _input(Path(str(source.get("path"))), source.get("size"), source.get("inode"), ended_at)
             for named in known.input.files:
                 yield from _named(named)
-        if known.template_text and self._now(known) != known.template_sha256:
+        if texts_by_name(known.template_text) and self._now(known) != known.template_sha256:
             yield f"template {known.template_name} was changed since"
 
     def _now(self, known: Ingredients) -> str:
