@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +35,8 @@ from orchestrator.records import (
 )
 from orchestrator.runs import AttemptDirectory, RunDirectory
 
+AT_NS = 1_795_348_800_000_000_000
+"""When the files that runs read were written; nanoseconds since 1970."""
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 SCRIPT = BatchScript(text="#!/bin/bash\necho µ\n", template_name="azimuthal.sbatch.j2", template_text="{{ plan }}\n")
 SOFTWARE = {
@@ -169,24 +172,35 @@ class SiteWithRuns:
         self.store.record_progress(tag.run_id, replace(plain, finished=True, ended_because="file finished", **changes))
 
     def inputs(self, tag: RunTag) -> None:
+        """Make the files that a run reads, and record what they were."""
+        frames, source = (self._as_it_was(self.folder / "disk7" / name, 44_000_000) for name in ("c-1.h5", "c-1_1.h5"))
+        mask = self._as_it_was(self.folder / "calib" / "mask.npy", 1000)
         for moment, size in ((InputMoment.OPEN, 4_000), (InputMoment.END, 44_000_000)):
             sealed = {"state": "sealed", "algorithm": "sha256(xxh3-128)", "digest": "d" * 64, "frames": 200}
             identity = InputIdentity(
                 at=moment,
                 seal=sealed if moment is InputMoment.END else None,
-                files=({"parameter": "mask", "path": "/calib/mask.npy", "sha256": "e" * 64},),
+                files=({"parameter": "mask", "path": str(mask), "size": 1000, "mtime_ns": AT_NS, "sha256": "e" * 64},),
                 path=self.folder / "c-1.h5",
-                real_path=Path("/disk7/c-1.h5"),
+                real_path=frames,
                 dataset="/entry/data",
                 size=size,
-                mtime_ns=1_795_348_800_000_000_000,
-                inode=77,
+                mtime_ns=AT_NS,
+                inode=frames.stat().st_ino,
                 shape=(200, 515, 512),
                 dtype="uint32",
                 chunks=(1, 515, 512),
-                sources=({"path": "/disk7/c-1_1.h5", "size": 9, "mtime_ns": 1_795_348_800_000_000_000, "inode": 78},),
+                sources=({"path": str(source), "size": 9, "mtime_ns": AT_NS, "inode": source.stat().st_ino},),
             )
             self.store.record_input(tag.run_id, identity)
+
+    @staticmethod
+    def _as_it_was(path: Path, size: int) -> Path:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            file.truncate(size)
+        os.utime(path, ns=(AT_NS, AT_NS))
+        return path
 
     def result(self, tag: RunTag, content: bytes = b"a result") -> Path:
         """Write a result, and record it."""
