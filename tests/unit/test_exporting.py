@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from prov.model import ProvAgent, ProvDocument
 
 from orchestrator.cli.common import ExitCode
-from orchestrator.provenance import InputIdentity, InputMoment, detail_of
+from orchestrator.provenance import InputIdentity, InputMoment, OutputIdentity, detail_of
 from orchestrator.records import ArrayPlan, JobState, Predecessor, RunState
 from tests.unit.reduced_runs import TOLD, nexus, reduced
 from tests.unit.site_with_runs import SiteWithRuns
@@ -117,6 +117,16 @@ def test_a_result_that_changed_but_kept_its_size_does_not_get_into_a_crate(site:
     site.call(*words, code=ExitCode.INVALID_INPUT)
     assert "changed since the run" in site.said
     assert list((site.folder / "out").iterdir()) == []
+
+
+def test_a_log_that_grew_after_its_digest_was_taken_hinders_nothing(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    log = site.attempt(tag).log
+    site.store.record_output(tag.run_id, OutputIdentity(path=log, kind="log", size=3, sha256="ab" * 32))
+    crate = crate_of(site)
+    assert crate["attempts/1/job.log"]["sha256"] == hashlib.sha256(log.read_bytes()).hexdigest()
+    files = document(exported(site, "scicat") / "scicat-files.json")["dataFileList"]
+    assert [file["path"] for file in files] == ["result.nxs"]
 
 
 # --------------------------------------------------------------------------------------------------- RO-Crate
