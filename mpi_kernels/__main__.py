@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from mpi_kernels.averaging import AverageRequest, run_average
 from mpi_kernels.doctor import examine, worded
 from mpi_kernels.errors import ExitCode, InvalidParameters, OutputUnwritable
-from mpi_kernels.hdf5_files import parallel_wanted
+from mpi_kernels.hdf5_files import allow_many_files, parallel_wanted
 from mpi_kernels.identity import software
 from mpi_kernels.kernels import KERNELS
 from mpi_kernels.native.library import check_wish
@@ -25,6 +25,7 @@ from mpi_kernels.parameters import AverageParameters, read_parameters
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.request import Request
 from mpi_kernels.run import run
+from mpi_kernels.sealing import SealRequest, run_seal
 
 _IMAGES = (
     "an image is FILE.npy, FILE.edf, FILE.h5::/path, or of a stack FILE.h5::/path[INDEX] or [mean];\n"
@@ -81,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m mpi_kernels",
         description="Process detector frames while they are written.",
-        epilog="python -m mpi_kernels doctor [--json] says what this interpreter has for the kernels.",
+        epilog="python -m mpi_kernels doctor [--json] says what this interpreter has for the kernels; "
+        "python -m mpi_kernels seal … whether an input is still what was read of it.",
     )
     kernels = parser.add_subparsers(dest="kernel", metavar="KERNEL", required=True, parser_class=_Parser)
     for name, (kind, summary) in _KERNELS.items():
@@ -205,12 +207,38 @@ def _doctor(arguments: Sequence[str]) -> ExitCode:
     return report.exit_code
 
 
+def _seal(arguments: Sequence[str]) -> ExitCode:
+    """``seal``: what would be read of an input now."""
+    parser = _Parser(
+        prog="python -m mpi_kernels seal",
+        description="Print the seal over an input's frames, and which of them a result was made of otherwise.",
+    )
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the detector's HDF5 file or master")
+    parser.add_argument("--dataset", required=True, metavar="PATH", help="the frames in it, (…, y, x)")
+    parser.add_argument("--against", type=Path, metavar="RESULT", help="a kernel's result of these frames")
+    parser.add_argument("--keys-dataset", metavar="PATH", help="as the kernel had it")
+    given = parser.parse_args(arguments)
+    allow_many_files()
+    return run_seal(
+        MPI.COMM_WORLD,
+        SealRequest(
+            input=given.input,
+            dataset=given.dataset,
+            against=given.against,
+            keys_dataset=given.keys_dataset,
+            parallel=parallel_wanted(),
+        ),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """Run the command line on this rank; rank 0 returns the run's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["doctor"]:
             return _doctor(arguments[1:])
+        if arguments[:1] == ["seal"]:
+            return _seal(arguments[1:])
         check_wish()
         parallel = parallel_wanted()
         given = _parser().parse_args(arguments or ["--help"])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.errors import UnusableInput
 from mpi_kernels.frame_dataset import FrameDataset, Holder
+from mpi_kernels.frame_digests import digest_of
 from mpi_kernels.frame_numbers import ALL, Numbers
 from mpi_kernels.mappings import Rectangle, Tile
 from mpi_kernels.segments import Assembly
@@ -182,6 +183,14 @@ class AssembledFrames(FrameDataset):
                 return None
             frame[part.place.slices] = source[part.origin.slices]
         return frame
+
+    def digest(self, position: int) -> bytes | None:
+        sources = dict.fromkeys((part.dataset, part.numbers.at(position)) for part in self._parts)
+        digests = [dataset.digest(number) for dataset, number in sources]
+        if len(digests) == 1:
+            return digests[0]
+        there = [digest for digest in digests if digest is not None]
+        return digest_of(there) if len(there) == len(digests) else None
 
 
 def _covers(parts: Sequence[Part], frame_shape: tuple[int, int]) -> bool:

@@ -145,10 +145,13 @@ class Conductor:
         except OutputUnwritable:
             raise
         except KernelError:
-            self._recorder.finish(finished=False, ended_because="error")
+            self._finish(finished=False, ended_because="error")
             raise
-        self._recorder.finish(finished=ended_because != "terminated", ended_because=ended_because)
+        self._finish(finished=ended_because != "terminated", ended_because=ended_because)
         return ended_because
+
+    def _finish(self, *, finished: bool, ended_because: str) -> None:
+        self._progress.note_seal(self._recorder.finish(finished=finished, ended_because=ended_because))
 
     def _note_input(self, moment: str) -> None:
         """Put the input's identity into the progress file, if it was ever there and still is."""

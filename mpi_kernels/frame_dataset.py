@@ -122,3 +122,16 @@ class FrameDataset(ABC):
         FrameUnreadable
             When it isn't in the file or can't be decoded.
         """
+
+    @abstractmethod
+    def digest(self, position: int) -> bytes | None:
+        """Return the digest of one frame: of what was read, if it is the one that was read last.
+
+        It is of the stored bytes, where the frame has chunks of its own; else of the decoded ones, because what its
+        chunk has besides may still change. None as of `read`.
+
+        Raises
+        ------
+        FrameUnreadable
+            As `read` does.
+        """

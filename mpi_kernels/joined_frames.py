@@ -107,6 +107,10 @@ class JoinedFrames(FrameDataset):
         dataset, index = self._find(position)
         return dataset.read(index)
 
+    def digest(self, position: int) -> bytes | None:
+        dataset, index = self._find(position)
+        return dataset.digest(index)
+
     def _find(self, position: int) -> tuple[FrameDataset, int]:
         if self._member[position] < 0:
             raise FrameUnreadable(f"{self.place}[{position}]: no source has it")

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mpi_kernels.errors import KernelError, OutputUnwritable
+from mpi_kernels.frame_digests import PENDING, Seal
 from mpi_kernels.identity import InputIdentity
 from mpi_kernels.kernel import NamedFile
 from mpi_kernels.rows import Status
@@ -134,7 +135,7 @@ class ProgressFile:
     ) -> None:
         self._path, self._kernel, self._ranks = path, kernel, ranks
         self._settled = {"parameters": None, "parameters_sha256": None, "files": [], **settled}
-        self._inputs: dict[str, InputIdentity | None] = {"open": None, "end": None}
+        self._inputs: dict[str, InputIdentity | Seal | None] = {"open": None, "end": None, "seal": PENDING}
         self._constant = ""
         self._join_constant_part()
         self._written_at = -INTERVAL_S
@@ -142,6 +143,11 @@ class ProgressFile:
     def note_input(self, moment: str, identity: InputIdentity) -> None:
         """Note what the input is at ``open`` or ``end``."""
         self._inputs[moment] = identity
+        self._join_constant_part()
+
+    def note_seal(self, seal: Seal) -> None:
+        """Note what was read of the input."""
+        self._inputs["seal"] = seal
         self._join_constant_part()
 
     def note_files(self, files: Sequence[NamedFile]) -> None:

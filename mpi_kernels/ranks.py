@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.errors import FrameUnreadable, KernelError
+from mpi_kernels.frame_digests import DIGESTS
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.kernel import Accumulating, Array, Reduced, Reduction
 from mpi_kernels.messaging import answer, receive
@@ -90,7 +91,8 @@ class Share:
         """Return this rank's rows of a batch, or the error that ends the run."""
         self._segments.extend(batch.new_segments)
         mine = block(batch.frames, ranks=self._comm.size, rank=self._comm.rank, shares=batch.shares)
-        rows = Rows.without_result([ready.frame for ready in mine], self._reduction.columns, time.time())
+        columns = (*self._reduction.columns, DIGESTS)
+        rows = Rows.without_result([ready.frame for ready in mine], columns, time.time())
         try:
             for number in {ready.segment for ready in mine}:
                 self._source.look_again(self._segments[number])
@@ -124,6 +126,8 @@ class Share:
                 numbers = {name: dataset.value(ready.frame) for name, dataset in self._per_frame.items()}
                 chunk = self._source.chunk(segment, ready.index, self._memory) if takes_chunks else None
                 frame = self._source.read(segment, ready.index) if chunk is None else None
+                if (digest := self._source.digest(segment, ready.index)) is not None:
+                    rows.columns[DIGESTS.path][place] = np.frombuffer(digest, np.uint8)
             except FrameUnreadable as error:
                 _fail(rows, place, error.one_line)
                 continue
@@ -155,4 +159,5 @@ class Share:
 
 def _fail(rows: Rows, place: int, reason: str) -> None:
     rows.status[place] = Status.FAILED
+    rows.columns[DIGESTS.path][place] = DIGESTS.fill
     rows.messages[int(rows.frames[place])] = reason

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mpi_kernels.checkpoint import Checkpoint, Gathered
 from mpi_kernels.earlier import Earlier
+from mpi_kernels.frame_digests import DIGESTS, Seal
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.kernel import Accumulating, Array, Prepared
 from mpi_kernels.progress import Tally
@@ -63,7 +64,8 @@ class Recorder:
         if not request.resume:
             self._checkpoint.remove()
             return None
-        found = Earlier.find(library, request.output, making.fingerprint, prepared.reduction.columns)
+        columns = (*prepared.reduction.columns, DIGESTS)
+        found = Earlier.find(library, request.output, making.fingerprint, columns)
         if isinstance(found, str):
             if found:
                 sys.stderr.write(f"{request.output}: begun anew, because of the result there {found}\n")
@@ -160,11 +162,12 @@ class Recorder:
         self._is_collected, self._collected_at = True, time.monotonic()
         self._collecting_took = self._collected_at - began
 
-    def finish(self, *, finished: bool, ended_because: str) -> None:
-        """Write the rest and the last words, and close the file."""
+    def finish(self, *, finished: bool, ended_because: str) -> Seal:
+        """Write the rest and the last words, close the file, and return the seal over what was read."""
         self.write(now=True)
         if self._gathered is not None:
             self.result.write_pictures(self._gathered.pictures(final=True))
-        self.result.finish(finished=finished, ended_because=ended_because)
+        seal = self.result.finish(finished=finished, ended_because=ended_because)
         if finished:
             self._checkpoint.remove()
+        return seal

@@ -20,8 +20,10 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from mpi_kernels.errors import OutputUnwritable
+from mpi_kernels.frame_digests import DIGESTS, ROWS_AT_ONCE, Seal, sealed
 from mpi_kernels.kernel import Accumulating, Array, Column, Prepared
 from mpi_kernels.nexus import TEXT_BYTES, add_parameter, circumstance, clipped, group, process, readable
 from mpi_kernels.rows import Rows, Status
@@ -93,8 +95,8 @@ class ResultFile:
             self._file = h5py.File(temporary, "x", libver=("v110", "v110"))
             entry = _entry(self._file, prepared, making)
             # handles are kept: looking datasets up by name for every batch takes longer than writing them
-            self._columns = {item.path: _growing(entry, item) for item in prepared.reduction.columns}
             self._frames = _frames_group(entry, expected)
+            self._columns = {item.path: _growing(entry, item) for item in (*prepared.reduction.columns, DIGESTS)}
             self._pictures = _picture_datasets(entry, prepared)
             self._growing = [*self._columns.values(), *(self._frames[name] for name in _PER_FRAME)]
             for rows in earlier:
@@ -143,14 +145,25 @@ class ResultFile:
         with self._writable():
             self._frames["reading_route"][0] = clipped(text)
 
-    def finish(self, *, finished: bool, ended_because: str) -> None:
-        """Write the last words and close the file."""
+    def finish(self, *, finished: bool, ended_because: str) -> Seal:
+        """Write the last words, close the file, and return the seal over the frames that have results."""
         with self._writable():
+            seal = sealed(self._digests())
+            self._frames["input_seal"][0] = clipped(f"{seal.algorithm} {seal.digest} of {seal.frames} frames")
             self._frames["ended_because"][0] = clipped(ended_because)
             self._frames["end_time"][0] = clipped(datetime.now(UTC).isoformat())
             self._frames["finished"][0] = int(finished)
             self._file.flush()
             self._file.close()
+        return seal
+
+    def _digests(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Yield numbers and digests of the frames that have results, some at a time."""
+        status, digests = self._frames["status"], self._columns[DIGESTS.path]
+        for start in range(0, len(status), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            done = np.flatnonzero(status[rows] == Status.PROCESSED)
+            yield start + done, digests[rows][done]
 
     def _grow(self, rows: int) -> None:
         held = self._frames["status"].shape[0]
@@ -243,7 +256,7 @@ def _frames_group(entry: h5py.Group, expected: int | None) -> dict[str, h5py.Dat
     for name in ("written", "processed", "failed"):
         _changing(frames, name, 0)
     _changing(frames, "finished", 0)
-    for name in ("ended_because", "end_time", "reading_route"):
+    for name in ("ended_because", "end_time", "reading_route", "input_seal"):
         frames.create_dataset(name, shape=(1,), maxshape=(None,), chunks=(1,), dtype=text, data=[b""])
     for name in _CIRCUMSTANCES:
         circumstance(frames[name])

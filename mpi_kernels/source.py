@@ -137,6 +137,16 @@ class FrameSource:
         """
         return self._dataset_soon(segment).read(segment.positions.at(index))
 
+    def digest(self, segment: Segment, index: int) -> bytes | None:
+        """Return the digest of the `index`-th frame of a segment (`FrameDataset.digest`).
+
+        Raises
+        ------
+        FrameUnreadable
+            As `read` does.
+        """
+        return self._dataset_soon(segment).digest(segment.positions.at(index))
+
     def _dataset_soon(self, segment: Segment) -> FrameDataset:
         """Return the segment's dataset; where this node doesn't see the file yet, wait for it, once."""
         give_up = self._give_up_at.setdefault(segment.file, time.monotonic() + VISIBLE_WITHIN_S)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -22,6 +23,7 @@ from mpi_kernels.chunk_memory import ChunkMemory
 from mpi_kernels.decode import Pipeline
 from mpi_kernels.errors import FrameUnreadable, UnusableInput
 from mpi_kernels.frame_dataset import FrameDataset, Holder
+from mpi_kernels.frame_digests import Digest, digest_of, digest_of_values
 from mpi_kernels.frame_numbers import ALL
 from mpi_kernels.hdf5_files import identity
 from mpi_kernels.witness import Offset, Witness
@@ -33,6 +35,9 @@ RETRY_S = 0.005
 
 _MOST_OVERHEAD, _HEADERS = 64, 4096
 """What can't be compressed takes a little more than it is: LZ4 adds 1 byte to 255, bitshuffle 4 bytes to a block."""
+
+
+Stored = TypeVar("Stored", bytes, memoryview)
 
 
 class _MaybeUnfiltered(Exception):
@@ -85,6 +90,10 @@ class StoredFrames(FrameDataset):
         self._any_chunk = False
         self._box: tuple[Offset, NDArray[Any]] | None = None
         """The frames that shared a chunk with the last one read, shape ``(…, y, x)``, and where they begin."""
+        self._consumed: Digest | None = None
+        """Of the stored bytes since the last frame was begun; None where HDF5 has read them."""
+        self._digest: tuple[int, bytes] | None = None
+        """Position and digest of the frame that was read last."""
         self._witness: Witness | None = None
         if self.chunks is not None:
             read = self._stored_content if self.direct else self._sliced_content
@@ -125,7 +134,7 @@ class StoredFrames(FrameDataset):
         self._check_not_replaced()
         if not self.live:
             return
-        self._box = None  # the writer may have added frames to its chunks
+        self._box = self._digest = None  # the writer may have added frames to its chunks
         try:
             self._dataset.refresh()  # the handle's, so that h5py forgets the shape as well
         except (OSError, RuntimeError) as error:
@@ -174,21 +183,24 @@ class StoredFrames(FrameDataset):
         if not self.fusable:
             return None
         try:
-            mask, raw = self._chunk_in(memory, position)
+            mask, raw = self._chunk_of(position, partial(self._read_into, memory))
         except FrameUnreadable as error:
             raise FrameUnreadable(f"{self.place_of(position)}: {error}") from error
-        return None if mask else raw
+        if mask:
+            return None
+        self._digest = (position, digest_of([raw]))
+        return raw
 
-    def _chunk_in(self, memory: ChunkMemory, position: int) -> tuple[int, memoryview]:
-        """Return a chunk's mask and bytes; whether it is there is looked up only when it seems not to be."""
+    def _chunk_of(self, position: int, read: Callable[[Offset], tuple[int, Stored]]) -> tuple[int, Stored]:
+        """Return a frame's chunk, its mask and bytes; whether it is there is looked up only when it seems not to be."""
         if position >= self.extent or not self._any_chunk:
             self._wait_for(position)
         offset = (*self._coordinates(position), 0, 0)
         try:
-            mask, raw = self._read_into(memory, offset)
+            mask, raw = read(offset)
         except FrameUnreadable:
             self._wait_for(position)
-            mask, raw = self._read_into(memory, offset)
+            mask, raw = read(offset)
         if self._witness is not None:
             self._witness.check(offset, raw, first_is_there=lambda: self.has(0))
         return mask, raw
@@ -201,20 +213,47 @@ class StoredFrames(FrameDataset):
         return mask, raw
 
     def read(self, position: int) -> NDArray[Any] | None:
+        self._digest, self._consumed = None, Digest() if self.direct and self._has_own_chunks else None
         try:
+            if self._chunk_is_frame and self.direct:
+                assert self._pipeline is not None  # noqa: S101  direct says so
+                mask, raw = self._chunk_of(position, self._stored_unseen)
+                return self._pipeline.decode(raw, mask).reshape(self.frame_shape)
             self._wait_for(position)
             frame = self._frame(self._coordinates(position))
+            if self.frames_per_chunk > 1 and self._is_fill(frame):
+                return None
+            self._digest = (position, self._digest_of(position, frame))
         except FrameUnreadable as error:
             raise FrameUnreadable(f"{self.place_of(position)}: {error}") from error
-        if self.frames_per_chunk > 1 and self._is_fill(frame):
-            return None
         return frame
+
+    def digest(self, position: int) -> bytes | None:
+        if self._digest is not None and self._digest[0] == position:
+            return self._digest[1]
+        if self._has_own_chunks:
+            return self._digest_of_chunks(position)
+        self.read(position)
+        return None if self._digest is None else self._digest[1]
+
+    # -------------------------------------------------------------------------------------------------------- digests
+
+    @property
+    def _has_own_chunks(self) -> bool:
+        return self.chunks is not None and self.frames_per_chunk == 1
+
+    def _digest_of(self, position: int, frame: NDArray[Any]) -> bytes:
+        """Return the digest of the frame that has just been read."""
+        if not self._has_own_chunks:
+            return digest_of_values(frame)
+        return self._digest_of_chunks(position) if self._consumed is None else self._consumed.digest()
+
+    def _digest_of_chunks(self, position: int) -> bytes:
+        return digest_of(self._stored_content(offset) for offset in self._chunk_offsets(position))
 
     # -------------------------------------------------------------------------------------------------------- reading
 
     def _frame(self, coordinates: Offset) -> NDArray[Any]:
-        if self._chunk_is_frame and self.direct:
-            return self._decoded((*coordinates, 0, 0)).reshape(self.frame_shape)
         if self.frames_per_chunk == 1:
             frames = self._read_box(coordinates)
             return frames.reshape(self.frame_shape)
@@ -233,6 +272,7 @@ class StoredFrames(FrameDataset):
         try:
             return self._decoded_box(start)
         except _MaybeUnfiltered:
+            self._consumed = None
             return self._sliced_unseen(start)
 
     def _decoded_box(self, start: Offset) -> NDArray[Any]:
@@ -260,6 +300,8 @@ class StoredFrames(FrameDataset):
 
     def _stored(self, offset: Offset) -> tuple[int, bytes]:
         mask, raw = self._stored_unseen(offset)
+        if self._consumed is not None:
+            self._consumed.update(raw)
         if self._witness is not None:
             self._witness.check(offset, raw, first_is_there=lambda: self.has(0))
         return mask, raw

@@ -17,6 +17,7 @@ fault it is. The class says whether trying again can help.
     │   └── UnknownJob               no such job at the place that was asked
     ├── StoreUnavailable             transient: database locked or out of reach
     ├── DoorUnavailable              transient: broker or spool folder out of reach
+    ├── IspybUnavailable             transient: ISPyB out of reach, or it lets us write nothing
     ├── RunDirectoryUnavailable      transient: no space or no rights where a run's files belong
     ├── NotFound                     a run, message or file that was asked for isn't there
     └── StackError                   the private stack couldn't be brought up or down
@@ -118,6 +119,12 @@ class StoreUnavailable(OrchestratorError):
 
 class DoorUnavailable(OrchestratorError):
     """A place where messages come in, broker or spool folder, is out of reach."""
+
+    transient: ClassVar[bool] = True
+
+
+class IspybUnavailable(OrchestratorError):
+    """ISPyB is out of reach, or doesn't let this program write what it has to."""
 
     transient: ClassVar[bool] = True
 

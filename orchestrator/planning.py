@@ -333,7 +333,7 @@ def _parameters(
     for key, field in recipe.from_metadata.items():
         if field in start.metadata:
             place = f"message: metadata.{field}"
-            decide(key, _from_message(start.metadata[field], place, settings), Origin.MESSAGE, place)
+            decide(key, held_to_roots(start.metadata[field], place, settings), Origin.MESSAGE, place)
     if recipe.array is not None:
         place = settings.place(f"recipes.{name}.array.values")
         decide(recipe.array.parameter, list(recipe.array.values), Origin.RECIPE, place)
@@ -342,10 +342,15 @@ def _parameters(
     return tuple(decided[key] for key in sorted(decided))
 
 
-def _from_message(value: Json, place: str, settings: Settings) -> Json:
-    """Return a message's value for a parameter; text that may name a file is held to the allowed roots.
+def held_to_roots(value: Json, place: str, settings: Settings) -> Json:
+    """Return a value from outside for a parameter; text that may name a file is held to the allowed roots.
 
     Kernels read some parameters as files (``mask``, ``poni``), and which ones isn't known here, so all text is checked.
+
+    Raises
+    ------
+    PathNotAllowed
+        When it leads outside them.
     """
     if not isinstance(value, str) or (_WORD.fullmatch(value) and "::" not in value):
         return value

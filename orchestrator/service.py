@@ -8,7 +8,8 @@ Two more, *adopt* and *record*, take in runs that people made without the servic
 have ended.
 
 Of several services on one database each takes messages and submits runs; one at a time follows, by a lease, and the
-next one takes over when it is gone. A loop of its own, *presence*, tells the others that this one lives.
+next one takes over when it is gone. A loop of its own, *presence*, tells the others that this one lives. Where a site
+has an ISPyB, *ispyb* mirrors runs there; nobody waits for it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from orchestrator.adopting import Adopter
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import InvalidSettings, OrchestratorError, RunDirectoryUnavailable, StoreUnavailable
 from orchestrator.following import Follower
+from orchestrator.ispyb import Mirror
 from orchestrator.listening.door import Door, Handler, Verdict, backoff
 from orchestrator.listening.spool import SpoolDoor
 from orchestrator.listening.stomp import StompDoor
@@ -184,6 +186,10 @@ class Service:
         self.adopter = Adopter(store=self.store, gateway=self.gateway, settings=self.settings)
         self._adopt = Loop(name="adopt", step=self._adopt_step, interval_s=ADOPT_S)
         self._record = Loop(name="record", step=self._record_step, interval_s=RECORD_S)
+        self._ispyb: Loop | None = None
+        if self.settings.ispyb is not None:
+            self.mirror = Mirror(self.store, self.settings)
+            self._ispyb = Loop(name="ispyb", step=self._ispyb_step, interval_s=self.settings.ispyb.poll_interval_s)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -206,6 +212,8 @@ class Service:
         self._follow.start()
         self._adopt.start()
         self._record.start()
+        if self._ispyb is not None:
+            self._ispyb.start()
         for door in self.doors:
             door.start(self._handler())
         return self
@@ -218,6 +226,9 @@ class Service:
         # The outcome of a submission under way is worth waiting for; if it takes longer, the next start finds it.
         self._dispatch.stop(self.settings.gateway.submit_deadline_s)
         self._follow.stop(10)
+        if self._ispyb is not None:
+            self._ispyb.stop(10)
+            self.mirror.close()
         self._adopt.stop(10)
         self._record.stop(10)
         self._presence.stop(10)
@@ -290,6 +301,10 @@ class Service:
         pause_s = min(max(settings.poll_interval_s, fmean(self._rests_s)), settings.poll_interval_max_s)
         self._follow.interval_s = pause_s
         self._may_follow()  # until the next cycle
+
+    def _ispyb_step(self) -> None:
+        if self.mirror.step() and self._ispyb is not None:
+            self._ispyb.wake()
 
     def _adopt_step(self) -> None:
         try:

@@ -51,7 +51,7 @@ def describe_job(attempt: AttemptRecord, run: RunDetail) -> Iterator[Field]:
 
 def _way(attempt: AttemptRecord, run: RunDetail) -> str:
     """Say how the job got to SLURM."""
-    if any(event.kind == "made" for event in run.events):
+    if run.made_by_hand:
         return f"handed over by {run.summary.requester}, without the service"
     adopted = "; the answer to its submission was lost, and it was found by its name" if attempt.adopted else ""
     return f"through the {attempt.gateway} gateway{adopted}"
@@ -186,6 +186,12 @@ def _retry_event(event: JobEvent) -> tuple[Json, ...]:
     return "another attempt is to follow, because", f"{member(event, 'because')}:", changed or "the same again"
 
 
+def _in_ispyb(event: JobEvent) -> str:
+    if (reason := member(event, "reason")) is not None:
+        return f"not in ISPyB: {reason}"
+    return f"it stands in ISPyB as AutoProcProgram {member(event, 'program')}"
+
+
 _TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
     "state": _state_event,
     "made": lambda event: (
@@ -211,6 +217,7 @@ _TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
     "cancel": lambda event: ("cancelled by", member(event, "by")),
     "retry": _retry_event,
     "hindrance": lambda event: (member(event, "reason"),),
+    "ispyb": lambda event: (_in_ispyb(event),),
     "earlier-start": lambda event: ("this start ended as", _ending(event), "and was requeued, says accounting"),
     "not-submitted": lambda event: ("no job was made:", member(event, "reason")),
 }

@@ -11,6 +11,7 @@ from orchestrator.provenance.documents import (
     start_from_json,
     start_to_json,
 )
+from orchestrator.provenance.mirrors import IspybIds, IspybRun, Mirrored
 from orchestrator.provenance.record import detail_of, record_of, record_schema, record_text
 from orchestrator.provenance.rows import (
     ActiveAttempt,
@@ -19,6 +20,7 @@ from orchestrator.provenance.rows import (
     AttemptRecord,
     AttemptStage,
     Decision,
+    Ingredients,
     InputIdentity,
     InputMoment,
     Intent,
@@ -36,6 +38,7 @@ from orchestrator.provenance.rows import (
     Submitted,
     Unanswered,
     UnsettledAttempt,
+    UsedFile,
     WaitingStart,
 )
 from orchestrator.provenance.schema import SchemaStatus
@@ -48,14 +51,18 @@ __all__ = [
     "AttemptRecord",
     "AttemptStage",
     "Decision",
+    "Ingredients",
     "InputIdentity",
     "InputMoment",
     "Intent",
+    "IspybIds",
+    "IspybRun",
     "JobEvent",
     "MessageKind",
     "MessageReceipt",
     "MessageRecord",
     "MessageState",
+    "Mirrored",
     "NotSubmitted",
     "Outcome",
     "OutputIdentity",
@@ -67,6 +74,7 @@ __all__ = [
     "Submitted",
     "Unanswered",
     "UnsettledAttempt",
+    "UsedFile",
     "WaitingStart",
     "detail_of",
     "encoded",

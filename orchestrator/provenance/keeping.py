@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from orchestrator.provenance.attempts import forget_reports, take_report
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import encoded
+from orchestrator.provenance.lineage import keep_used_files
 from orchestrator.provenance.messages import add_message
 from orchestrator.provenance.new_runs import add_runs
 from orchestrator.provenance.rows import Arrival, AttemptRecord, JobEvent, RunDetail
@@ -60,6 +61,8 @@ class RecordStore(Database):
             session.add_all(_attempt_row(attempt) for attempt in detail.attempts)
             session.add_all(_event_row(run_id, event) for event in detail.events)
             session.add_all(input_row(run_id, identity) for identity in detail.inputs)
+            for identity in detail.inputs:
+                keep_used_files(session, run_id, identity)
             session.add_all(output_row(run_id, output) for output in detail.outputs)
         return True
 

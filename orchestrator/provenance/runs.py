@@ -19,6 +19,7 @@ from orchestrator.errors import NotFound
 from orchestrator.provenance.columns import UtcDateTime
 from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.documents import encoded, plan_from_json, retry_from_json
+from orchestrator.provenance.lineage import keep_used_files, path_digest
 from orchestrator.provenance.messages import mark_handled, raw_of
 from orchestrator.provenance.new_runs import add_runs
 from orchestrator.provenance.rows import Decision, InputIdentity, MessageKind, MessageState, OutputIdentity, PlannedRun
@@ -219,6 +220,7 @@ class RunStore(Database):
                 )
             )
             session.add(input_row(run_id, identity))
+            keep_used_files(session, run_id, identity)
 
     def record_output(self, run_id: str, output: OutputIdentity, *, attempt: int | None = None) -> None:
         """Keep what a run made; a second call for the same path replaces the first."""
@@ -354,6 +356,7 @@ def output_row(run_id: str, output: OutputIdentity) -> OutputRow:
     return OutputRow(
         run_id=run_id,
         path=str(output.path),
+        path_sha256=path_digest(output.path),
         kind=output.kind,
         size=output.size,
         sha256=output.sha256,

@@ -14,7 +14,9 @@ from orchestrator.provenance.endings import EndingStore
 from orchestrator.provenance.intents import IntentStore
 from orchestrator.provenance.keeping import RecordStore
 from orchestrator.provenance.leases import LeaseStore
+from orchestrator.provenance.lineage import LineageStore
 from orchestrator.provenance.messages import MessageStore
+from orchestrator.provenance.mirrors import MirrorStore
 from orchestrator.provenance.queries import QueryStore
 from orchestrator.provenance.runs import RunStore
 from orchestrator.provenance.schema import SchemaStatus, check_schema, schema_status, upgrade_schema
@@ -34,6 +36,8 @@ class Store(
     LeaseStore,
     AdoptionStore,
     RecordStore,
+    LineageStore,
+    MirrorStore,
 ):
     """Everything that is known about messages, runs and jobs.
 

@@ -269,16 +269,37 @@ class OutputRow(Base):
     """A file that a run made."""
 
     __tablename__ = "outputs"
-    __table_args__ = (Index(None, "run_id"), Index(None, "sha256"), Index(None, "content_sha256"), _OPTIONS)
+    __table_args__ = (
+        Index(None, "run_id"),
+        Index(None, "path_sha256"),
+        Index(None, "sha256"),
+        Index(None, "content_sha256"),
+        _OPTIONS,
+    )
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"))
     path: Mapped[str]
+    path_sha256: Mapped[str | None] = mapped_column(Name(64))
     kind: Mapped[str] = mapped_column(Name(64))
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Name(64))
     content_sha256: Mapped[str | None] = mapped_column(Name(64))
     recorded_at: Mapped[datetime]
+
+
+class UsedFileRow(Base):
+    """A file that a run read: the input, its sources, and what parameters name."""
+
+    __tablename__ = "used_files"
+    __table_args__ = (Index(None, "run_id"), Index(None, "path_sha256"), Index(None, "sha256"), _OPTIONS)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"))
+    role: Mapped[str] = mapped_column(Name())
+    path: Mapped[str]
+    path_sha256: Mapped[str] = mapped_column(Name(64))
+    sha256: Mapped[str | None] = mapped_column(Name(64))
 
 
 class LeaseRow(Base):
@@ -289,3 +310,32 @@ class LeaseRow(Base):
     name: Mapped[str] = mapped_column(Name(64), primary_key=True)
     holder: Mapped[str] = mapped_column(Name())
     until: Mapped[datetime]
+
+
+class IspybRunRow(Base):
+    """What of a run stands in ISPyB, and when it is to be looked at next."""
+
+    __tablename__ = "ispyb_runs"
+    __table_args__ = (
+        Index(None, "created_at"),
+        Index(None, "due_at"),
+        Index(None, "waiting_since"),
+        Index(None, "data_collection_id"),
+        Index(None, "processing_job_id"),
+        _OPTIONS,
+    )
+
+    run_id: Mapped[str] = mapped_column(Name(36), ForeignKey("runs.run_id"), primary_key=True)
+    created_at: Mapped[datetime]
+    due_at: Mapped[datetime | None]
+    state: Mapped[RunState | None]
+    attempt: Mapped[int]
+    fingerprint: Mapped[str | None] = mapped_column(Name(64))
+    data_collection_id: Mapped[int | None] = mapped_column(BigInteger)
+    processing_job_id: Mapped[int | None] = mapped_column(BigInteger)
+    program_id: Mapped[int | None] = mapped_column(BigInteger)
+    requested: Mapped[bool]
+    obstacle: Mapped[str]
+    failures: Mapped[int]
+    waiting_since: Mapped[datetime | None]
+    mirrored_at: Mapped[datetime | None]

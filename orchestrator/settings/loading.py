@@ -117,7 +117,7 @@ def _translated(error: ValidationError, path: Path, text: str) -> InvalidSetting
 
 def _finding(detail: ErrorDetails, path: Path, text: str) -> tuple[str, str]:
     key = [str(part) for part in detail["loc"] if part != "[key]"]
-    if not key and (found := re.match(r"Value error, (recipes\.[\w-]+\.\w+): ", detail["msg"])):
+    if not key and (found := re.match(r"Value error, (recipes\.[\w-]+\.\w+|ispyb\.\w+): ", detail["msg"])):
         # What doesn't fit together says itself where.
         key, detail["msg"] = found[1].split("."), detail["msg"][found.end() :]
     place, name = _place(path, text, key), ".".join(key)

@@ -35,6 +35,7 @@ from orchestrator.records import Scalar
 from orchestrator.sbatch_options import checked
 from orchestrator.settings.doors import Seconds, SpoolSettings, StompSettings
 from orchestrator.settings.facility import FacilitySettings
+from orchestrator.settings.ispyb import IspybSettings
 from orchestrator.settings.paths import SitePath
 from orchestrator.settings.rest import RestSettings, UserName
 from orchestrator.settings.retries import RetriesRequest
@@ -276,6 +277,8 @@ class Settings(Model):
     spool: SpoolSettings | None = None
     stomp: StompSettings | None = None
     facility: FacilitySettings | None = None
+    ispyb: IspybSettings | None = None
+    """Where runs are mirrored to; nowhere when left out."""
     defaults: Defaults = Defaults()
     recipes: Mapping[Name, Recipe]
 
@@ -311,6 +314,13 @@ class Settings(Model):
             raise ValueError(f"recipes.{circle[0]}.after: a circle: {' after '.join(circle)}") from error
         return self
 
+    @model_validator(mode="after")
+    def _requests_name_recipes(self) -> Settings:
+        for name in () if self.ispyb is None else self.ispyb.take_requests:
+            if name not in self.recipes:
+                raise ValueError(f"ispyb.take_requests: there is no recipe {name!r}{_near(name, self.recipes)}")
+        return self
+
     @property
     def database(self) -> str:
         """SQLAlchemy URL; a relative SQLite file counts from the site file's folder, ``${NAME}`` is filled in.
@@ -323,18 +333,33 @@ class Settings(Model):
         InvalidSettings
             When an environment variable isn't set.
         """
-        url = re.sub(r"\$\{(\w+)\}", self._from_environment, self.database_as_written)
+        url = self._filled_in("database", self.database_as_written)
         prefix, found, file = url.partition("sqlite:///")
         if prefix or not found or not file or file.startswith(("/", ":memory:")):
             return url
         return f"{found}{os.path.normpath(self.source.parent / file)}"
 
-    def _from_environment(self, match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise InvalidSettings(
-                f"{self.source}: database: the environment variable {match[1]} isn't set", remedy=f"export {match[1]}=…"
-            )
-        return quote_plus(os.environ[match[1]])
+    @property
+    def ispyb_url(self) -> str:
+        """SQLAlchemy URL of ISPyB, ``${NAME}`` filled in; empty without a table ``[ispyb]``.
+
+        Raises
+        ------
+        InvalidSettings
+            When an environment variable isn't set.
+        """
+        return "" if self.ispyb is None else self._filled_in("ispyb.url", self.ispyb.url_as_written)
+
+    def _filled_in(self, key: str, text: str) -> str:
+        def value_of(match: re.Match[str]) -> str:
+            if match[1] not in os.environ:
+                raise InvalidSettings(
+                    f"{self.source}: {key}: the environment variable {match[1]} isn't set",
+                    remedy=f"export {match[1]}=…",
+                )
+            return quote_plus(os.environ[match[1]])
+
+        return re.sub(r"\$\{(\w+)\}", value_of, text)
 
     def place(self, key: str) -> str:
         """Return where a dotted key was decided, e.g. ``demo.toml: recipes.azimuthal.parameters.bins``."""

@@ -131,7 +131,7 @@ def install_mariadb(directory: Path, password: str) -> None:
     start.touch(mode=0o600)
     start.write_text(
         f"CREATE OR REPLACE USER {account} IDENTIFIED BY '{password}';\n"
-        f"GRANT ALL ON *.* TO {account};\n"
+        f"GRANT ALL ON *.* TO {account} WITH GRANT OPTION;\n"
         f"CREATE DATABASE IF NOT EXISTS {USER} CHARACTER SET utf8mb4;\n"
     )
     data = directory / "data"

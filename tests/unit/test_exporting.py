@@ -179,8 +179,8 @@ def test_files_of_parameters_stand_with_the_digests_that_the_kernel_told(site: S
     site.store.record_input(tag.run_id, identity)
     crate = crate_of(site)
     assert crate["file:///masks/m.npy"]["sha256"] == "ab" * 32
-    read = [one["description"] for one in crate.values() if one["@id"].startswith("file:")]
-    assert read == ["frames", "mask", "background, dataset /entry/data[3]", "poni"]
+    used = [one["description"] for one in crate.values() if one["@id"].startswith("file:")]
+    assert used == ["frames", "mask", "background, dataset /entry/data[3]", "poni"]
 
 
 def test_crate_links_the_runs_before_this_one(site: SiteWithRuns) -> None:

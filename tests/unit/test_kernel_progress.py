@@ -65,7 +65,11 @@ def test_file_is_one_json_object_with_all_its_parts(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["state"] == "running"
     assert content["parameters"] == {"bins": 3}
-    assert content["inputs"] == {"open": None, "end": None}
+    assert content["inputs"] == {
+        "open": None,
+        "end": None,
+        "seal": {"state": "pending", "algorithm": "sha256(xxh3-128)", "digest": None, "frames": 0},
+    }
     assert [item.name for item in tmp_path.iterdir()] == ["progress.json"]
 
 
