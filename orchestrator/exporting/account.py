@@ -169,9 +169,11 @@ class Account:
                 size=_number(file.get("size")),
                 sha256=_text(file.get("sha256")),
             )
-        for name in (name for name in FILE_PARAMETERS if name not in {file["parameter"] for file in told}):
+        array = self.detail.plan.array  # whose tasks may each read a file of their own; one of them told
+        known = {file["parameter"] for file in told} - {None if array is None else array.parameter}
+        for name in (name for name in FILE_PARAMETERS if name not in known):
             value = self.value(name)
-            for one in value if isinstance(value, list) else [value]:  # a list for the tasks of a job array
+            for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, str):
                     named, _, dataset = one.partition("::")
                     path = Path(os.path.normpath(self.directory.path / named))
