@@ -169,23 +169,30 @@ class Account:
                 size=_number(file.get("size")),
                 sha256=_text(file.get("sha256")),
             )
-        for name in (name for name in FILE_PARAMETERS if name not in {file["parameter"] for file in told}):
+        array = self.detail.plan.array  # whose tasks may each read a file of their own; one of them told
+        known = {file["parameter"] for file in told} - {None if array is None else array.parameter}
+        for name in (name for name in FILE_PARAMETERS if name not in known):
             value = self.value(name)
-            for one in value if isinstance(value, list) else [value]:  # a list for the tasks of a job array
+            for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, str):
                     named, _, dataset = one.partition("::")
                     path = Path(os.path.normpath(self.directory.path / named))
                     yield InputFile(path=path, role=name, dataset=dataset or None)
 
-    def outputs(self) -> Sequence[OutputIdentity]:
-        """Return the files that it made.
+    @property
+    def results(self) -> Sequence[OutputIdentity]:
+        """The files that it was made for; its logs, which may grow after their digest was taken, aren't among them."""
+        return tuple(output for output in self.detail.outputs if output.kind != "log")
+
+    def checked_results(self) -> Sequence[OutputIdentity]:
+        """Return the results, all of which are there.
 
         Raises
         ------
         InvalidInput
             When one isn't there any more, or has another size than was recorded.
         """
-        for output in self.detail.outputs:
+        for output in self.results:
             there = output.path.stat().st_size if output.path.is_file() else None
             if there != output.size:
                 now = "isn't there any more" if there is None else f"has {there} bytes now"
@@ -194,7 +201,7 @@ class Account:
                     f"{output.sha256}",
                     remedy="restore the file, or repeat the run",
                 )
-        return self.detail.outputs
+        return self.results
 
     @property
     def outcome(self) -> str:

@@ -83,7 +83,7 @@ def _about_programs(account: Account, facts: ResultFacts, cite: Citations) -> It
     used = [program for program in account.programs if program.loaded]
     names = [f"{one} {cite(one.reference)}" if one.reference else str(one) for one in used]
     yield f"Programs: {', '.join(names)}."
-    if any(output.path.suffix == ".nxs" for output in account.detail.outputs):
+    if any(output.path.suffix == ".nxs" for output in account.results):
         yield f"Results were written as NeXus {cite('nexus')}."
     if facts.reading_route is not None and "bitshuffle" in facts.reading_route:
         yield f"Frames were stored with bitshuffle compression {cite('bitshuffle')}."
@@ -110,6 +110,6 @@ def _record(account: Account) -> Iterator[str]:
         yield f"- batch script: sha256 `{account.newest.script_sha256}`"
     for item in account.inputs:
         yield f"- {item.role}: `{readable(item.path)}`"
-    for output in account.detail.outputs:
+    for output in account.results:
         yield f"- {output.kind}: `{readable(output.path)}`, sha256 `{output.sha256}`"
     yield ""

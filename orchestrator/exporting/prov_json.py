@@ -182,7 +182,7 @@ def _outputs(document: _Document, account: Account, attempt: str, inputs: list[s
         at = _time(account.detail.summary.ended_at)
         made: dict[str, Json] = {"prov:entity": entity, "prov:activity": attempt}
         document.relate("wasGeneratedBy", made if at is None else made | {"prov:time": at})
-        for source in inputs:
+        for source in inputs if output in account.results else ():
             document.relate(
                 "wasDerivedFrom",
                 {"prov:generatedEntity": entity, "prov:usedEntity": source, "prov:activity": attempt},

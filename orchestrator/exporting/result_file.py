@@ -27,7 +27,7 @@ def read_result(account: Account) -> ResultFacts:
     InvalidInput
         When it can't be read.
     """
-    results = [output.path for output in account.outputs() if output.path.suffix == ".nxs"]
+    results = [output.path for output in account.checked_results() if output.path.suffix == ".nxs"]
     if not results:
         return ResultFacts()
     try:

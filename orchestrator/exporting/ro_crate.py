@@ -67,7 +67,7 @@ def write_crate(account: Account, folder: Path, *, results_by_reference: bool) -
     InvalidInput
         When a result isn't any more what the run recorded.
     """
-    recorded = {output.path: output for output in account.outputs()}
+    recorded = {output.path: output for output in account.checked_results()}
     files = []
     for path in _files_of(account.directory.path):
         if results_by_reference and path in recorded:
@@ -159,7 +159,7 @@ def _root(account: Account, parts: Iterable[Entity], now: datetime) -> Entity:
 
 def _action(account: Account, files: Sequence[_File], inputs: Sequence[Entity]) -> Entity:
     summary = account.detail.summary
-    results = {output.path for output in account.detail.outputs}
+    results = {output.path for output in account.results}
     status = "Completed" if account.succeeded else "Failed"
     again = f" Attempt {summary.attempts} of the run." if summary.attempts > 1 else ""
     return {
@@ -231,7 +231,7 @@ def _described(account: Account) -> Mapping[Path, str]:
         directory.rerun: "Makes the run again, for whoever hands it to sbatch",
         directory.submitted: "The script that asked for the run, as it was handed to sbatch",
         directory.collection_end: "How the collection ended",
-        **{output.path: f"{output.kind} of the run" for output in account.detail.outputs},
+        **{output.path: f"{output.kind} of the run" for output in account.results},
     }
 
 

@@ -37,9 +37,9 @@ def dataset_document(account: Account) -> dict[str, Json]:
         "contactEmail": email or NO_EMAIL,
         "sourceFolder": readable(summary.run_directory),
         "creationTime": (summary.ended_at or summary.created_at).isoformat(),
-        "size": sum(output.size for output in account.detail.outputs),
-        "numberOfFiles": len(account.detail.outputs),
-        "dataFormat": "NeXus" if any(one.path.suffix == ".nxs" for one in account.detail.outputs) else None,
+        "size": sum(output.size for output in account.results),
+        "numberOfFiles": len(account.results),
+        "dataFormat": "NeXus" if any(one.path.suffix == ".nxs" for one in account.results) else None,
         "license": None if facility is None else facility.license,
         "keywords": [summary.kernel, summary.recipe, summary.beamline, readable(plan.collection.detector)],
         "inputDatasets": [item.path.as_uri() for item in account.inputs],
@@ -54,7 +54,7 @@ def dataset_document(account: Account) -> dict[str, Json]:
 
 def files_document(account: Account) -> dict[str, Json] | None:
     """Return the list of the dataset's files; None where the run made none."""
-    outputs = account.outputs()
+    outputs = account.checked_results()
     if not outputs:
         return None
     return {

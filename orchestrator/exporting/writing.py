@@ -133,7 +133,7 @@ def _notes(account: Account, formats: Sequence[Format]) -> Iterator[str]:
     facility = account.facility
     if Format.SCICAT in formats and (facility is None or facility.contact_email is None):
         yield f"scicat: contactEmail is {NO_EMAIL}; the site file can say it: [facility] contact_email"
-    if Format.SCICAT in formats and not account.detail.outputs:
+    if Format.SCICAT in formats and not account.results:
         yield "scicat: the run made no files, so there is no list of them"
     if Format.RO_CRATE in formats and (facility is None or facility.license is None):
         yield f"ro-crate: the license of the data is {NOT_KNOWN}; the site file can say it: [facility] license"

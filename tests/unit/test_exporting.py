@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from prov.model import ProvAgent, ProvDocument
 
 from orchestrator.cli.common import ExitCode
-from orchestrator.provenance import InputIdentity, InputMoment, detail_of
+from orchestrator.provenance import InputIdentity, InputMoment, OutputIdentity, detail_of
 from orchestrator.records import ArrayPlan, JobState, Predecessor, RunState
 from tests.unit.reduced_runs import TOLD, nexus, reduced
 from tests.unit.site_with_runs import SiteWithRuns
@@ -119,6 +119,16 @@ def test_a_result_that_changed_but_kept_its_size_does_not_get_into_a_crate(site:
     assert list((site.folder / "out").iterdir()) == []
 
 
+def test_a_log_that_grew_after_its_digest_was_taken_hinders_nothing(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    log = site.attempt(tag).log
+    site.store.record_output(tag.run_id, OutputIdentity(path=log, kind="log", size=3, sha256="ab" * 32))
+    crate = crate_of(site)
+    assert crate["attempts/1/job.log"]["sha256"] == hashlib.sha256(log.read_bytes()).hexdigest()
+    files = document(exported(site, "scicat") / "scicat-files.json")["dataFileList"]
+    assert [file["path"] for file in files] == ["result.nxs"]
+
+
 # --------------------------------------------------------------------------------------------------- RO-Crate
 
 
@@ -139,7 +149,7 @@ def test_crate_has_the_files_of_the_run_and_names_what_it_read(site: SiteWithRun
     assert read == [
         (site.folder / "c-1.h5").as_uri(),
         "file:///disk7/c-1_1.h5",
-        (site.directory(tag).path / "calibration/mask.npy").as_uri(),
+        "file:///calib/mask.npy",
         "file:///dls/back.h5",
         "file:///calibration/i22.poni",
     ]
@@ -162,15 +172,19 @@ def test_crate_can_leave_results_where_they_are(site: SiteWithRuns) -> None:
 
 
 def test_files_of_parameters_stand_with_the_digests_that_the_kernel_told(site: SiteWithRuns) -> None:
-    tag = reduced(site)
-    mask = {"parameter": "mask", "path": "/masks/m.npy", "dataset": None, "size": 9, "sha256": "ab" * 32}
-    scan = site.folder / "c-1.h5"
-    identity = InputIdentity(at=InputMoment.END, path=scan, real_path=scan, files=(mask,))
-    site.store.record_input(tag.run_id, identity)
+    reduced(site)
     crate = crate_of(site)
-    assert crate["file:///masks/m.npy"]["sha256"] == "ab" * 32
-    used = [one["description"] for one in crate.values() if one["@id"].startswith("file:")]
-    assert used == ["frames", "mask", "background, dataset /entry/data[3]", "poni"]
+    mask, background = crate["file:///calib/mask.npy"], crate["file:///dls/back.h5"]
+    assert (mask["description"], mask["sha256"]) == ("mask", "e" * 64)
+    assert background["description"] == "background, dataset /entry/data[3]"  # it told nothing of this one
+    assert "sha256" not in background
+
+
+def test_files_that_no_kernel_told_of_are_named_from_the_parameter_file(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    scan = site.folder / "c-1.h5"
+    site.store.record_input(tag.run_id, InputIdentity(at=InputMoment.END, path=scan, real_path=scan))
+    assert (site.directory(tag).path / "calibration/mask.npy").as_uri() in crate_of(site)
 
 
 def test_crate_links_the_runs_before_this_one(site: SiteWithRuns) -> None:
