@@ -210,7 +210,7 @@ def _files(run: RunDetail) -> Iterator[Field]:
     if isinstance(seal, dict):
         is_sealed = seal.get("state") == "sealed"
         digest = f"{seal.get('frames')} frames, {seal.get('algorithm')} {seal.get('digest')}"
-        yield "what was read", digest if is_sealed else "not sealed: the kernel closed no result"
+        yield "as read", digest if is_sealed else "not sealed: the kernel closed no result"
     for file in run.inputs[-1].files:
         digest = f"sha256 {file.get('sha256') or 'unknown: it was being written'}"
         yield f"{file.get('parameter')}", f"{file.get('path')}\n{digest}"

@@ -54,7 +54,7 @@ def test_it_answers_everything_about_a_complete_run(site: SiteWithRuns) -> None:
     assert "44.0 MB (44000000 bytes)" in text
     assert f"links resolved: {site.folder}/disk7/c-1.h5" in text
     assert f"source {site.folder}/disk7/c-1_1.h5" in text
-    assert processed["what was read"] == f"200 frames, sha256(xxh3-128) {'d' * 64}"
+    assert processed["as read"] == f"200 frames, sha256(xxh3-128) {'d' * 64}"
     assert (processed["mask"], f"sha256 {'e' * 64}" in text) == (f"{site.folder}/calib/mask.npy", True)
     job = told["Job of attempt 1"]
     assert (job["job"], job["nodes"]) == ("live:42 through the cli gateway", "n[1-2]")
