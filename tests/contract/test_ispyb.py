@@ -521,8 +521,8 @@ def test_a_service_that_dies_between_the_two_commits_makes_no_second_job(site: S
         f"settings = load_settings(Path({str(site.file)!r}), {{'ispyb': {table!r}}})\n"
         "Mirror(Store.open(settings.database), settings).step()\n"
     )
-    # The second writing transaction is the one that keeps what stands in ISPyB.
-    environment = os.environ | {crashpoints.VARIABLE: f"{crashpoints.CrashPoint.BEFORE_COMMIT}:2"}
+    # The third writing transaction is the one that keeps what stands in ISPyB.
+    environment = os.environ | {crashpoints.VARIABLE: f"{crashpoints.CrashPoint.BEFORE_COMMIT}:3"}
     died = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
     assert died.returncode == -signal.SIGKILL
     assert len(site.ispyb.jobs_of(collection)) == 1
@@ -573,7 +573,7 @@ def test_of_two_services_on_one_database_one_mirrors(of_site: Ispyb, server: tup
 
 def test_an_ispyb_that_does_not_answer_is_left_after_its_time_and_written_later(site: Site) -> None:
     collection = site.with_data_collection("c-1")
-    site.complete("c-1")
+    tag = site.complete("c-1")
     with closing(site.mirror(timeout_s=1)) as mirror, site.ispyb.admin.connect() as other:
         mirror.checked_schema()
         other.execute(text("LOCK TABLES AutoProcProgram WRITE"))
@@ -582,6 +582,7 @@ def test_an_ispyb_that_does_not_answer_is_left_after_its_time_and_written_later(
             mirror.step()
         assert time.monotonic() - began < 10
         other.execute(text("UNLOCK TABLES"))
+        site.store.mirror_again([tag.run_id], utc_now())
         mirror.step()
     assert len(site.ispyb.jobs_of(collection)) == 1
 
