@@ -23,7 +23,7 @@ from mpi_kernels.average import Mean, mean_pattern
 from mpi_kernels.errors import ExitCode, KernelError, OutputUnwritable, UnusableInput
 from mpi_kernels.hdf5_files import Library
 from mpi_kernels.identity import InputIdentity, software, source_sha256
-from mpi_kernels.nexus import circumstance
+from mpi_kernels.nexus import circumstance, process
 from mpi_kernels.parameters import AverageParameters
 from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.rows import Status
@@ -178,20 +178,17 @@ def _fill(file: h5py.File, source: h5py.File, mean: Mean, request: AverageReques
 
 
 def _note(entry: h5py.Group, request: AverageRequest) -> None:
-    process = entry.create_group("reduction")
-    process.attrs["NX_class"] = "NXprocess"
-    process["program"] = "mpi_kernels average"
-    process["version"] = __version__
-    process["date"] = datetime.now(UTC).isoformat()
-    for name in ("version", "date"):
-        circumstance(process[name])
-    process["note"] = "mean over frames, each bin over those that have it; errors are √Σσ² / n"
-    given = process.create_group("input")
-    given.attrs["NX_class"] = "NXparameters"
+    made = process(
+        entry,
+        program="mpi_kernels average",
+        version=__version__,
+        date=datetime.now(UTC).isoformat(),
+        parameters=request.parameters.model_dump_json(),
+    )
+    made["note"] = "mean over frames, each bin over those that have it; errors are √Σσ² / n"
     with request.input.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     notes = {
-        "parameters_json": request.parameters.model_dump_json(),
         "made_command_line": request.command_line,
         "made_parameters_sha256": request.parameters_sha256,
         "made_source_sha256": source_sha256(),
@@ -202,6 +199,6 @@ def _note(entry: h5py.Group, request: AverageRequest) -> None:
         "made_host": socket.gethostname(),
     }
     for name, value in notes.items():
-        given[name] = value
+        made["input"][name] = value
         if name.startswith("made_"):
-            circumstance(given[name])
+            circumstance(made["input"][name])

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1024
+BLOCK = 2048
 """Pixels that are looked through for values that need care, before they are added."""
 SIDE_BY_SIDE = 4
 """Neighbours, often of the same bin, are added to sums of their own and needn't wait for each other."""
@@ -39,58 +39,51 @@ def move(short: NDArray[np.uint32], sums: NDArray[np.int64]) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def take_measured(counts: NDArray[Any], limits: tuple[Any, Any], measured: NDArray[Any]) -> NDArray[Any]:
-    """Return the counts within the limits, and 0 in place of others, in `measured`."""
+def take_measured(counts: NDArray[Any], limits: tuple[Any, Any], measured: NDArray[Any]) -> tuple[NDArray[Any], Any]:
+    """Return the counts within the limits, and 0 in place of others, in `measured`; and the largest of them."""
     low, high = limits
-    none = measured.dtype.type(0)
+    none = largest = measured.dtype.type(0)
     for index in range(counts.size):
         count = counts[index]
         measured[index] = count if (count >= low) & (count <= high) else none
-    return measured[: counts.size]
+        largest = max(largest, measured[index])
+    return measured[: counts.size], largest
 
 
 @numba.njit(cache=True, nogil=True)
-def add_large(counts: NDArray[Any], places: NDArray[Any], limits: tuple[Any, Any], sums: NDArray[np.int64]) -> None:
-    """Add the counts within the limits to sums of 64 bits, shape ``(bins + 1,)``."""
+def add_large(counts: NDArray[Any], places: NDArray[Any], sums: NDArray[np.int64]) -> None:
+    """Add counts to sums of 64 bits, shape ``(bins + 1,)``."""
     for index in range(counts.size):
-        if limits[0] <= counts[index] <= limits[1]:
-            sums[places[index] // SIDE_BY_SIDE] += np.int64(counts[index])
+        sums[places[index] // SIDE_BY_SIDE] += np.int64(counts[index])
+
+
+@numba.njit(cache=True, nogil=True)
+def look_through(counts: NDArray[Any], places: NDArray[Any], low: Any, nowhere: Any) -> tuple[Any, Any]:
+    """Return the least and the largest of `low` and the counts that have a bin."""
+    least = largest = low
+    for index in range(counts.size):
+        count = counts[index] if places[index] < nowhere else low
+        least, largest = min(least, count), max(largest, count)
+    return least, largest
 
 
 @numba.njit(cache=True, nogil=True)
 def name_others(
-    counts: NDArray[Any], places: NDArray[Any], limits: tuple[Any, Any], nowhere: Any, names: NDArray[np.intp]
-) -> Any:
-    """Return how many counts outside the limits have a bin, and note which, as far as there is room."""
+    counts: NDArray[Any],
+    places: NDArray[Any],
+    limits: tuple[Any, Any],
+    nowhere: Any,
+    names: NDArray[np.intp],
+) -> int:
+    """Note which counts outside the limits have a bin, as far as there is room; return how many they are."""
     low, high = limits
-    found = np.uint32(0)  # of 32 bits, so that many fit one vector
+    found = 0
     for index in range(counts.size):
-        found += np.uint32(((counts[index] < low) | (counts[index] > high)) & (places[index] < nowhere))
-    noted = 0
-    for index in range(counts.size if found else 0):
         if ((counts[index] < low) | (counts[index] > high)) & (places[index] < nowhere):
-            if noted < names.size:
-                names[noted] = index
-            noted += 1
+            if found < names.size:
+                names[found] = index
+            found += 1
     return found
-
-
-@numba.njit(cache=True, nogil=True)
-def look_through(counts: NDArray[Any], limits: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Return the largest count within the limits, and how many aren't."""
-    low, high = limits
-    least = largest = counts[0]
-    for index in range(counts.size):
-        least, largest = min(least, counts[index]), max(largest, counts[index])
-    if least >= low and largest <= high:  # mostly: and this is quicker
-        return largest, np.uint32(0)
-    largest, others = low, np.uint32(0)
-    for index in range(counts.size):
-        count = counts[index]
-        measured = (count >= low) & (count <= high)
-        largest = max(largest, count if measured else low)
-        others += np.uint32(not measured)
-    return largest, others
 
 
 @numba.njit(cache=True, nogil=True)
@@ -103,29 +96,31 @@ def sum_block_by_block(
 ) -> int:
     """Add the counts to the sums, shape ``(bins + 1,)``; return how many were left out and note which.
 
-    `limits` are from 0 on, and of the counts' type.
+    `limits` are from 0 on, and of the counts' type. Counts without a bin are added to a sum that nobody looks at, which
+    may overflow; so gaps between modules cost nothing.
     """
     short = np.zeros(sums.size * SIDE_BY_SIDE, np.uint32)
-    budget = np.int64(0)  # no short sum is larger
+    budget = np.int64(0)  # no short sum of a bin is larger
     measured = np.empty(BLOCK, counts.dtype)
     nowhere = places.dtype.type((sums.size - 1) * SIDE_BY_SIDE)
     found = 0
     for start in range(0, counts.size, BLOCK):
         block, own = counts[start : start + BLOCK], places[start : start + BLOCK]
-        largest, others = look_through(block, limits)
-        if others:
+        least, largest = look_through(block, own, limits[0], nowhere)
+        if least < limits[0] or largest > limits[1]:
             names = excluded[min(found, excluded.size) :]
             more = name_others(block, own, limits, nowhere, names)
             names[:more] += start
             found += more
+            block, largest = take_measured(block, limits, measured)
         if np.int64(largest) > _MOST // BLOCK:
-            add_large(block, own, limits, sums)
+            add_large(block, own, sums)
             continue
         if budget + np.int64(largest) * BLOCK > _MOST:
             move(short, sums)
             budget = np.int64(0)
         budget += np.int64(largest) * BLOCK
-        add_quickly(take_measured(block, limits, measured) if others else block, own, short)
+        add_quickly(block, own, short)
     move(short, sums)
     return found
 

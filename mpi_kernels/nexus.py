@@ -1,4 +1,4 @@
-"""Small parts of NeXus files: groups with their class, and texts that a file can hold."""
+"""Small parts of NeXus files: groups with their class, the process that made them, texts that a file can hold."""
 
 from __future__ import annotations
 
@@ -22,6 +22,40 @@ def circumstance(node: h5py.Group | h5py.Dataset) -> None:
     What reads the mark: ``docs/reference/content-digest.md``.
     """
     node.attrs["circumstance"] = np.uint8(1)
+
+
+_UNITS = {"_per_m": "1/m", "_m": "m", "_s": "s", "_deg": "degree"}
+"""By how the names of parameters end."""
+
+
+def process(entry: h5py.Group, *, program: str, version: str, date: str, parameters: str) -> h5py.Group:
+    """Write the NXprocess that made a result, with a note of the parameters in force as JSON.
+
+    Its NXparameters, for `add_parameter`, are the group ``input``.
+    """
+    made = group(entry, "reduction", "NXprocess")
+    given = group(made, "input", "NXparameters")
+    note = group(made, "configuration", "NXnote")
+    for described in (made, note):
+        described["sequence_index"] = 1
+        described["date"] = date
+        circumstance(described["date"])
+    made["program"] = note["author"] = program
+    made["version"] = version
+    circumstance(made["version"])
+    given["parameters_json"] = parameters
+    note["type"] = "application/json"
+    note["description"] = "the parameters in force"
+    note["data"] = given["parameters_json"]  # a link
+    return made
+
+
+def add_parameter(given: h5py.Group, name: str, value: object) -> None:
+    """Add a parameter to an NXparameters group, with its unit where its name ends with one."""
+    given[name] = value
+    unit = next((unit for suffix, unit in _UNITS.items() if name.endswith(suffix)), None)
+    if unit is not None and not isinstance(value, str):
+        given[name].attrs["units"] = unit
 
 
 def clipped(text: str) -> bytes:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mpi_kernels.errors import OutputUnwritable
 from mpi_kernels.frame_digests import DIGESTS, ROWS_AT_ONCE, Seal, sealed
 from mpi_kernels.kernel import Accumulating, Array, Column, Prepared
-from mpi_kernels.nexus import TEXT_BYTES, circumstance, clipped, group, readable
+from mpi_kernels.nexus import TEXT_BYTES, add_parameter, circumstance, clipped, group, process, readable
 from mpi_kernels.rows import Rows, Status
 
 _CHUNK_BYTES = 65536
@@ -210,18 +210,18 @@ def _entry(file: h5py.File, prepared: Prepared, making: Making) -> h5py.Group:
 
 
 def _process(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
-    process = group(entry, "reduction", "NXprocess")
-    process["program"] = making.program
-    process["version"] = making.version
-    process["date"] = making.started_at.isoformat()
-    process["reference"] = prepared.reference
-    process["note"] = prepared.note
-    for name in ("version", "date"):
-        circumstance(process[name])
-    given = group(process, "input", "NXparameters")
+    made = process(
+        entry,
+        program=making.program,
+        version=making.version,
+        date=making.started_at.isoformat(),
+        parameters=making.parameters_json,
+    )
+    made["reference"] = prepared.reference
+    made["note"] = prepared.note
+    given = made["input"]
     for name, value in making.parameters.items():
-        given[name] = "none" if value is None else json.dumps(value) if isinstance(value, dict) else value
-    given["parameters_json"] = making.parameters_json
+        add_parameter(given, name, "none" if value is None else json.dumps(value) if isinstance(value, dict) else value)
     for name in _MAKING:
         given[f"{_MADE}{name}"] = readable(getattr(making, name))
     given[f"{_MADE}files_json"] = json.dumps([asdict(file) for file in prepared.files])

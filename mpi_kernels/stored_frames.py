@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -34,6 +35,9 @@ RETRY_S = 0.005
 
 _MOST_OVERHEAD, _HEADERS = 64, 4096
 """What can't be compressed takes a little more than it is: LZ4 adds 1 byte to 255, bitshuffle 4 bytes to a block."""
+
+
+Stored = TypeVar("Stored", bytes, memoryview)
 
 
 class _MaybeUnfiltered(Exception):
@@ -179,7 +183,7 @@ class StoredFrames(FrameDataset):
         if not self.fusable:
             return None
         try:
-            mask, raw = self._chunk_in(memory, position)
+            mask, raw = self._chunk_of(position, partial(self._read_into, memory))
         except FrameUnreadable as error:
             raise FrameUnreadable(f"{self.place_of(position)}: {error}") from error
         if mask:
@@ -187,16 +191,16 @@ class StoredFrames(FrameDataset):
         self._digest = (position, digest_of([raw]))
         return raw
 
-    def _chunk_in(self, memory: ChunkMemory, position: int) -> tuple[int, memoryview]:
-        """Return a chunk's mask and bytes; whether it is there is looked up only when it seems not to be."""
+    def _chunk_of(self, position: int, read: Callable[[Offset], tuple[int, Stored]]) -> tuple[int, Stored]:
+        """Return a frame's chunk, its mask and bytes; whether it is there is looked up only when it seems not to be."""
         if position >= self.extent or not self._any_chunk:
             self._wait_for(position)
         offset = (*self._coordinates(position), 0, 0)
         try:
-            mask, raw = self._read_into(memory, offset)
+            mask, raw = read(offset)
         except FrameUnreadable:
             self._wait_for(position)
-            mask, raw = self._read_into(memory, offset)
+            mask, raw = read(offset)
         if self._witness is not None:
             self._witness.check(offset, raw, first_is_there=lambda: self.has(0))
         return mask, raw
@@ -211,6 +215,10 @@ class StoredFrames(FrameDataset):
     def read(self, position: int) -> NDArray[Any] | None:
         self._digest, self._consumed = None, Digest() if self.direct and self._has_own_chunks else None
         try:
+            if self._chunk_is_frame and self.direct:
+                assert self._pipeline is not None  # noqa: S101  direct says so
+                mask, raw = self._chunk_of(position, self._stored_unseen)
+                return self._pipeline.decode(raw, mask).reshape(self.frame_shape)
             self._wait_for(position)
             frame = self._frame(self._coordinates(position))
             if self.frames_per_chunk > 1 and self._is_fill(frame):
@@ -246,8 +254,6 @@ class StoredFrames(FrameDataset):
     # -------------------------------------------------------------------------------------------------------- reading
 
     def _frame(self, coordinates: Offset) -> NDArray[Any]:
-        if self._chunk_is_frame and self.direct:
-            return self._decoded((*coordinates, 0, 0)).reshape(self.frame_shape)
         if self.frames_per_chunk == 1:
             frames = self._read_box(coordinates)
             return frames.reshape(self.frame_shape)

@@ -1,13 +1,14 @@
 """Runs that people made with sbatch come home: from the drop folder into the store.
 
 A ``rerun.sbatch`` leaves a file here whatever the service does (`orchestrator.rerunning`). Whose file it is, is who
-asked for the run: the file system says so, not the file. What it names is read, never run; what can't be used is put
-aside with the reason, and looked at by people.
+asked for the run: the file system says so, not the file. What it names is read, never run: by the service's own account
+nothing of it is submitted, now or later. What can't be used is put aside with the reason, and looked at by people.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import itertools
 import logging
 import os
@@ -18,19 +19,20 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from orchestrator.errors import GatewayUnavailable, InvalidInput
+from orchestrator.errors import GatewayUnavailable, InvalidInput, StoreUnavailable
 from orchestrator.provenance import Intent, Store
 from orchestrator.records import (
     BatchScript,
     JobIdentity,
     JobPlan,
     Json,
+    Retries,
     RunTag,
     SubmittedJob,
     sha256_of,
 )
 from orchestrator.rerunning import ATTEMPT, parse_plan, user_name
-from orchestrator.runs import RunDirectory, write_atomically
+from orchestrator.runs import RECORDS, RunDirectory, write_atomically
 from orchestrator.settings import Settings
 from orchestrator.slurm.gateway import CLOCK_JUMP, Gateway
 
@@ -54,17 +56,22 @@ class Adopter:
     settings: Settings
 
     def prepare(self) -> None:
-        """Make the drop folder, for everybody on the cluster.
+        """Make the drop folder, for everybody on the cluster, and those in it that are ours alone.
 
         Raises
         ------
         OSError
-            When it can't be made.
+            When one can't be made, or somebody else has made one of ours.
         """
         drop = self.settings.reruns.drop
-        if not drop.exists():
-            drop.mkdir(parents=True)
-            drop.chmod(_MODE)
+        new = not drop.exists()
+        drop.mkdir(parents=True, exist_ok=True)
+        for own in (drop / ASIDE, drop / RECORDS):
+            own.mkdir(exist_ok=True)
+            if own.lstat().st_uid != os.getuid() or own.is_symlink():
+                raise OSError(errno.EPERM, "somebody else's, and has to be the service's", str(own))
+        if new:
+            drop.chmod(_MODE)  # only now: before us nobody else can have put anything there
 
     def adopt_all(self) -> int:
         """Take in every run of which there is word; return how many are new.
@@ -74,11 +81,22 @@ class Adopter:
         StoreUnavailable
             When they can't be recorded; the next call finds the same again.
         """
-        return sum(self._adopt(path) for path in self._words())
+        new, faults = 0, []
+        for path in self._words():
+            try:
+                new += self._adopt(path)
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this word's, and raised in the end
+                faults.append(error)
+        for fault in faults:
+            raise fault
+        return new
 
     def _words(self) -> Iterator[Path]:
         try:
-            names = sorted(entry.name for entry in os.scandir(self.settings.reruns.drop))
+            with os.scandir(self.settings.reruns.drop) as entries:
+                names = sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return
         yield from (self.settings.reruns.drop / name for name in names if name.endswith(".json") and name[0] != ".")
@@ -116,7 +134,6 @@ class Adopter:
     def _put_aside(self, path: Path, error: InvalidInput) -> None:
         log.warning("%s: %s; put into %s", path, error.full_text, path.parent / ASIDE)
         folder = path.parent / ASIDE
-        folder.mkdir(exist_ok=True)
         write_atomically(folder / f"{path.name}.reason", f"{error.full_text}\n")
         path.replace(folder / path.name)
 
@@ -170,7 +187,8 @@ def _read(path: Path) -> _Word:
     if (plan.run_id, plan.run_directory) != (told.run_id, run.path) or plan.parent_run is None:
         raise InvalidInput(f"{run.plan}: isn't the plan of run {told.run_id} in this place", remedy="run it again")
     return _Word(
-        plan=replace(plan, requester=user_name(owner)),
+        # Trying again is for what the service decided itself: it would run what others wrote.
+        plan=replace(plan, requester=user_name(owner), retries=Retries(), submit_as=None),
         script=BatchScript(text=script, template_name=plan.template, template_text=template),
         job=JobIdentity(cluster=told.cluster, job_id=told.job_id, submitted_at=told.submitted_at),
         slurm=told.slurm,

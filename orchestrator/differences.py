@@ -28,6 +28,7 @@ class Aspect(StrEnum):
     FILES = "files that parameters name"
     TEMPLATE = "template"
     CODE = "code"
+    INSTALLATION = "installation"
     SCRIPT = "script"
     RESOURCES = "resources"
     PLACE = "place"
@@ -36,6 +37,11 @@ class Aspect(StrEnum):
 
 _DECISIVE = frozenset({Aspect.PARAMETERS, Aspect.INPUT, Aspect.FILES, Aspect.TEMPLATE, Aspect.CODE})
 """The ingredients of a result. Scripts, resources and nodes must not change it."""
+
+_OF_THE_INSTALLATION = frozenset({"commit", "dirty", "locks_sha256", "interpreter", "container.path"})
+"""What is said of the program beside the versions and the source of what computes."""
+_SOURCE = "loaded.source_sha256"
+"""The kernels' own source, by which changed code is known whatever git says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,8 @@ def differences(first: RunDetail, second: RunDetail) -> tuple[RunDifference, ...
         Aspect.PARAMETERS: (_parameters(first), _parameters(second)),
         Aspect.INPUT: _inputs(first, second),
         Aspect.FILES: (_files(first), _files(second)),
-        Aspect.CODE: (_code(first), _code(second)),
+        Aspect.CODE: (_code(first, second), _code(second, first)),
+        Aspect.INSTALLATION: (_installation(first, second), _installation(second, first)),
         Aspect.RESOURCES: (_resources(first), _resources(second)),
         Aspect.PLACE: (_place(first), _place(second)),
         Aspect.MESSAGE: (_message(first), _message(second)),
@@ -103,14 +110,11 @@ def _parameters(run: RunDetail) -> Mapping[str, str]:
 
 
 def _inputs(first: RunDetail, second: RunDetail) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Return what the inputs were; where both are sealed with the same digest the rest doesn't matter."""
-    ours, theirs = (_last_input(run) for run in (first, second))
-    members = [_input(run, identity) for run, identity in ((first, ours), (second, theirs))]
-    seals = [one.get("content", _ABSENT) for one in members]
-    if seals[0] == seals[1] != _ABSENT:
-        same_place = ("path", "dataset")
-        return {name: members[0][name] for name in same_place}, {name: members[1][name] for name in same_place}
-    return members[0], members[1]
+    """Return what the inputs were; where both are sealed, sizes and times don't matter."""
+    ours, theirs = (_input(run, _last_input(run)) for run in (first, second))
+    if "content" in ours and "content" in theirs:
+        ours, theirs = ({name: one[name] for name in ("path", "dataset", "content")} for one in (ours, theirs))
+    return ours, theirs
 
 
 def _last_input(run: RunDetail) -> InputIdentity | None:
@@ -139,9 +143,24 @@ def _files(run: RunDetail) -> Mapping[str, str]:
     return {str(one.get("parameter")): f"{one.get('path')} (sha256 {one.get('sha256')})" for one in files}
 
 
-def _code(run: RunDetail) -> Mapping[str, str]:
-    software = _newest(run, lambda attempt: attempt.software)
-    return dict(_flat(software, "")) | {"kernel": run.plan.kernel}
+def _code(run: RunDetail, other: RunDetail) -> Mapping[str, str]:
+    known = _software(run)
+    return {name: value for name, value in known.items() if name not in _beside(known, _software(other))}
+
+
+def _installation(run: RunDetail, other: RunDetail) -> Mapping[str, str]:
+    known = _software(run)
+    return {name: value for name, value in known.items() if name in _beside(known, _software(other))}
+
+
+def _software(run: RunDetail) -> Mapping[str, str]:
+    return dict(_flat(_newest(run, lambda attempt: attempt.software), "")) | {"kernel": run.plan.kernel}
+
+
+def _beside(ours: Mapping[str, str], theirs: Mapping[str, str]) -> frozenset[str]:
+    """Return what doesn't decide: where the source itself isn't known of both, the commit stands for it."""
+    by_source = _SOURCE in ours and _SOURCE in theirs
+    return _OF_THE_INSTALLATION if by_source else _OF_THE_INSTALLATION - {"commit", "dirty"}
 
 
 def _flat(value: Json, name: str) -> Iterator[tuple[str, str]]:

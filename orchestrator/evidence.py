@@ -136,7 +136,7 @@ def read_progress(path: Path) -> KernelProgress | None:
             finished=state == "finished",
             ended_because=str(document.get("ended_because", "")),
         )
-        inputs = {moment: dict(told) for moment, told in document.get("inputs", {}).items() if told is not None}
+        inputs = _inputs(document)
         parameters, software = (dict(document.get(name) or {}) for name in ("parameters", "software"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a progress file: {error!r}") from error
@@ -148,6 +148,16 @@ def read_progress(path: Path) -> KernelProgress | None:
         parameters=parameters,
         software=software,
     )
+
+
+def _inputs(document: Mapping[str, Any]) -> dict[str, dict[str, Json]]:
+    """Return what the input was, with the files that parameters name, and at the end with what was read of it."""
+    told = dict(document.get("inputs", {}).items())
+    seal, files = told.pop("seal", None), document.get("files", [])
+    inputs = {moment: {**identity, "files": files} for moment, identity in told.items() if identity is not None}
+    if "end" in inputs:
+        inputs["end"]["seal"] = seal
+    return inputs
 
 
 def _optional(kind: Callable[[Any], Number], value: object) -> Number | None:

@@ -52,6 +52,7 @@ EXIT_WRONG_EDIT = 2
 HOME_FOLDER = "orchestrator-reruns"
 """Below the requester's home, for those who may not write where the script says."""
 ATTEMPT = 1
+_BACKUP = "take the file from a backup of the run's directory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +118,9 @@ def parse_plan(file: Path, text: str) -> JobPlan:
     try:
         return plan_from_json(json.loads(text))
     except ValueError as error:
-        raise InvalidInput(f"{file}: {error}", remedy="take the file from a backup of the run's directory") from error
+        raise InvalidInput(f"{file}: {error}", remedy=_BACKUP) from error
     except InvalidInput as error:
-        raise InvalidInput(f"{file}: {error}", remedy=error.remedy) from error
+        raise InvalidInput(f"{file}: {error}", remedy=error.remedy or _BACKUP) from error
 
 
 def _plan(request: Request, before: JobPlan, parameters: Mapping[str, Json], job: JobHere) -> JobPlan:
@@ -137,10 +138,21 @@ def _plan(request: Request, before: JobPlan, parameters: Mapping[str, Json], job
             template=None if request.template is None else request.template.name,
             resources=_resources(before.resources, os.environ),
         )
+        _check_tasks(plan, os.environ)
         if not _is_another_job(RunDirectory(plan.run_directory), request, job):
             # The service can't submit as this user, so it tries nothing again.
             return replace(plan, retries=Retries(), submit_as=None)
     raise AssertionError("numbers end")
+
+
+def _check_tasks(plan: JobPlan, environment: Mapping[str, str]) -> None:
+    """See that a job array has a task for each value: whoever edits the list has to edit ``--array`` too."""
+    tasks, array = environment.get("SLURM_ARRAY_TASK_COUNT"), plan.array
+    if array is not None and tasks not in {None, str(len(array.values))}:
+        raise InvalidInput(
+            f"parameter {array.parameter} has {len(array.values)} values, and the job array has {tasks} tasks",
+            remedy=f"write #SBATCH --array={array.slurm}",
+        )
 
 
 def _is_another_job(run: RunDirectory, request: Request, job: JobHere) -> bool:

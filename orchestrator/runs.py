@@ -38,6 +38,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+RECORDS = "records"
+"""Folder of the records of runs whose directories weren't the service's to write."""
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=@-]+")
 
 

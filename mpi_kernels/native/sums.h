@@ -12,7 +12,7 @@
 #define FEW_LANES 4
 /* Not weighted, each bin then has so many sums in a row, [lanes][bins + 1][ADDENDS] of 32 bits, so that pixels side by
  * side, often of the same bin, needn't wait for each other. */
-#define ADDENDS 4
+#define ADDENDS 2
 
 /* Provided by the path: puts the bytes (with `high`: pairs of bytes) of `count` pixels, a multiple of 64, beside each
  * other, where `struct native_group` says. */
@@ -74,16 +74,24 @@ static inline void spend(struct batch *batch, uint64_t growth)
     batch->budget += growth;
 }
 
-static void add_one_lane(const struct lane *lane, size_t count, const uint32_t *bin_of, uint32_t *sums)
+/* Values of one byte, or with `high` of two; `count` is a multiple of 8. */
+static inline void add_values(const uint8_t *low, const uint8_t *high, size_t count, const uint32_t *bin_of, uint32_t *sums)
 {
-    const uint8_t *const low = lane->low, *const high = lane->high;
-    const int level = lane->level;
-    for (size_t e = 0; e < count; e += ADDENDS) {
-        for (size_t i = 0; i < ADDENDS; i++) {
-            const uint32_t value = level == 2 ? low[e + i] | (uint32_t)high[e + i] << 8 : low[e + i];
-            sums[(size_t)bin_of[e + i] * ADDENDS + i] += value;
+    for (size_t e = 0; e < count; e += 8) {
+        fetch_ahead(bin_of + e);
+        for (size_t i = 0; i < 8; i++) {
+            const uint32_t value = high ? low[e + i] | (uint32_t)high[e + i] << 8 : low[e + i];
+            sums[(size_t)bin_of[e + i] * ADDENDS + i % ADDENDS] += value;
         }
     }
+}
+
+static void add_one_lane(const struct lane *lane, size_t count, const uint32_t *bin_of, uint32_t *sums)
+{
+    if (lane->level == 2)
+        add_values(lane->low, lane->high, count, bin_of, sums);
+    else
+        add_values(lane->low, NULL, count, bin_of, sums);
 }
 
 static inline uint64_t four_values(const uint8_t *bytes)

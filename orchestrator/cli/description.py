@@ -34,6 +34,8 @@ class Findings:
     """The runs that come after this one."""
     tasks: Mapping[int, KernelProgress | None] = field(default_factory=dict)
     """How the kernel of each task of a job array stands; None for those that haven't begun."""
+    stale: Sequence[str] = ()
+    """Why the result may not be what would be made now."""
     options: str = ""
     """What the proposed commands need to find the site, with a leading space."""
 
@@ -49,7 +51,7 @@ class Section:
 def describe(run: RunDetail, findings: Findings) -> tuple[Section, ...]:
     """Return everything about a run, the most wanted first."""
     sections = {
-        "State": _state(run),
+        "State": _state(run, findings),
         "Frames": _frames(run),
         "Tasks": _tasks(run, findings),
         "Result": _result(run, findings),
@@ -68,9 +70,11 @@ def describe(run: RunDetail, findings: Findings) -> tuple[Section, ...]:
 # ------------------------------------------------------------------------------------------------ how it ended
 
 
-def _state(run: RunDetail) -> Iterator[Field]:
+def _state(run: RunDetail, findings: Findings) -> Iterator[Field]:
     summary = run.summary
     yield "state", summary.state
+    for reason in findings.stale:
+        yield "STALE", reason
     if summary.reason:
         yield "because", summary.reason
     for attempt in run.attempts:
@@ -180,6 +184,7 @@ def _input(run: RunDetail) -> Iterator[Field]:
     for identity in run.inputs:
         moment = "at open" if identity.at is InputMoment.OPEN else "at end"
         yield moment, "\n".join(_identity(identity))
+    yield from _files(run)
     if not run.inputs:
         yield "identity", "the kernel has not told what the file was"
 
@@ -195,6 +200,20 @@ def _identity(identity: InputIdentity) -> Iterator[str]:
         told = source.get("size"), source.get("mtime_ns")
         bytes_, mtime_ns = (value if isinstance(value, int) else None for value in told)
         yield f"source {source.get('path')}, {size(bytes_)}, modified {_nanoseconds(mtime_ns)}"
+
+
+def _files(run: RunDetail) -> Iterator[Field]:
+    """Yield what was read of the input, and the files that parameters name, as the kernel told last."""
+    if not run.inputs:
+        return
+    seal = run.inputs[-1].seal
+    if isinstance(seal, dict):
+        is_sealed = seal.get("state") == "sealed"
+        digest = f"{seal.get('frames')} frames, {seal.get('algorithm')} {seal.get('digest')}"
+        yield "what was read", digest if is_sealed else "not sealed: the kernel closed no result"
+    for file in run.inputs[-1].files:
+        digest = f"sha256 {file.get('sha256') or 'unknown: it was being written'}"
+        yield f"{file.get('parameter')}", f"{file.get('path')}\n{digest}"
 
 
 def _nanoseconds(mtime_ns: int | None) -> str:

@@ -51,7 +51,7 @@ def describe_job(attempt: AttemptRecord, run: RunDetail) -> Iterator[Field]:
 
 def _way(attempt: AttemptRecord, run: RunDetail) -> str:
     """Say how the job got to SLURM."""
-    if any(event.kind == "made" for event in run.events):
+    if run.made_by_hand:
         return f"handed over by {run.summary.requester}, without the service"
     adopted = "; the answer to its submission was lost, and it was found by its name" if attempt.adopted else ""
     return f"through the {attempt.gateway} gateway{adopted}"

@@ -14,7 +14,6 @@ from orchestrator.lineage import FileNode, RunNode, lineage_of
 from orchestrator.service import open_store
 from orchestrator.settings import load_settings
 
-
 _WIDE = 10_000
 """Columns where the output isn't a terminal: each line whole."""
 

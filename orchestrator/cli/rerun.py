@@ -84,7 +84,7 @@ def rerun(
     settings = load_settings(site)
     wanted = _parsed(changes or ())
     with open_store(settings) as store:
-        parents = [store.run(run)] if run is not None else _chosen(store, str(recipe), where or ())
+        parents = [_ours(store.run(run))] if run is not None else _chosen(store, str(recipe), where or ())
         plans = [
             _plan(parent, wanted, unset or (), settings, template=template, ntasks=ntasks, because=because)
             for parent in parents
@@ -125,7 +125,10 @@ def _parsed(changes: Sequence[str]) -> Mapping[str, Json]:
 
 
 def _chosen(store: Store, recipe: str, where: Sequence[str]) -> list[RunDetail]:
-    """Return the newest run of each collection that conditions choose, oldest first: what is right by now stays so."""
+    """Return the newest run of each collection that conditions choose, oldest first: what is right by now stays so.
+
+    What other users made with sbatch is theirs, and left out.
+    """
     conditions: dict[str, str] = {}
     for condition in where:
         key, separator, value = condition.partition("=")
@@ -135,12 +138,28 @@ def _chosen(store: Store, recipe: str, where: Sequence[str]) -> list[RunDetail]:
     states = [_state(conditions.pop("state"))] if "state" in conditions else []
     since = parse_moment(conditions.pop("since")) if "since" in conditions else None
     found = store.runs(recipe=recipe, states=states, since=since, limit=MOST, **conditions)  # type: ignore[arg-type]
-    newest: dict[str, RunSummary] = {}
+    newest: dict[str, RunDetail] = {}
     for summary in found:
-        newest.setdefault(summary.collection_uid, summary)
+        if summary.collection_uid not in newest and not _is_anothers(run := store.run(summary.run_id)):
+            newest[summary.collection_uid] = run
     if not newest:
         raise NotFound("no run is chosen by these conditions", remedy="try them with `orchestrator runs`")
-    return [store.run(summary.run_id) for summary in reversed(newest.values())]
+    return list(reversed(newest.values()))
+
+
+def _is_anothers(run: RunDetail) -> bool:
+    """Whether a run was made with sbatch by another user: its interpreter and template would run as this one."""
+    return run.made_by_hand and run.summary.requester != getpass.getuser()
+
+
+def _ours(run: RunDetail) -> RunDetail:
+    if _is_anothers(run):
+        raise InvalidInput(
+            f"run {run.summary.run_id} was made by {run.summary.requester} with sbatch: what ran there isn't run as "
+            "another user",
+            remedy=f"sbatch {run.summary.run_directory}/rerun.sbatch, or make run {run.summary.parent_run} again",
+        )
+    return run
 
 
 def _state(text: str) -> RunState:

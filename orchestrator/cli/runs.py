@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -14,6 +15,10 @@ from orchestrator.provenance import RunSummary
 from orchestrator.records import RunState
 from orchestrator.service import open_store
 from orchestrator.settings import load_settings
+from orchestrator.staleness import Staleness
+
+Stale: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Why runs are stale, by their ids."""
 
 ACTIVE = tuple(state for state in RunState if not state.ended)
 
@@ -46,8 +51,8 @@ def runs(
     """List runs, newest first.
 
     `frames` says processed / announced (or written, where no number was announced). A run that isn't complete says why:
-    why it failed, or why its job waits. On a terminal ids and files are shortened; the beginning of an id is enough for
-    the other commands.
+    why it failed, or why its job waits. One is stale whose input, calibration or template was changed since. On a
+    terminal ids and files are shortened; the beginning of an id is enough for the other commands.
 
     - what is under way: `orchestrator runs --active`
     - what failed today: `orchestrator runs --state failed --since today`
@@ -55,7 +60,8 @@ def runs(
     """
     wanted = [*(states or ()), *(ACTIVE if active else ())]
     moment = None if since is None else parse_moment(since)
-    with open_store(load_settings(site)) as store:
+    settings = load_settings(site)
+    with open_store(settings) as store:
         listed = store.runs(
             states=wanted,
             beamline=beamline,
@@ -67,26 +73,32 @@ def runs(
             limit=limit,
         )
         found = with_waiting_reasons(store, listed)
+        stale = Staleness(store, settings.templates).reasons(found)
     if as_json:
-        print_json(found)
+        print_json([{**asdict(run), "stale": stale.get(run.run_id, ())} for run in found])
     elif not found:
         out.print("No runs.")
     else:
-        _print(found)
+        _print(found, stale)
     if len(found) == limit:
         err.print(f"These are the newest {limit}; --limit gives more.")
 
 
-def _print(found: Sequence[RunSummary]) -> None:
+def _print(found: Sequence[RunSummary], stale: Stale) -> None:
     headings = ("run", "recorded", "state", "frames", "recipe", "visit", "file")
     if out.is_terminal:
-        print_table(headings, [_short(run) for run in found], cut=True, notes=[_why(run) for run in found])
+        print_table(headings, [_short(run) for run in found], cut=True, notes=[_why(run, stale) for run in found])
     else:
-        print_table((*headings, "job", "attempts", "why"), [_long(run) for run in found])
+        print_table((*headings, "job", "attempts", "why"), [_long(run, stale) for run in found])
 
 
-def _why(run: RunSummary) -> str:
-    return "" if run.state is RunState.COMPLETE else run.reason
+def _why(run: RunSummary, stale: Stale) -> str:
+    why = "" if run.state is RunState.COMPLETE else run.reason
+    return "; ".join(part for part in (why, _stale(run, stale)) if part)
+
+
+def _stale(run: RunSummary, stale: Stale) -> str:
+    return f"STALE: {'; '.join(stale[run.run_id])}" if run.run_id in stale else ""
 
 
 def _short(run: RunSummary) -> tuple[str, ...]:
@@ -95,9 +107,12 @@ def _short(run: RunSummary) -> tuple[str, ...]:
     return (run.run_id[:8], recorded, state, frames_done(run), run.recipe, run.visit or "-", run.file.name)
 
 
-def _long(run: RunSummary) -> tuple[str, ...]:
+def _long(run: RunSummary, stale: Stale) -> tuple[str, ...]:
     recorded = run.created_at.astimezone().isoformat(timespec="seconds")
-    where, why = (run.recipe, run.visit or "-", str(run.file)), " ".join(run.reason.split()) or "-"
+    where, why = (
+        (run.recipe, run.visit or "-", str(run.file)),
+        " ".join(f"{run.reason} {_stale(run, stale)}".split()) or "-",
+    )
     return (run.run_id, recorded, run.state, frames_done(run), *where, str(run.job or "-"), str(run.attempts), why)
 
 

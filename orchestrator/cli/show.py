@@ -24,6 +24,7 @@ from orchestrator.provenance import RunDetail
 from orchestrator.runs import RunDirectory
 from orchestrator.service import open_store
 from orchestrator.settings import load_settings
+from orchestrator.staleness import Staleness
 
 MOST_RERUNS = 1000
 
@@ -54,22 +55,30 @@ def show(
     """
     if script + template + message + as_json > 1:
         raise typer.BadParameter("--script, --template, --message and --json print different things; give one of them")
-    with open_store(load_settings(site)) as store:
+    settings = load_settings(site)
+    with open_store(settings) as store:
         detail = store.run(run)
         (summary,) = with_waiting_reasons(store, [detail.summary])
         detail = replace(detail, summary=summary)
         reruns = [rerun.run_id for rerun in store.runs(parent=detail.summary.run_id, limit=MOST_RERUNS)]
+        stale = Staleness(store, settings.templates).reasons([summary]).get(summary.run_id, ())
         earlier, later = store.earlier_runs(detail.summary.run_id), store.later_runs(detail.summary.run_id)
     if script or template or message:
         sys.stdout.buffer.write(_document(detail, script=script, template=template))
         sys.stdout.flush()
         return
     if as_json:
-        print_json(asdict(detail) | {"reruns": reruns, "comes_after": earlier, "before": later})
+        print_json(asdict(detail) | {"reruns": reruns, "stale": stale, "comes_after": earlier, "before": later})
         return
     options = "" if os.environ.get("ORCHESTRATOR_SITE") else f" --site {shlex.quote(str(site))}"
     findings = Findings(
-        sizes=_sizes(detail), reruns=reruns, earlier=earlier, later=later, tasks=_tasks(detail), options=options
+        sizes=_sizes(detail),
+        reruns=reruns,
+        earlier=earlier,
+        later=later,
+        tasks=_tasks(detail),
+        stale=stale,
+        options=options,
     )
     _print(detail, describe(detail, findings))
 

@@ -6,14 +6,16 @@ from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
+from orchestrator.errors import InvalidInput
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.intents import insert_intents, record_job
 from orchestrator.provenance.messages import message_id_of
 from orchestrator.provenance.new_runs import add_runs
-from orchestrator.provenance.rows import Intent
+from orchestrator.provenance.rows import MADE, Intent
 from orchestrator.provenance.runs import add_event
-from orchestrator.provenance.tables import RunRow
+from orchestrator.provenance.tables import AttemptRow, RunRow
 from orchestrator.records import JobPlan, Json, RunState, SubmittedJob, utc_now
 
 
@@ -36,6 +38,11 @@ class AdoptionStore(Database):
         -------
         bool
             Whether it was new.
+
+        Raises
+        ------
+        InvalidInput
+            When the job is another run's: whoever says so could have that one ended.
         """
         try:
             return self._record(plan, intent, job, told, at)
@@ -49,10 +56,20 @@ class AdoptionStore(Database):
             message_id = parent or message_id_of(session, plan.collection.uid)
             if not add_runs(session, [(message_id, plan)]):
                 return False
+            if other := _run_of(session, job):
+                raise InvalidInput(
+                    f"run {tag.run_id}: job {job.identity} is that of run {other}", remedy="run it again"
+                )
             run = session.get_one(RunRow, tag.run_id)
             run.state, run.attempts, run.created_at = RunState.SUBMITTING, tag.attempt, at
             session.flush()
             insert_intents(session, [intent], gateway=job.gateway, at=at, holder=None)
             record_job(session, run, tag, job)
-            add_event(session, tag, "made", told, utc_now())
+            add_event(session, tag, MADE, told, utc_now())
         return True
+
+
+def _run_of(session: Session, job: SubmittedJob) -> str | None:
+    one, row = job.identity, AttemptRow
+    same = (row.cluster == one.cluster, row.job_id == one.job_id, row.submitted_at == one.submitted_at)
+    return session.scalar(select(row.run_id).where(*same).limit(1))

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from orchestrator.provenance.attempts import FOLLOWED, forget_reports, identity_of, locked
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import encoded, plan_from_json, retry_from_json
-from orchestrator.provenance.rows import AttemptEnd, AttemptStage
+from orchestrator.provenance.rows import MADE, AttemptEnd, AttemptStage
 from orchestrator.provenance.runs import add_event
 from orchestrator.provenance.tables import AttemptRow, InputRow, JobEventRow, OutputRow, RunRow, UsedFileRow
 from orchestrator.records import JobIdentity, Retry, RunState, RunTag, utc_now
@@ -64,8 +64,9 @@ class EndingStore(Database):
         Returns
         -------
         RunState or None
-            PLANNED, or the run's state as it was where it happened too often before, or somebody asked to cancel; None
-            when the attempt has another job by now, or its run has gone on.
+            PLANNED, or the run's state as it was where it happened too often before, somebody asked to cancel, or
+            somebody had made it with sbatch: that is theirs to submit. None when the attempt has another job by now, or
+            its run has gone on.
         """
         with self.writing() as session:
             run, row = locked(session, tag)
@@ -73,7 +74,8 @@ class EndingStore(Database):
                 return None
             of_this = (JobEventRow.run_id == tag.run_id, JobEventRow.attempt == tag.attempt)
             before = session.scalar(select(func.count()).where(*of_this, JobEventRow.kind == "vanished"))
-            if (before or 0) < MOST_VANISHED and not _cancel_wanted(session, tag.run_id):
+            given_up = (before or 0) >= MOST_VANISHED or _made_by_hand(session, tag.run_id)
+            if not given_up and not _cancel_wanted(session, tag.run_id):
                 add_event(session, tag, "vanished", {"reason": reason}, utc_now())
                 forget_reports(row)
                 row.cluster = row.job_id = row.submitted_at = None
@@ -103,7 +105,15 @@ def _keep_late_verdict(session: Session, run: RunRow, tag: RunTag, end: AttemptE
 
 
 def _cancel_wanted(session: Session, run_id: str) -> bool:
-    wanted = select(JobEventRow.id).where(JobEventRow.run_id == run_id, JobEventRow.kind == "cancel").limit(1)
+    return _has_event(session, run_id, "cancel")
+
+
+def _made_by_hand(session: Session, run_id: str) -> bool:
+    return _has_event(session, run_id, MADE)
+
+
+def _has_event(session: Session, run_id: str, kind: str) -> bool:
+    wanted = select(JobEventRow.id).where(JobEventRow.run_id == run_id, JobEventRow.kind == kind).limit(1)
     return session.scalar(wanted) is not None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -12,12 +12,14 @@ from sqlalchemy.orm import Session, undefer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.attempts import counts_of, identity_of, last_report
-from orchestrator.provenance.database import Database
+from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.documents import plan_from_json, retry_from_json
 from orchestrator.provenance.messages import message_record
 from orchestrator.provenance.rows import (
     AttemptEnd,
     AttemptRecord,
+    Ingredients,
+    InputIdentity,
     JobEvent,
     MessageRecord,
     OutputIdentity,
@@ -129,6 +131,25 @@ class QueryStore(Database):
                 outputs=_outputs(session, run_id),
             )
 
+    def ingredients_of(self, run_ids: Collection[str]) -> Mapping[str, Ingredients]:
+        """Return what runs were made from, by their ids; those without an attempt are left out."""
+        newest = select(AttemptRow).join(
+            RunRow, (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
+        )
+        found: dict[str, Ingredients] = {}
+        with self.reading() as session:
+            for ids in batched(run_ids):
+                attempts = session.scalars(newest.where(RunRow.run_id.in_(ids))).all()
+                digests = {row.template_sha256 for row in attempts}
+                texts = {
+                    row.sha256: row.content
+                    for row in session.scalars(select(TextRow).where(TextRow.sha256.in_(digests)))
+                }
+                seen = select(InputRow).where(InputRow.run_id.in_(ids)).order_by(InputRow.id)
+                inputs = {row.run_id: input_identity(row) for row in session.scalars(seen)}  # the last one counts
+                found |= {row.run_id: _ingredients(row, inputs.get(row.run_id), texts) for row in attempts}
+        return found
+
     def counts_by_state(self) -> Mapping[RunState, int]:
         """Return how many runs are in each state; states without runs are left out."""
         wanted = select(RunRow.state, func.count()).group_by(RunRow.state)
@@ -158,6 +179,15 @@ def _resolve(session: Session, name: str) -> str:
         raise NotFound(f"there is no run {name!r}", remedy="`orchestrator runs` lists them")
     named = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
     raise NotFound(f"{name!r} begins the ids of several runs: {named}", remedy="give more of the id")
+
+
+def _ingredients(row: AttemptRow, seen: InputIdentity | None, texts: Mapping[str, str]) -> Ingredients:
+    return Ingredients(
+        input=seen,
+        template_name=row.template_name,
+        template_sha256=row.template_sha256,
+        template_text=texts[row.template_sha256],
+    )
 
 
 def _summary(run: RunRow, attempt: AttemptRow | None) -> RunSummary:

@@ -185,6 +185,17 @@ class UsedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What a run was made from, as far as it can change."""
+
+    input: InputIdentity | None
+    """As it was last seen; None where the kernel hasn't told."""
+    template_name: str
+    template_sha256: str
+    template_text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputIdentity:
     """A file that a run made."""
 
@@ -304,6 +315,10 @@ class AttemptEnd:
     ended_at: datetime
 
 
+MADE = "made"
+"""Kind of the event of a run that somebody made with sbatch: how that came about."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
     """Something that happened to a job."""
@@ -389,3 +404,8 @@ class RunDetail:
     """Of all attempts, in the order they became known."""
     inputs: tuple[InputIdentity, ...]
     outputs: tuple[OutputIdentity, ...]
+
+    @property
+    def made_by_hand(self) -> bool:
+        """Whether somebody made it with sbatch: what ran there was theirs, not the service's."""
+        return any(event.kind == MADE for event in self.events)

@@ -10,9 +10,9 @@ from pathlib import Path
 from orchestrator.errors import InvalidInput
 from orchestrator.injob import file_sha256
 from orchestrator.provenance import RunDetail, RunSummary, Store, detail_of
-from orchestrator.record_keeping.importing import RECORDS, places_of_runs
+from orchestrator.record_keeping.importing import places_of_runs
 from orchestrator.records import sha256_of
-from orchestrator.runs import RunDirectory
+from orchestrator.runs import RECORDS, RunDirectory
 
 _PAGE = 500
 

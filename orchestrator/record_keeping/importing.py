@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from orchestrator.provenance import (
     Arrival,
     AttemptRecord,
     AttemptStage,
+    JobEvent,
     MessageKind,
     MessageRecord,
     MessageState,
@@ -28,12 +29,12 @@ from orchestrator.provenance import (
     detail_of,
     plan_from_json,
 )
-from orchestrator.records import JobIdentity, JobPlan, RawMessage, RunState, RunTag, sha256_of
-from orchestrator.runs import AttemptDirectory, RunDirectory
+from orchestrator.provenance.rows import MADE
+from orchestrator.records import JobIdentity, JobPlan, RawMessage, Retries, RunState, RunTag, sha256_of
+from orchestrator.rerunning import user_name
+from orchestrator.runs import RECORDS, AttemptDirectory, RunDirectory
 
 NOTE = "read from the run's directory"
-RECORDS = "records"
-"""Folder of the records of runs whose directories weren't the service's to write."""
 
 
 @dataclass(kw_only=True)
@@ -55,7 +56,7 @@ def import_runs(store: Store, root: Path) -> Iterator[Imported]:
     # Records first: they know more about a message than a directory without one.
     for place in sorted(places_of_runs(root), key=lambda place: place.suffix != ".json"):
         try:
-            detail = _detail(place)
+            detail = _detail(place, {0, os.getuid(), root.stat().st_uid})
             new = store.import_run(detail, _arrival(detail))
         except (InvalidInput, OSError) as error:
             done.unusable[str(place)] = error.full_text if isinstance(error, InvalidInput) else str(error)
@@ -78,9 +79,19 @@ def places_of_runs(root: Path) -> Iterator[Path]:
         folders.sort()
 
 
-def _detail(place: Path) -> RunDetail:
+def _detail(place: Path, trusted: Collection[int]) -> RunDetail:
+    """Return what a record says, or the files of a run without one.
+
+    Who made a run with sbatch owns its directory, and could write into a record there what they like: of theirs no more
+    is taken than when such a run comes home.
+    """
+    owner = place.stat().st_uid
+    run = RunDirectory(place if place.suffix != ".json" else place.parent)
+    if owner not in trusted:
+        return _made_by_hand(_unfinished(run), user_name(owner))
     if place.suffix != ".json":
-        return _unfinished(RunDirectory(place))
+        detail = _unfinished(run)
+        return _made_by_hand(detail, detail.plan.requester) if run.submitted.exists() else detail
     try:
         detail = detail_of(json.loads(place.read_bytes()))
     except ValueError as error:
@@ -142,6 +153,18 @@ def _unfinished(run: RunDirectory) -> RunDetail:
         events=(),
         inputs=(),
         outputs=(),
+    )
+
+
+def _made_by_hand(detail: RunDetail, requester: str) -> RunDetail:
+    """Return a run that somebody made with sbatch, for which the service submits nothing."""
+    at, plan = detail.summary.created_at, detail.plan
+    made = JobEvent(attempt=1, kind=MADE, sequence=0, at=at, recorded_at=at, detail={"how": "sbatch", "note": NOTE})
+    return replace(
+        detail,
+        summary=replace(detail.summary, requester=requester),
+        plan=replace(plan, requester=requester, retries=Retries(), submit_as=None),
+        events=(made,),
     )
 
 

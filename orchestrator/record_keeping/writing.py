@@ -7,8 +7,7 @@ from pathlib import Path
 
 from orchestrator.injob import file_sha256
 from orchestrator.provenance import OutputIdentity, RunDetail, Store, record_text
-from orchestrator.record_keeping.importing import RECORDS
-from orchestrator.runs import RunDirectory, write_atomically
+from orchestrator.runs import RECORDS, RunDirectory, write_atomically
 from orchestrator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,6 @@ def write_record(detail: RunDetail, elsewhere: Path) -> Path:
     except PermissionError:
         other = elsewhere / f"{detail.summary.run_id}.json"
         log.info("%s can't be written; the record is in %s", own, other)
-        elsewhere.mkdir(parents=True, exist_ok=True)
         write_atomically(other, text, durable=False)
         return other
     return own

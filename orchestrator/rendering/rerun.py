@@ -10,6 +10,7 @@ The parameters stand in it as ``name = value``, values as JSON; `read_parameters
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ END_OF_PARAMETERS = "END_OF_PARAMETERS"
 _OWN_OPTIONS = ("job-name", "comment", "chdir", "output", "open-mode")
 """What a job has of its own; everything else is asked for as the parent did."""
 _DIRECTIVE = re.compile(r"#SBATCH --([a-z-]+)")
-_NAME = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*")
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(rf"[ \t]*({_IDENTIFIER.pattern})[ \t]*=[ \t]*")
 _REST_OF_LINE = re.compile(r"[ \t]*(#.*)?(?=\n|\Z)")
 
 
@@ -44,7 +46,7 @@ def rerun_script(plan: JobPlan, script: BatchScript, *, root: Path, drop: Path) 
         The folder in which it leaves word for the service.
     """
     return f"""#!/bin/bash
-# Makes a run again:  sbatch {plan.run_directory}/rerun.sbatch
+# Makes a run again:  sbatch {_comment(quote(f"{plan.run_directory}/rerun.sbatch"))}
 #
 #   run        {plan.run_id}
 #   recipe     {_comment(plan.recipe)}, kernel {_comment(plan.kernel)}
@@ -52,7 +54,7 @@ def rerun_script(plan: JobPlan, script: BatchScript, *, root: Path, drop: Path) 
 #
 # From any login node, by whoever may read the input. Copy this file if you want to change something: the block below,
 # and what SLURM is asked for. The new run gets a directory of its own with this one as its parent, and what you change
-# is recorded as yours. The service and its database needn't run. Without SLURM: bash rerun.sbatch
+# is recorded as yours. The service and its database needn't run.{_without_slurm(plan)}
 {directive("job-name", f"{JOB_NAME}{plan.run_id}")}
 #SBATCH --output=rerun-%j.log
 {chr(10).join(_taken_over(script.text))}
@@ -81,13 +83,26 @@ python={quote(str(plan.python))}
 drop={quote(str(drop))}
 # --export=NONE would be inherited by job steps.
 export SLURM_EXPORT_ENV=ALL PYTHONSAFEPATH=1
-{_modules(plan.modules)}# Without SLURM this process is the job.
-[ -n "${{SLURM_JOB_ID:-}}" ] || export ORCHESTRATOR_LOCAL_JOB_ID=$$
+{_modules(plan.modules)}{_job(plan)}
 run=$(parameters | "$python" -m orchestrator.rerunning --parent "$parent" --script "$0" --input "$input" \\
     --dataset "$dataset" --because "$because" --template "$template" --root "$root" --drop "$drop") || exit
 echo "The new run is in $run; what its job prints is in attempts/1/job.log there."
-exec bash "$run/script.sbatch" >> "$run/attempts/1/job.log" 2>&1
+cd "$run" || exit
+exec bash script.sbatch >> attempts/1/job.log 2>&1
 """
+
+
+def _without_slurm(plan: JobPlan) -> str:
+    return " Without SLURM: bash rerun.sbatch" if plan.array is None else ""
+
+
+def _job(plan: JobPlan) -> str:
+    """Return the lines that say which job this is."""
+    if plan.array is None:
+        here = '[ -n "${SLURM_JOB_ID:-}" ] || export ORCHESTRATOR_LOCAL_JOB_ID=$$'
+        return f"# Without SLURM this process is the job.\n{here}"
+    refuse = '{ echo "error: the run is a job array: hand this script to sbatch" >&2; exit 2; }'
+    return f'[ -n "${{SLURM_ARRAY_TASK_ID:-}}" ] || {refuse}'
 
 
 def _taken_over(script: str) -> list[str]:
@@ -101,19 +116,25 @@ def _comment(text: str) -> str:
 
 
 def _schema_of(kernel: str) -> str:
-    return f"orchestrator schema kernel/{kernel}"
+    return f"orchestrator schema kernel/{_comment(kernel)}"
 
 
 def _parameter_lines(plan: JobPlan) -> Iterator[str]:
     array = "" if plan.array is None else plan.array.parameter
-    texts = [(parameter, json.dumps(parameter.value, ensure_ascii=False)) for parameter in plan.parameters]
+    texts = [(parameter, _value(parameter.value)) for parameter in plan.parameters]
     width = max((len(f"{parameter.name} = {text}") for parameter, text in texts if len(text) < 40), default=0)
     for parameter, text in texts:
         each = "; a task for each, see --array above" if parameter.name == array else ""
-        if not _NAME.fullmatch(f"{parameter.name}="):
+        if not _IDENTIFIER.fullmatch(parameter.name):
             yield f"# {parameter.name!a} is no name of a parameter"
             continue
         yield f"{f'{parameter.name} = {text}':{width}}  # {parameter.origin}{each}"
+
+
+def _value(value: Json) -> str:
+    """Return a value on one line that a file can hold: half of a surrogate pair is no text, and stays escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
 
 
 def _modules(modules: Sequence[str]) -> str:
@@ -131,7 +152,7 @@ def read_parameters(text: str) -> Mapping[str, Json]:
         Naming the line of the block and the remedy.
     """
     values: dict[str, Json] = {}
-    decoder, place = json.JSONDecoder(parse_constant=_refuse_constant), 0
+    decoder, place = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite), 0
     while place < len(text):
         end = _REST_OF_LINE.match(text, place)
         if end is not None:  # blank, or a comment
@@ -142,7 +163,7 @@ def read_parameters(text: str) -> Mapping[str, Json]:
             raise _invalid(text, place, "isn't name = value")
         try:
             value, place = decoder.raw_decode(text, name.end())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _invalid(text, name.end(), f"the value of {name[1]} isn't JSON: {error}") from error
         end = _REST_OF_LINE.match(text, place)
         if end is None:
@@ -155,6 +176,12 @@ def read_parameters(text: str) -> Mapping[str, Json]:
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} isn't a value")
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is too large")
+    return value
 
 
 def _invalid(text: str, place: int, what: str) -> InvalidInput:

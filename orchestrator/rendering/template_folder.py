@@ -60,7 +60,7 @@ _HEAD = re.compile(r"^\{# ---- ([A-Za-z0-9_.-]+) ---- #\}\n", re.MULTILINE)
 def texts_by_name(all_texts: str) -> dict[str, str]:
     """Return the templates that `joined_texts` put together, by their names and in their order."""
     heads = list(_HEAD.finditer(all_texts))
-    ends = [head.start() for head in heads[1:]] + [len(all_texts)]
+    ends = [*(head.start() for head in heads), len(all_texts)][1:]
     return {head[1]: all_texts[head.end() : end] for head, end in zip(heads, ends, strict=True)}
 
 

@@ -7,6 +7,7 @@ here looks whether folders or programs exist; ``orchestrator site check`` does.
 from __future__ import annotations
 
 from orchestrator.settings.doors import SpoolSettings, StompSettings, TlsSettings, parse_address
+from orchestrator.settings.facility import FacilitySettings
 from orchestrator.settings.ispyb import IspybSettings
 from orchestrator.settings.loading import load_settings
 from orchestrator.settings.model import (
@@ -22,6 +23,7 @@ from orchestrator.settings.rest import RestSettings
 from orchestrator.settings.retries import retries_of
 
 __all__ = [
-    "Condition", "Defaults", "GatewaySettings", "IspybSettings", "Match", "Recipe", "ResourceRequest", "RestSettings",
-    "Settings", "SpoolSettings", "StompSettings", "TlsSettings", "load_settings", "parse_address", "retries_of",
+    "Condition", "Defaults", "FacilitySettings", "GatewaySettings", "IspybSettings", "Match", "Recipe",
+    "ResourceRequest", "RestSettings", "Settings", "SpoolSettings", "StompSettings", "TlsSettings", "load_settings",
+    "parse_address", "retries_of",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ from orchestrator.errors import InvalidSettings
 from orchestrator.records import Scalar
 from orchestrator.sbatch_options import checked
 from orchestrator.settings.doors import Seconds, SpoolSettings, StompSettings
+from orchestrator.settings.facility import FacilitySettings
 from orchestrator.settings.ispyb import IspybSettings
 from orchestrator.settings.paths import SitePath
 from orchestrator.settings.rest import RestSettings, UserName
@@ -275,6 +276,7 @@ class Settings(Model):
     reruns: RerunSettings
     spool: SpoolSettings | None = None
     stomp: StompSettings | None = None
+    facility: FacilitySettings | None = None
     ispyb: IspybSettings | None = None
     """Where runs are mirrored to; nowhere when left out."""
     defaults: Defaults = Defaults()

@@ -80,6 +80,28 @@ def test_process_note_says_how_it_was_made(result: Path) -> None:
         assert route == "direct chunk read (bitshuffle-lz4)"
 
 
+def test_process_has_the_parameters_as_a_note(result: Path) -> None:
+    with h5py.File(result) as file:
+        process = file["entry/reduction"]
+        note = process["configuration"]
+        assert (process["input"].attrs["NX_class"], note.attrs["NX_class"]) == ("NXparameters", "NXnote")
+        assert note["type"].asstr()[()] == "application/json"
+        assert json.loads(note["data"][()])["bins"] == 30
+        assert process["sequence_index"][()] == note["sequence_index"][()] == 1
+
+
+def test_parameter_with_a_unit_says_so(tmp_path: Path) -> None:
+    spec = Spec(path=str(tmp_path / "scan.h5"), frames=1)
+    write(spec)
+    parameters = {"thickness_m": 0.001, "solid_angle": True}
+    assert run_kernel(Path(spec.path), tmp_path / "r.nxs", parameters=parameters).returncode == 0
+    with h5py.File(tmp_path / "r.nxs") as file:
+        given = file["entry/reduction/input"]
+        assert given["thickness_m"].attrs["units"] == "m"
+        assert "units" not in given["count_time_s"].attrs  # none
+        assert "units" not in given["solid_angle"].attrs
+
+
 def test_content_digest_is_of_frames_and_parameters_and_not_of_place_and_time(result: Path, tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()

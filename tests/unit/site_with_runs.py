@@ -170,8 +170,11 @@ class SiteWithRuns:
 
     def inputs(self, tag: RunTag) -> None:
         for moment, size in ((InputMoment.OPEN, 4_000), (InputMoment.END, 44_000_000)):
+            sealed = {"state": "sealed", "algorithm": "sha256(xxh3-128)", "digest": "d" * 64, "frames": 200}
             identity = InputIdentity(
                 at=moment,
+                seal=sealed if moment is InputMoment.END else None,
+                files=({"parameter": "mask", "path": "/calib/mask.npy", "sha256": "e" * 64},),
                 path=self.folder / "c-1.h5",
                 real_path=Path("/disk7/c-1.h5"),
                 dataset="/entry/data",
@@ -185,11 +188,12 @@ class SiteWithRuns:
             )
             self.store.record_input(tag.run_id, identity)
 
-    def result(self, tag: RunTag) -> Path:
+    def result(self, tag: RunTag, content: bytes = b"a result") -> Path:
         """Write a result, and record it."""
         path = self.directory(tag).result
-        path.write_bytes(b"a result")
-        output = OutputIdentity(path=path, kind="result", size=8, sha256=sha256_of(b"a result"))
+        path.write_bytes(content)
+        digests = {"sha256": sha256_of(content), "content_sha256": "c" * 64}
+        output = OutputIdentity(path=path, kind="result", size=len(content), **digests)
         self.store.record_output(tag.run_id, output)
         return path
 

@@ -46,6 +46,7 @@ def test_it_answers_everything_about_a_complete_run(site: SiteWithRuns) -> None:
     assert told["Result"]["result"] == str(result)
     assert told["Result"]["size"].endswith(f"({result.stat().st_size} bytes); the file is there")
     assert len(told["Result"]["sha256"]) == 64
+    assert told["Result"]["content"] == f"sha256 {'c' * 64}, the same for equal results"
     processed = told["What was processed"]
     assert (processed["collection"], processed["visit"], processed["beamline"]) == ("c-1", "cm1-1", "i22")
     assert processed["metadata"] == "sample = AgBeh [1]"
@@ -53,6 +54,8 @@ def test_it_answers_everything_about_a_complete_run(site: SiteWithRuns) -> None:
     assert "44.0 MB (44000000 bytes)" in text
     assert "links resolved: /disk7/c-1.h5" in text
     assert "source /disk7/c-1_1.h5" in text
+    assert processed["what was read"] == f"200 frames, sha256(xxh3-128) {'d' * 64}"
+    assert (processed["mask"], f"sha256 {'e' * 64}" in text) == ("/calib/mask.npy", True)
     job = told["Job of attempt 1"]
     assert (job["job"], job["nodes"]) == ("live:42 through the cli gateway", "n[1-2]")
     assert (job["partition"], job["account"], job["exit code"]) == ("live", "i22", "0")

@@ -243,6 +243,21 @@ def test_a_service_that_starts_again_takes_in_nothing_twice(trip: Trip) -> None:
     assert len(run.outputs) == 1
 
 
+def test_what_was_read_and_the_files_that_parameters_name_are_kept(trip: Trip) -> None:
+    trip.submitted()
+    identity = {"path": "/x.h5", "real_path": "/x.h5"}
+    seal = {"state": "sealed", "algorithm": "sha256(xxh3-128)", "digest": "d" * 64, "frames": 200}
+    mask = {"parameter": "mask", "path": "/m.npy", "sha256": "e" * 64}
+    trip.kernel_says(inputs={"open": identity, "end": None, "seal": {"state": "pending"}}, files=[mask])
+    trip.follower.cycle()
+    trip.clock.ahead += WAITING_EVERY
+    trip.kernel_says(inputs={"open": identity, "end": identity, "seal": seal}, files=[mask])
+    trip.follower.cycle()
+    opened, ended = trip.run().inputs
+    assert (opened.seal, ended.seal) == (None, seal)
+    assert opened.files == ended.files == (mask,)
+
+
 def concluded(trip: Trip) -> RunState:
     """Let the time pass that a job's last word may take, and conclude."""
     trip.follower.cycle()

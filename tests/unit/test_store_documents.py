@@ -89,6 +89,8 @@ def test_an_inputs_identity_comes_back() -> None:
         shape=(200, 5, 7),
         chunks=(1, 5, 7),
         sources=({"path": "/data/a.h5", "size": 3},),
+        seal={"state": "sealed", "algorithm": "sha256(xxh3-128)", "digest": "d" * 64, "frames": 200},
+        files=({"parameter": "mask", "path": "/calib/mask.npy", "sha256": "e" * 64},),
     )
     document = encoded(identity)
     assert isinstance(document, dict)
