@@ -62,7 +62,7 @@ def _by_path(connection: Connection, file: Path, settings: IspybSettings) -> int
     )
     names = {template.format(name=file.name, stem=file.stem) for template in settings.file_templates}
     for row in connection.execute(wanted):
-        if row.fileTemplate and any(_stands_for(row.fileTemplate, name) for name in names):
+        if row.fileTemplate and any(stands_for(row.fileTemplate, name) for name in names):
             found: int = row.dataCollectionId
             return found
     raise NotFound(
@@ -71,6 +71,6 @@ def _by_path(connection: Connection, file: Path, settings: IspybSettings) -> int
     )
 
 
-def _stands_for(template: str, name: str) -> bool:
-    """Whether a file template is this name; ``#`` stands for a digit."""
+def stands_for(template: str, name: str) -> bool:
+    """Return whether a file template is this name; ``#`` stands for a digit."""
     return re.fullmatch(re.escape(template).replace(r"\#", "[0-9]"), name) is not None

@@ -114,7 +114,10 @@ def _parsed(text: str) -> URL:
 def _engine(url: URL, timeout_s: float) -> Engine:
     whole_s = max(1, round(timeout_s))
     # Without strict mode the server would cut values that don't fit.
-    session = f"SET SESSION sql_mode = 'TRADITIONAL', SESSION innodb_lock_wait_timeout = {whole_s}"
+    session = (
+        f"SET SESSION sql_mode = 'TRADITIONAL', SESSION innodb_lock_wait_timeout = {whole_s}, "
+        f"SESSION lock_wait_timeout = {whole_s}"
+    )
     return create_engine(
         url,
         connect_args={

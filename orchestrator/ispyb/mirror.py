@@ -1,4 +1,4 @@
-"""What the service's ISPyB loop does in a step: enter new runs, take requests, mirror what has changed.
+"""What the service's ISPyB loop does in a step: enter new runs, mirror what has changed, take requests.
 
 Every step reads what is to be done from the store and writes what was done to it. ISPyB's rows of a run and our record
 of them are two transactions: whoever dies in between finds the rows again by the run's id. What stands in the way of
@@ -8,6 +8,7 @@ one run is kept with it and holds up no other; what stands in the way of all is 
 from __future__ import annotations
 
 import logging
+import time
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
@@ -29,7 +30,7 @@ LEASE = "ispyb"
 
 LEASE_S = 120.0
 AT_ONCE = 50
-"""Most runs of one step: the lease is renewed before the next."""
+"""Most runs of one step: the lease is renewed before the next. Where ISPyB is slow it is fewer."""
 
 _FIRST_PAUSE = timedelta(seconds=10)
 _LONGEST_PAUSE = timedelta(minutes=10)
@@ -63,15 +64,16 @@ class Mirror:
         try:
             schema = self.checked_schema()
             mapper = self._mapper(schema)
-            if self.site.take_requests:
-                self._requests.take(schema, mapper)
             due = self.store.due_for_ispyb(utc_now(), AT_ONCE)
+            end_s = time.monotonic() + LEASE_S / 2
             for one in due:
-                self._mirror(one, schema, mapper)
+                if time.monotonic() < end_s:
+                    self._mirror(one, schema, mapper)
+            taken = self._requests.take(schema, mapper) if self.site.take_requests else 0
         except OrchestratorError:
             self._schema = None  # it may be another one when it is back
             raise
-        return len(due) == AT_ONCE
+        return len(due) == AT_ONCE or taken > 0
 
     def checked_schema(self) -> IspybSchema:
         """Return the schema of the ISPyB at hand; looked at when the service starts, and after every obstacle.
@@ -123,13 +125,18 @@ class Mirror:
     def _written(self, one: IspybRun, run: RunDetail, rows: Rows, schema: IspybSchema) -> IspybIds:
         earlier = self.store.ispyb_programs([before.run_id for before in run.plan.after])
         parent = next(iter(earlier.values()), None)
+        data_collection = one.ids.data_collection or self._found_data_collection(run)
         with self.ispyb.alone(one.run_id) as connection:
-            data_collection = one.ids.data_collection or find_data_collection(
-                connection, run.plan.collection, self.site
-            )
             job = one.ids.processing_job if one.requested else None
             writer = Writer(connection=connection, there=schema.there)
             return writer.write(one.run_id, rows, data_collection, job=job, parent=parent)
+
+    def _found_data_collection(self, run: RunDetail) -> int:
+        """Find a run's data collection, and keep it before anything is written: the next look may find a newer one."""
+        with self.ispyb.transaction() as connection:
+            found = find_data_collection(connection, run.plan.collection, self.site)
+        self.store.record_data_collection(run.summary.run_id, found)
+        return found
 
     def _put_off(self, one: IspybRun, error: OrchestratorError) -> None:
         """Keep what stands in a run's way, and try again: less and less often, and not for ever."""

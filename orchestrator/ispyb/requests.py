@@ -64,7 +64,8 @@ class Requests:
         site = _table(self.settings)
         with self.ispyb.transaction() as connection:
             waiting = _waiting_ids(connection, site, self._look)
-            known = self.store.ispyb_requests_known(waiting)
+        known = self.store.ispyb_requests_known(waiting)
+        with self.ispyb.transaction() as connection:
             requests = [_read(connection, job, site) for job in waiting if job not in known]
         self._look = _LATER_LOOK
         return sum(self._take(request, schema, mapper) for request in requests)
@@ -102,8 +103,7 @@ class Requests:
                 remedy=f"ask for {' or '.join(_table(self.settings).take_requests)}",
             )
         values = dict(_values(request.parameters, self.settings))
-        with self.ispyb.transaction() as connection:
-            start = self._collection(connection, request)
+        start = self._collection(request)
         plan = plan_recipe(request.recipe, start, self.settings, user_parameters=values)
         run_id = run_id_of(f"ispyb-job-{request.job}", request.recipe)
         directory = RunDirectory.under(
@@ -123,12 +123,15 @@ class Requests:
             after=plan_recipe(request.recipe, start, self.settings).after,  # the collection's own runs
         )
 
-    def _collection(self, connection: Connection, request: Request) -> CollectionStart:
+    def _collection(self, request: Request) -> CollectionStart:
         wanted = request.data_collection
         if wanted is None:
             raise InvalidInput("it names no data collection", remedy="ask for the processing of one")
         columns = DATA_COLLECTION.c
-        row = connection.execute(select(*columns).where(columns.dataCollectionId == wanted)).one()
+        with self.ispyb.transaction() as connection:
+            row = connection.execute(select(*columns).where(columns.dataCollectionId == wanted)).one_or_none()
+        if row is None:
+            raise InvalidInput(f"there is no data collection {wanted}", remedy="ask for the processing of one")
         _check_sweeps(request, row.numberOfImages)
         start = self.store.collection_of(wanted) or _collection_of(row, self.settings)
         check_allowed(start.file, self.settings.allowed_roots)

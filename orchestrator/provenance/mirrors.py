@@ -120,6 +120,11 @@ class MirrorStore(Database):
         with self.reading() as session:
             return [_record(row) for row in session.execute(wanted)]
 
+    def record_data_collection(self, run_id: str, data_collection_id: int) -> None:
+        """Keep which data collection a run is of."""
+        with self.writing() as session:
+            session.get_one(IspybRunRow, run_id).data_collection_id = data_collection_id
+
     def record_mirrored(self, mirrored: Mirrored) -> None:
         """Keep that a run stands in ISPyB; the first time, and the first after an obstacle, is an event of the run."""
         with self.writing() as session:

@@ -4,7 +4,6 @@ no more than what is used."""
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,11 +21,11 @@ import sqlalchemy
 from sqlalchemy import Engine, text
 
 from orchestrator import crashpoints
-from orchestrator.errors import InvalidSettings, IspybUnavailable
+from orchestrator.errors import InvalidSettings, IspybUnavailable, OrchestratorError
 from orchestrator.ispyb import Mirror
 from orchestrator.ispyb.tables import ADMIN_VAR, USED, grants
 from orchestrator.provenance import AttemptEnd, IspybRun, Store
-from orchestrator.records import JobState, Json, Resources, Retry, RunState, RunTag, utc_now
+from orchestrator.records import JobState, Json, Predecessor, Resources, Retry, RunState, RunTag, utc_now
 from orchestrator.service import Service
 from orchestrator.settings import Settings, load_settings
 from orchestrator.slurm.memory import MemoryGateway
@@ -161,8 +160,9 @@ class Ispyb:
             number = program["autoProcProgramId"]
             told = {name: value for name, value in (job | program).items() if "Id" not in name}
             told = {name: value for name, value in told.items() if name.lower() != "recordtimestamp"}
-            made = (self.parameters_of(job["processingJobId"]), self.sweeps_of(job["processingJobId"]))
-            content.append([told, made, self.messages_of(number), self.files_of(number)])
+            images = [(first, last) for _, first, last in self.sweeps_of(job["processingJobId"])]
+            parameters = self.parameters_of(job["processingJobId"])
+            content.append([told, parameters, images, self.messages_of(number), self.files_of(number)])
         return content
 
 
@@ -410,6 +410,22 @@ def test_a_rerun_is_a_job_of_its_own_that_names_its_parent(site: Site) -> None:
     assert site.ispyb.parameters_of(row["processingJobId"])["orchestrator_parent_run"] == parent.run_id
 
 
+def test_a_run_of_a_chain_hangs_on_the_program_of_the_one_before(of_models: Ispyb, tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.ispyb = of_models
+    collection = site.with_data_collection("c-1")
+    first = site.complete("c-1")
+    before = Predecessor(recipe="azimuthal", run_id=first.run_id, run_directory=site.directory(first).path)
+    mirrored_once(site)
+    site.planned("c-1", after=(before,))
+    mirrored_once(site)
+    earlier, later = (of_models.program_of(job["processingJobId"]) for job in of_models.jobs_of(collection))
+    assert later["parentAutoProcProgramId"] == earlier["autoProcProgramId"]
+    assert earlier["parentAutoProcProgramId"] is None
+    assert earlier["jobUuid"].hex() == first.run_id.replace("-", "")
+    site.store.close()
+
+
 def test_what_does_not_fit_is_shortened_where_people_see_it_and_the_server_never_cuts(site: Site) -> None:
     collection = site.with_data_collection("c-1")
     tag = site.planned("c-1", requester="ж" * 250)
@@ -505,8 +521,8 @@ def test_a_service_that_dies_between_the_two_commits_makes_no_second_job(site: S
         f"settings = load_settings(Path({str(site.file)!r}), {{'ispyb': {table!r}}})\n"
         "Mirror(Store.open(settings.database), settings).step()\n"
     )
-    # The second writing transaction is the one that keeps what stands in ISPyB.
-    environment = os.environ | {crashpoints.VARIABLE: f"{crashpoints.CrashPoint.BEFORE_COMMIT}:2"}
+    # The third writing transaction is the one that keeps what stands in ISPyB.
+    environment = os.environ | {crashpoints.VARIABLE: f"{crashpoints.CrashPoint.BEFORE_COMMIT}:3"}
     died = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
     assert died.returncode == -signal.SIGKILL
     assert len(site.ispyb.jobs_of(collection)) == 1
@@ -531,6 +547,44 @@ def test_two_mirrors_at_once_make_one_job(site: Site) -> None:
         mirror.close()
     assert len(site.ispyb.jobs_of(collection)) == 1
     assert len(site.ispyb.content_of(collection)) == 1
+
+
+def test_of_two_services_on_one_database_one_mirrors(of_site: Ispyb, server: tuple[str, Path], tmp_path: Path) -> None:
+    admin = _new_database(server[0], "ours")
+    url = admin.url.set(drivername="mariadb").render_as_string(hide_password=False)
+    site = Site(tmp_path)
+    site.ispyb = of_site
+    site.store.close()
+    with Store.open(url, create=True) as store, Store.open(url) as other:
+        site.store = store
+        collection = site.with_data_collection("c-1")
+        with closing(site.mirror()) as mirror, closing(Mirror(other, site.settings())) as idle:
+            mirror.step()
+            site.complete("c-1")
+            idle.step()
+            assert of_site.jobs_of(collection) == []
+            mirror.step()
+            assert len(of_site.jobs_of(collection)) == 1
+            store.resign()
+            site.planned("c-1", recipe="other")
+            idle.step()
+            assert len(of_site.jobs_of(collection)) == 2
+
+
+def test_an_ispyb_that_does_not_answer_is_left_after_its_time_and_written_later(site: Site) -> None:
+    collection = site.with_data_collection("c-1")
+    tag = site.complete("c-1")
+    with closing(site.mirror(timeout_s=1)) as mirror, site.ispyb.admin.connect() as other:
+        mirror.checked_schema()
+        other.execute(text("LOCK TABLES AutoProcProgram WRITE"))
+        began = time.monotonic()
+        with pytest.raises(OrchestratorError, match="Lock wait timeout"):
+            mirror.step()
+        assert time.monotonic() - began < 10
+        other.execute(text("UNLOCK TABLES"))
+        site.store.mirror_again([tag.run_id], utc_now())
+        mirror.step()
+    assert len(site.ispyb.jobs_of(collection)) == 1
 
 
 def test_another_schema_version_is_named_with_the_remedy_and_nothing_is_written(site: Site) -> None:
@@ -688,7 +742,7 @@ def test_runs_made_while_mariadb_is_down_stand_there_afterwards_as_if_it_had_not
                 processes.end([again])
         mirrored_again(site)
         without = {uid: of_site.content_of(here) for uid, (here, _) in collections.items()}
-        assert _without_collections(after) == _without_collections(without)
+        assert after == without
     site.store.close()
 
 
@@ -700,10 +754,6 @@ def mirrored_again(site: Site) -> None:
     with site.store.writing() as session:
         session.execute(text("DELETE FROM ispyb_runs"))
     mirrored_once(site)
-
-
-def _without_collections(contents: Mapping[str, list[object]]) -> str:
-    return re.sub(r"\[\(\d+, 1, 200\)\]", "[sweep]", repr(sorted(contents.items())))
 
 
 def _killed(directory: Path) -> list[str]:

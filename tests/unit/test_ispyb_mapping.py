@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.ispyb.data_collections import stands_for
 from orchestrator.ispyb.fitting import TextColumn
 from orchestrator.ispyb.mapping import MAX_IMAGE, Mapper, Rows
 from orchestrator.ispyb.tables import ATTACHMENT, MESSAGE, PARAMETER, PROCESSING_JOB, PROGRAM, USED, grants, rights
@@ -152,3 +153,19 @@ def test_no_more_is_granted_than_is_used() -> None:
     assert rights(PROGRAM.c.processingStatus) == {"SELECT", "INSERT", "UPDATE"}
     assert rights(PROGRAM.c.autoProcProgramId) == {"SELECT"}
     assert rights(PROCESSING_JOB.c.comments) == {"SELECT", "INSERT"}
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "matches"),
+    [
+        ("scan_1.nxs", "scan_1.nxs", True),
+        ("scan_1.nxs", "scan_1xnxs", False),
+        ("scan_1_####.cbf", "scan_1_0042.cbf", True),
+        ("scan_1_####.cbf", "scan_1_042.cbf", False),
+        ("scan_#.h5", "scan_x.h5", False),
+    ],
+)
+def test_a_file_template_stands_for_names_with_digits_where_it_has_signs(
+    template: str, name: str, matches: bool
+) -> None:
+    assert stands_for(template, name) is matches
