@@ -31,7 +31,7 @@ ENTRIES = (
     _command(_RUN, "serve", "Run the service: take messages, submit jobs, follow them."),
     _command(_RUN, "plan", "Show what a message would lead to; nothing is submitted."),
     _command(_RUN, "submit", "Take one message from a file, without a broker."),
-    _command(_RUN, "rerun", "Make a run again, as it was or with other parameters; or all of a visit."),
+    _command(_RUN, "rerun", "Make runs again, as they were or with other parameters."),
     _command(_RUN, "cancel", "End a run that isn't wanted any more.", module="submit"),
     _command(_SITE, "doctor", "Say what is here, what is missing, and how much speed is lost."),
     _command(_SITE, "site", "Check a site file before the service gets it.", attribute="app"),

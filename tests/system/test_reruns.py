@@ -124,7 +124,9 @@ def test_a_run_is_made_again_through_the_service(tmp_path: Path, stack: Stack) -
     try:
         first = a_live_run(beamline, "once")
         beamline.stop_service()
-        done = beamline.command("rerun", first.summary.run_id[:8], "--set", "bins=77", "--ntasks", "1", "--wait", "--json")
+        done = beamline.command(
+            "rerun", first.summary.run_id[:8], "--set", "bins=77", "--ntasks", "1", "--wait", "--json"
+        )
         assert done.returncode == 0, done.stderr
         (summary,) = json.loads(done.stdout)
         again = beamline.store.run(summary["run_id"])

@@ -192,7 +192,9 @@ def test_files_that_are_too_large_or_none_are_refused(reruns: Reruns, parent: Ru
         ("\udcff", "can't decode"),
     ],
 )
-def test_a_word_that_is_none_is_put_aside_with_the_reason(reruns: Reruns, parent: RunDetail, text: str, told: str) -> None:
+def test_a_word_that_is_none_is_put_aside_with_the_reason(
+    reruns: Reruns, parent: RunDetail, text: str, told: str
+) -> None:
     word = reruns.drop / "word.json"
     word.write_bytes(text.encode(errors="surrogateescape"))
     said = put_aside(reruns, word)

@@ -126,7 +126,7 @@ def completed(words: str, **environment: str) -> list[str]:
 
 def test_the_shell_completes_commands() -> None:
     assert completed("orchestrator wa") == ["watch"]
-    assert completed("orchestrator db ") == ["upgrade", "status"]
+    assert completed("orchestrator db ") == ["upgrade", "status", "check", "import"]
 
 
 @pytest.mark.parametrize("command", ["show", "watch", "log", "cancel"])

@@ -63,7 +63,9 @@ def test_without_edits_the_new_run_is_the_parents_with_nothing_changed(reruns: R
 
 def test_an_edit_is_the_users_and_the_others_keep_who_decided_them(reruns: Reruns) -> None:
     parent = reruns.parent()
-    script = reruns.edited(parent, ("bins = ", "bins = 2000"), ("unit = ", "mask = [1, 2]"), ("because=", "because=why"))
+    script = reruns.edited(
+        parent, ("bins = ", "bins = 2000"), ("unit = ", "mask = [1, 2]"), ("because=", "because=why")
+    )
     plan = plan_of(reruns.made(script))
     place = f"rerun of {parent.summary.run_id}"
     users = [Parameter(name=name, value=value, origin=Origin.USER, place=place)

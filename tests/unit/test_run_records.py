@@ -20,7 +20,6 @@ from orchestrator.provenance import (
     Store,
     detail_of,
     plan_to_json,
-    record_of,
     record_text,
 )
 from orchestrator.provenance.record import record_schema
