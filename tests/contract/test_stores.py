@@ -1086,23 +1086,16 @@ class StoreContract:
         (earlier / "versions" / "0006_records.py").unlink()
         with Store.connect(place.new()) as store:
             upgrade_schema(store, migrations=earlier)
-            runs = [
-                (str(uuid4()), state, NOON if ended else None)
-                for state, ended in (("complete", True), ("running", False))
-            ]
+            runs = [(str(uuid4()), RunState.COMPLETE, NOON), (str(uuid4()), RunState.RUNNING, None)]
             common = {
-                "message_id": None, "parent_run_id": None, "requester": "automatic", "recipe": "r", "kernel": "azimuthal",
-                "beamline": "b", "visit": None, "collection_uid": "c", "file": "/x", "run_directory": "/y", "plan": "{}",
-                "reason": "", "attempts": 0, "created_at": NOON, "frames_finished": False, "ended_because": "",
+                "requester": "automatic", "recipe": "r", "kernel": "azimuthal", "beamline": "b", "collection_uid": "c",
+                "file": "/x", "run_directory": "/y", "plan": {}, "reason": "", "attempts": 0, "created_at": NOON,
+                "frames_finished": False, "ended_because": "",
             }  # fmt: skip
             rows = [common | {"run_id": run_id, "state": state, "ended_at": ended} for run_id, state, ended in runs]
-            table = sqlalchemy.Table("runs", sqlalchemy.MetaData(), *(
-                sqlalchemy.Column(column.name, column.type) for column in RunRow.__table__.columns
-            ))  # fmt: skip
+            columns = [sqlalchemy.Column(name, RunRow.__table__.c[name].type) for name in rows[0]]
             with store.connected() as connection:
-                connection.execute(
-                    table.insert(), [{**row, "state": RunState(str(row["state"])), "plan": {}} for row in rows]
-                )
+                connection.execute(sqlalchemy.Table("runs", sqlalchemy.MetaData(), *columns).insert(), rows)
             store.upgrade()
             assert _differences(store) == []
             assert store.due_records() == [(runs[0][0], 0)]
