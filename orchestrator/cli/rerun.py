@@ -22,6 +22,7 @@ from orchestrator.planning import repeated
 from orchestrator.provenance import RunDetail, RunSummary, Store
 from orchestrator.records import BatchScript, JobPlan, Json, RunState
 from orchestrator.rendering import rerun_script
+from orchestrator.rendering.rerun import read_value
 from orchestrator.service import open_gateway, open_store
 from orchestrator.settings import Settings, load_settings
 
@@ -116,7 +117,7 @@ def _parsed(changes: Sequence[str]) -> Mapping[str, Json]:
         if not separator or not name.isidentifier():
             raise InvalidInput(f"--set {change}: isn't NAME=VALUE", remedy="for example --set bins=2000")
         try:
-            values[name] = json.loads(text)
+            values[name] = read_value(text)
         except ValueError:
             if text[:1] in {'"', "[", "{"}:
                 raise InvalidInput(f"--set {change}: the value isn't JSON", remedy="quote it for the shell") from None

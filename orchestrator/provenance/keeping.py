@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import select, true, update
 from sqlalchemy.orm import Session
 
 from orchestrator.provenance.attempts import forget_reports, take_report
@@ -25,7 +25,12 @@ class RecordStore(Database):
 
     def due_records(self, limit: int = 100) -> Sequence[tuple[str, int]]:
         """Return ended runs whose own directory hasn't the newest record, and how often each has changed since."""
-        wanted = select(RunRow.run_id, RunRow.changes).where(RunRow.record_due).order_by(RunRow.run_id).limit(limit)
+        wanted = (
+            select(RunRow.run_id, RunRow.changes)
+            .where(RunRow.record_due == true())
+            .order_by(RunRow.run_id)
+            .limit(limit)
+        )
         with self.reading() as session:
             return [(run_id, changes) for run_id, changes in session.execute(wanted)]
 

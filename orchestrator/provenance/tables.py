@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Enum, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint, false
+from sqlalchemy import BigInteger, Enum, ForeignKey, ForeignKeyConstraint, Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator.provenance.columns import Body, JsonText, LongText, Name, RowId, UtcDateTime
@@ -135,7 +135,7 @@ class RunRow(Base):
     retry: Mapped[Json] = mapped_column(JsonText, nullable=True)
     not_before: Mapped[datetime | None]
     changes: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
-    record_due: Mapped[bool] = mapped_column(server_default=false(), default=False)
+    record_due: Mapped[bool | None]
 
 
 class PredecessorRow(Base):

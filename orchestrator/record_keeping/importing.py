@@ -27,11 +27,10 @@ from orchestrator.provenance import (
     RunSummary,
     Store,
     detail_of,
-    plan_from_json,
 )
 from orchestrator.provenance.rows import MADE
 from orchestrator.records import JobIdentity, JobPlan, RawMessage, Retries, RunState, RunTag, sha256_of
-from orchestrator.rerunning import user_name
+from orchestrator.rerunning import read_plan, user_name
 from orchestrator.runs import RECORDS, AttemptDirectory, RunDirectory
 
 NOTE = "read from the run's directory"
@@ -115,10 +114,7 @@ def _arrival(detail: RunDetail) -> Arrival | None:
 
 
 def _unfinished(run: RunDirectory) -> RunDetail:
-    try:
-        plan = plan_from_json(json.loads(run.plan.read_bytes()))
-    except ValueError as error:
-        raise InvalidInput(f"{run.plan}: {error}", remedy="take it from a backup, or leave it out") from error
+    plan = read_plan(run)
     at = datetime.fromtimestamp(run.plan.stat().st_mtime, UTC)
     attempts = tuple(_attempts(run, plan, at))
     begun = bool(attempts) and attempts[-1].identity is not None

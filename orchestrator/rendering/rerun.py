@@ -152,7 +152,7 @@ def read_parameters(text: str) -> Mapping[str, Json]:
         Naming the line of the block and the remedy.
     """
     values: dict[str, Json] = {}
-    decoder, place = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite), 0
+    place = 0
     while place < len(text):
         end = _REST_OF_LINE.match(text, place)
         if end is not None:  # blank, or a comment
@@ -162,7 +162,7 @@ def read_parameters(text: str) -> Mapping[str, Json]:
         if name is None:
             raise _invalid(text, place, "isn't name = value")
         try:
-            value, place = decoder.raw_decode(text, name.end())
+            value, place = _DECODER.raw_decode(text, name.end())
         except (ValueError, RecursionError) as error:
             raise _invalid(text, name.end(), f"the value of {name[1]} isn't JSON: {error}") from error
         end = _REST_OF_LINE.match(text, place)
@@ -181,6 +181,15 @@ def _refuse_constant(word: str) -> None:
 def _finite(number: str) -> float:
     if math.isinf(value := float(number)):
         raise ValueError(f"{number} is too large")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def read_value(text: str) -> Json:
+    """Return one value from its JSON; `ValueError` when it is none."""
+    value: Json = _DECODER.decode(text)
     return value
 
 

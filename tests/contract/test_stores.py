@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -24,7 +25,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
-from orchestrator.errors import InvalidSettings, NotFound, StoreUnavailable
+from orchestrator.errors import InvalidInput, InvalidSettings, NotFound, StoreUnavailable
 from orchestrator.provenance import (
     Arrival,
     AttemptEnd,
@@ -39,11 +40,14 @@ from orchestrator.provenance import (
     OutputIdentity,
     Store,
     Unanswered,
+    detail_of,
     plan_to_json,
+    record_text,
 )
 from orchestrator.provenance.leases import database_now
 from orchestrator.provenance.runs import lock_run
-from orchestrator.provenance.tables import Base, LeaseRow
+from orchestrator.provenance.schema import MIGRATIONS, upgrade_schema
+from orchestrator.provenance.tables import Base, LeaseRow, RunRow
 from orchestrator.records import (
     BatchScript,
     CollectionEnd,
@@ -1079,6 +1083,145 @@ class StoreContract:
         at_once(4, lambda _number: Store.open(url, create=True).close())
         with Store.open(url) as store:
             assert store.schema_status().current
+
+    def test_the_records_of_a_filled_database_of_the_schema_before_are_due(self, place: Place, tmp_path: Path) -> None:
+        earlier = tmp_path / "migrations"
+        shutil.copytree(MIGRATIONS, earlier)
+        (earlier / "versions" / "0006_records.py").unlink()
+        with Store.connect(place.new()) as store:
+            upgrade_schema(store, migrations=earlier)
+            runs = [(str(uuid4()), RunState.COMPLETE, NOON), (str(uuid4()), RunState.RUNNING, None)]
+            common = {
+                "requester": "automatic", "recipe": "r", "kernel": "azimuthal", "beamline": "b", "collection_uid": "c",
+                "file": "/x", "run_directory": "/y", "plan": {}, "reason": "", "attempts": 0, "created_at": NOON,
+                "frames_finished": False, "ended_because": "",
+            }  # fmt: skip
+            rows = [common | {"run_id": run_id, "state": state, "ended_at": ended} for run_id, state, ended in runs]
+            columns = [sqlalchemy.Column(name, RunRow.__table__.c[name].type) for name in rows[0]]
+            with store.connected() as connection:
+                connection.execute(sqlalchemy.Table("runs", sqlalchemy.MetaData(), *columns).insert(), rows)
+            store.upgrade()
+            assert _differences(store) == []
+            assert store.due_records() == [(runs[0][0], 0)]
+            assert {run.run_id for run in store.runs()} == {run_id for run_id, _, _ in runs}
+
+    # ------------------------------------------------------------------------------------------ reruns and records
+
+    def test_a_run_that_comes_home_is_recorded_once_with_its_job(self, store: Store) -> None:
+        parent = submitted(store)
+        plan = a_plan(parent_run=parent.run_id, requester="ann")
+        tag, job = RunTag(run_id=plan.run_id, attempt=1), replace(a_job(43), adopted=True)
+        intent = Intent(tag=tag, script=SCRIPT)
+        told = {"how": "sbatch", "edits": "+bins = 2000"}
+        assert store.record_adopted(plan, intent, job, told, NOON)
+        before = store.run(tag.run_id)
+        assert not store.record_adopted(plan, intent, job, told, NOON + timedelta(hours=1))
+        assert store.run(tag.run_id) == before
+        assert before.plan == plan
+        assert (before.summary.state, before.summary.job, before.summary.created_at) == (
+            RunState.PENDING, job.identity, NOON
+        )  # fmt: skip
+        assert [(event.kind, event.detail) for event in before.events] == [("made", told)]
+        assert before.message == store.run(parent.run_id).message
+        assert store.planned_runs() == []
+        assert tag in {one.tag for one in store.active_attempts()}
+
+    def test_a_run_whose_parent_is_not_here_finds_its_message_by_the_uid(self, store: Store) -> None:
+        receipt = store.record_message(a_message(), understood=a_start())
+        for start, message_id in ((a_start(), receipt.message_id), (a_start("another"), None)):
+            plan = a_plan(start, parent_run=str(uuid4()))
+            intent = Intent(tag=RunTag(run_id=plan.run_id, attempt=1), script=SCRIPT)
+            assert store.record_adopted(plan, intent, a_job(100 + (message_id or 0)), {}, NOON)
+            message = store.run(plan.run_id).message
+            assert (message.message_id if message else None) == message_id
+
+    def test_a_run_does_not_come_home_with_the_job_of_another_one(self, store: Store) -> None:
+        parent = submitted(store)
+        plan = a_plan(parent_run=parent.run_id)
+        intent = Intent(tag=RunTag(run_id=plan.run_id, attempt=1), script=SCRIPT)
+        with pytest.raises(InvalidInput, match=f"is that of run {parent.run_id}"):
+            store.record_adopted(plan, intent, a_job(), {}, NOON)
+        assert [run.run_id for run in store.runs()] == [parent.run_id]
+
+    def test_of_many_services_one_takes_a_run_in(self, url: str) -> None:
+        plan = a_plan(parent_run=str(uuid4()))
+        intent = Intent(tag=RunTag(run_id=plan.run_id, attempt=1), script=SCRIPT)
+
+        def take_in(_number: int) -> bool:
+            with Store.open(url, busy_timeout_s=20) as store:
+                return store.record_adopted(plan, intent, a_job(), {"how": "sbatch"}, NOON)
+
+        assert sorted(at_once(4, take_in)) == [False, False, False, True]
+
+    def test_only_reruns_through_the_service_are_counted_and_while_they_have_a_job(self, store: Store) -> None:
+        parent = submitted(store)
+        by_hand = a_plan(parent_run=parent.run_id)
+        intent = Intent(tag=RunTag(run_id=by_hand.run_id, attempt=1), script=SCRIPT)
+        store.record_adopted(by_hand, intent, a_job(50), {}, NOON)
+        assert store.count_active_reruns() == 0
+        tags = []
+        for number in (51, 52):
+            plan = a_plan(parent_run=parent.run_id)
+            store.record_runs(None, [plan], note="")
+            tags.append(RunTag(run_id=plan.run_id, attempt=1))
+            assert store.count_active_reruns() == number - 51
+            store.record_intent(tags[-1], SCRIPT, gateway="cli")
+            assert store.count_active_reruns() == number - 50
+            store.record_submitted(tags[-1], a_job(number))
+        store.finish_run(tags[0].run_id, RunState.COMPLETE, "")
+        assert store.count_active_reruns() == 1
+
+    def test_whatever_changes_about_an_ended_run_makes_its_record_due_again(self, store: Store) -> None:
+        tag = submitted(store)
+        identity = InputIdentity(at=InputMoment.END, path=Path("/x"), real_path=Path("/x"))
+        changes: list[Callable[[], object]] = [
+            lambda: store.record_report(tag, a_report(tag, JobState.COMPLETED, usage={"cpu_s": 1.5})),
+            lambda: store.record_event(tag, "late", {}, NOON),
+            lambda: store.record_software(tag, {"python": "3"}),
+            lambda: store.record_input(tag.run_id, identity),
+            lambda: store.record_output(
+                tag.run_id, OutputIdentity(path=Path("/o"), kind="result", size=1, sha256="ab")
+            ),
+            lambda: store.record_defaults(tag.run_id, {"unit": "q"}, place="the kernel"),
+            lambda: store.record_progress(tag.run_id, FrameCounts(expected=1, written=1, processed=1, failed=0)),
+            lambda: store.finish_run(tag.run_id, RunState.FAILED, "a late verdict"),
+        ]
+        store.record_event(tag, "begin", {}, NOON)
+        assert store.due_records() == []  # it hasn't ended
+        store.finish_run(tag.run_id, RunState.COMPLETE, "")
+        for change in changes:
+            ((run_id, number),) = store.due_records()
+            store.mark_recorded(run_id, number)
+            assert store.due_records() == []
+            change()
+        ((run_id, number),) = store.due_records()
+        store.record_event(tag, "between", {}, NOON)
+        store.mark_recorded(run_id, number)  # written before that
+        assert len(store.due_records()) == 1
+
+    def test_a_run_comes_back_from_its_record_whole_and_once(self, store: Store, place: Place) -> None:
+        tag = submitted(store)
+        store.record_report(tag, a_report(tag, JobState.COMPLETED, exit_code=0, usage={"cpu_s": 1.5}, ended_at=NOON))
+        store.record_event(tag, "begin", {"host": "n1"}, NOON, sequence=0)
+        store.record_software(tag, {"python": "3"})
+        store.record_defaults(tag.run_id, {"unit": "q"}, place="the kernel")
+        store.record_progress(tag.run_id, FrameCounts(expected=2, written=2, processed=2, failed=0, finished=True))
+        identity = InputIdentity(
+            at=InputMoment.OPEN, path=Path("/x"), real_path=Path("/y"), inode=2**63 + 1, shape=(1, 2)
+        )
+        store.record_input(tag.run_id, identity)
+        store.record_output(tag.run_id, OutputIdentity(path=Path("/o"), kind="result", size=1, sha256="ab"))
+        store.finish_run(tag.run_id, RunState.COMPLETE, "all", NOON)
+        before = detail_of(json.loads(record_text(store.run(tag.run_id))))
+        assert before.message is not None
+        arrival = Arrival(raw=before.message.raw, understood=before.plan.collection, note=before.message.note)
+        with Store.open(place.new(), create=True) as other:
+            assert other.import_run(before, arrival)
+            assert not other.import_run(before, arrival)
+            after = other.run(tag.run_id)
+        assert after.message is not None
+        assert after.message.raw == before.message.raw
+        assert replace(after, message=before.message) == before
 
     # ------------------------------------------------------------------------------------------------- chains
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.cli.common import ExitCode
+from orchestrator.messages import start_document
 from orchestrator.provenance import InputIdentity, InputMoment, OutputIdentity, Store
 from orchestrator.records import (
     BatchScript,
@@ -124,7 +125,7 @@ class SiteWithRuns:
             stall_timeout_s=300.0,
             appear_timeout_s=120.0,
         )
-        message = RawMessage(body=json.dumps({"uid": uid}).encode(), source="stomp:/queue/i22", received_at=NOON)
+        message = RawMessage(body=start_document(start), source="stomp:/queue/i22", received_at=NOON)
         receipt = self.store.record_message(message, understood=start)
         self.store.record_runs(receipt.message_id, [replace(plan, **changes)], note="planned azimuthal")
         return RunTag(run_id=run_id, attempt=1)

@@ -211,7 +211,7 @@ def test_what_is_half_written_or_no_word_is_left_alone(reruns: Reruns) -> None:
 
 
 def test_a_word_for_another_place_or_run_is_refused(reruns: Reruns, parent: RunDetail) -> None:
-    _plan, word = reruns.word(parent)
+    _, word = reruns.word(parent)
     told = json.loads(word.read_text())
     word.write_text(json.dumps(told | {"run_id": parent.summary.run_id}))
     assert f"isn't the plan of run {parent.summary.run_id} in this place" in put_aside(reruns, word)
@@ -234,7 +234,7 @@ def test_a_job_that_is_another_runs_is_refused(reruns: Reruns, parent: RunDetail
 
 
 def test_a_fault_with_one_word_holds_up_no_other(reruns: Reruns, parent: RunDetail) -> None:
-    bad, _word = reruns.word(parent, "bins = 1")
+    bad, _ = reruns.word(parent, "bins = 1")
     good, _ = reruns.word(parent, "bins = 2")
     document = plan_to_json(bad)
     document["recipe"] = {"not": "a name"}

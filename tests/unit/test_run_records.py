@@ -1,0 +1,378 @@
+"""Runs' records: whole, readable by their schema, written anew when more becomes known, and the way back from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli.common import ExitCode
+from orchestrator.errors import InvalidInput
+from orchestrator.provenance import (
+    Arrival,
+    AttemptEnd,
+    RunDetail,
+    Store,
+    detail_of,
+    plan_to_json,
+    record_text,
+)
+from orchestrator.provenance.record import record_schema
+from orchestrator.record_keeping import check, import_runs, write_due
+from orchestrator.records import FrameCounts, JobState, RawMessage, Resources, Retry, RunState, RunTag
+from orchestrator.rerunning import user_name
+from orchestrator.runs import RECORDS, RunDirectory
+from tests.unit.site_with_runs import NOON, SCRIPT, SiteWithRuns
+
+NOBODY = 65534
+
+
+def as_file(detail: RunDetail) -> Any:
+    return json.loads(record_text(detail))
+
+
+def write_files(site: SiteWithRuns, tag: RunTag) -> RunDirectory:
+    """Write what the service writes before a job."""
+    run, detail = site.directory(tag), site.store.run(tag.run_id)
+    run.plan.write_text(json.dumps(plan_to_json(detail.plan)))
+    run.script.write_text(SCRIPT.text)
+    run.template.write_text(SCRIPT.template_text)
+    if detail.message is not None:
+        run.message.write_bytes(detail.message.raw.body)
+    return run
+
+
+def tried_twice(site: SiteWithRuns) -> RunTag:
+    tag = site.submitted("c-2", job_id=50)
+    write_files(site, tag)
+    site.begun(tag)
+    job = site.store.run(tag.run_id).summary.job
+    assert job is not None
+    end = AttemptEnd(state=RunState.FAILED, reason="memory", cause=JobState.OUT_OF_MEMORY, ended_at=NOON)
+    retry = Retry(resources=Resources(memory_mb=1000), because="attempt 1 ran out of memory", changes=("more",))
+    assert site.store.end_attempt(tag, job, end, retry=retry) is RunState.PLANNED
+    second = replace(tag, attempt=2)
+    site.attempt_submitted(second, job_id=51)
+    site.ended(second, RunState.FAILED, "it failed")
+    return tag
+
+
+# ---------------------------------------------------------------------------------------------------- the document
+
+
+def test_a_record_tells_all_that_the_store_knows(site: SiteWithRuns) -> None:
+    for tag in (site.complete(), tried_twice(site), site.planned("c-3")):
+        detail = site.store.run(tag.run_id)
+        assert detail_of(as_file(detail)) == detail
+
+
+def test_a_message_and_files_that_are_no_text_come_back_byte_for_byte(site: SiteWithRuns) -> None:
+    detail = site.store.run(site.complete().run_id)
+    assert detail.message is not None
+    raw = RawMessage(body=bytes(range(256)), source="spool:/\udcff.json", headers={"a": "\udcfe"}, received_at=NOON)
+    file = Path(os.fsdecode(b"/data/\xff\xe9.h5"))
+    start = replace(detail.plan.collection, file=file)
+    strange = replace(
+        detail,
+        message=replace(detail.message, raw=raw),
+        plan=replace(detail.plan, collection=start),
+        summary=replace(detail.summary, file=file),
+        inputs=tuple(replace(one, path=file) for one in detail.inputs),
+    )
+    assert detail_of(as_file(strange)) == strange
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ([], "it must be a JSON object, not list"),
+        ({}, "record_version is None, this release reads 1"),
+        ({"record_version": 2}, "record_version is 2, this release reads 1"),
+        ({"record_version": 1}, "summary: Field required"),
+    ],
+)
+def test_what_is_no_record_is_refused_with_the_reason(document: Any, told: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        detail_of(document)
+    assert told in str(raised.value)
+
+
+def test_a_body_that_is_no_base64_is_refused(site: SiteWithRuns) -> None:
+    document = as_file(site.store.run(site.complete().run_id))
+    document["message"]["raw"]["body"] = "!"
+    with pytest.raises(InvalidInput, match=r"message\.raw\.body"):
+        detail_of(document)
+
+
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,), "null": (type(None),),
+    "integer": (int,), "number": (int, float),
+}  # fmt: skip
+
+
+def obeys(value: Any, schema: Any, root: Mapping[str, Any]) -> bool:
+    """Whether a document obeys a schema, by those of its words that say what may be there."""
+    if not isinstance(schema, dict):  # true: anything
+        return True
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
+    return (
+        any(obeys(value, one, root) for one in schema.get("anyOf", [True]))
+        and value in schema.get("enum", [schema.get("const", value)])
+        and ("type" not in schema or type(value) in KINDS[schema["type"]])
+        and all(obeys(item, schema.get("items", {}), root) for item in (value if isinstance(value, list) else ()))
+        and (not isinstance(value, dict) or has_members(value, schema, root))
+    )
+
+
+def has_members(value: Mapping[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any]) -> bool:
+    properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    known = all(obeys(item, properties.get(name, others), root) for name, item in value.items())
+    return known and set(schema.get("required", ())) <= value.keys()
+
+
+def test_records_obey_the_published_schema_and_what_is_none_does_not(site: SiteWithRuns) -> None:
+    schema = record_schema()
+    assert json.loads(site.call("schema", "orchestrator/run-record/1")) == schema
+    documents = [as_file(site.store.run(tag.run_id)) for tag in (site.complete(), tried_twice(site), site.planned())]
+    assert all(obeys(document, schema, schema) for document in documents)
+    whole = documents[0]
+    assert not obeys({name: value for name, value in whole.items() if name != "plan"}, schema, schema)
+    assert not obeys(whole | {"record_version": 2}, schema, schema)
+    assert not obeys(whole | {"summary": whole["summary"] | {"state": "fine"}}, schema, schema)
+    assert not obeys(whole | {"summary": whole["summary"] | {"attempts": "1"}}, schema, schema)
+
+
+# ------------------------------------------------------------------------------------------------------ when written
+
+
+def test_a_record_is_written_when_the_run_has_ended_and_again_when_more_becomes_known(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    elsewhere = site.folder / RECORDS
+    site.begun(tag)
+    assert write_due(site.store, elsewhere) == 0
+    site.ended(tag, RunState.COMPLETE)
+    assert write_due(site.store, elsewhere) == 1
+    assert write_due(site.store, elsewhere) == 0
+    record = site.directory(tag).provenance
+    assert detail_of(json.loads(record.read_text())) == site.store.run(tag.run_id)
+    site.report(tag, JobState.COMPLETED, usage={"cpu_s": 7.0})
+    assert write_due(site.store, elsewhere) == 1
+    report = detail_of(json.loads(record.read_text())).attempts[0].last_report
+    assert report is not None
+    assert report.usage == {"cpu_s": 7.0}
+
+
+def test_a_change_between_reading_and_writing_leaves_the_record_due(site: SiteWithRuns) -> None:
+    tag = site.complete()
+    ((run_id, changes),) = site.store.due_records()
+    site.store.record_event(tag, "late-verdict", {}, NOON)
+    site.store.mark_recorded(run_id, changes)
+    ((_, later),) = site.store.due_records()
+    assert later > changes
+    site.store.mark_recorded(run_id, later)
+    assert site.store.due_records() == []
+
+
+def test_a_record_for_a_directory_of_somebody_else_is_kept_in_the_drop_folder(site: SiteWithRuns) -> None:
+    tag = site.complete()
+    directory, elsewhere = site.directory(tag).path, site.folder / RECORDS
+    elsewhere.mkdir()
+    if os.geteuid() == 0:
+        pytest.skip("NOT TESTED: root may write everywhere")
+    directory.chmod(0o555)
+    try:
+        write_due(site.store, elsewhere)
+    finally:
+        directory.chmod(0o755)
+    assert detail_of(json.loads((elsewhere / f"{tag.run_id}.json").read_text())).summary.run_id == tag.run_id
+
+
+def test_what_cannot_be_written_stays_due_and_holds_up_no_other(site: SiteWithRuns) -> None:
+    bad, good = site.complete("c-1"), site.complete("c-2", job_id=43)
+    site.directory(bad).provenance.mkdir()
+    with pytest.raises(OSError, match=r"provenance\.json"):
+        write_due(site.store, site.folder / RECORDS)
+    assert site.directory(good).provenance.is_file()
+    assert [run_id for run_id, _ in site.store.due_records()] == [bad.run_id]
+
+
+# --------------------------------------------------------------------------------------------------- the way back
+
+
+def told_of(site: SiteWithRuns) -> tuple[Any, dict[str, Any]]:
+    """Return the listing and what is shown of each run, without the numbers of rows."""
+    listing = site.told("runs", "--json")
+    shown = {run["run_id"]: site.told("show", run["run_id"], "--json") for run in listing}
+    for detail in shown.values():
+        detail["message"].pop("message_id")
+        detail["message"].pop("handled_at")
+    return listing, shown
+
+
+def lose_the_database(site: SiteWithRuns) -> None:
+    site.store.close()
+    for path in site.folder.glob("store.sqlite*"):
+        path.unlink()
+    site.store = Store.open(f"sqlite:///{site.folder}/store.sqlite")
+
+
+def test_after_the_database_is_lost_every_run_is_as_it_was(site: SiteWithRuns) -> None:
+    ended = [site.complete(), tried_twice(site)]
+    for tag in ended:
+        write_files(site, tag)
+    write_due(site.store, site.folder / RECORDS)
+    before = told_of(site)
+    lose_the_database(site)
+    assert "2 runs brought back, 0 were there" in site.call("db", "import", str(site.folder / "runs"))
+    assert told_of(site) == before
+    assert "0 runs brought back, 2 were there" in site.call("db", "import", str(site.folder / "runs"))
+    assert told_of(site) == before
+
+
+def test_a_run_that_was_under_way_is_followed_again(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    run = write_files(site, tag)
+    claim = {"cluster": "live", "job_id": "42", "restarts": 0, "claimed_at": NOON.isoformat()}
+    run.attempt(1).claim.write_text(json.dumps(claim))
+    before = site.store.run(tag.run_id)
+    lose_the_database(site)
+    site.call("db", "import", str(site.folder / "runs"))
+    (active,) = site.store.active_attempts()
+    assert (active.tag, active.identity) == (tag, before.summary.job)
+    detail = site.store.run(tag.run_id)
+    assert detail.plan == before.plan
+    assert detail.attempts[0].script_text == SCRIPT.text
+    assert detail.message is not None
+    assert before.message is not None
+    assert detail.message.raw.body == before.message.raw.body
+
+
+def test_a_run_whose_job_never_began_comes_back_as_unknown_and_says_what_to_look_for(site: SiteWithRuns) -> None:
+    tag = site.submitted()
+    write_files(site, tag)
+    lose_the_database(site)
+    site.call("db", "import", str(site.folder / "runs"))
+    summary = site.store.run(tag.run_id).summary
+    assert summary.state is RunState.UNKNOWN
+    assert f"look for run-{tag.run_id} in SLURM" in summary.reason
+    assert site.store.planned_runs() == []
+
+
+@pytest.mark.parametrize(("name", "content"), [("provenance.json", "{"), ("provenance.json", '{"record_version": 9}'),
+                                               ("plan.json", "[]")])  # fmt: skip
+def test_what_cannot_be_read_is_named_and_holds_up_no_other(site: SiteWithRuns, name: str, content: str) -> None:
+    tag = site.complete()
+    write_due(site.store, site.folder / RECORDS)
+    bad = site.folder / "runs" / "bad"
+    bad.mkdir()
+    (bad / name).write_text(content)
+    lose_the_database(site)
+    done = site.told("db", "import", str(site.folder / "runs"), "--json", code=ExitCode.INCOMPLETE)
+    assert done["new"] == [tag.run_id]
+    ((place, why),) = done["unusable"].items()
+    assert place.startswith(str(bad))
+    assert name in why
+
+
+def test_of_a_record_that_a_user_owns_only_the_plan_is_taken_and_never_run(site: SiteWithRuns) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can give files to another user")
+    tag = site.complete()
+    run = write_files(site, tag)
+    forged = as_file(site.store.run(tag.run_id))
+    forged["summary"] |= {"state": "planned", "ended_at": None, "requester": "root"}
+    forged["attempts"] = []
+    run.provenance.write_text(json.dumps(forged))
+    for path in (run.path, *run.path.glob("*.*")):
+        os.chown(path, NOBODY, NOBODY)
+    lose_the_database(site)
+    [*_, done] = import_runs(site.store, site.folder / "runs")
+    assert done.new == [tag.run_id]
+    detail = site.store.run(tag.run_id)
+    assert detail.summary.requester == user_name(NOBODY)
+    assert detail.made_by_hand
+    assert site.store.planned_runs() == []
+
+
+def test_a_run_is_imported_once(site: SiteWithRuns) -> None:
+    detail = site.store.run(site.complete().run_id)
+    assert detail.message is not None
+    arrival = Arrival(raw=detail.message.raw, understood=detail.plan.collection)
+    assert not site.store.import_run(detail, arrival)
+
+
+# ------------------------------------------------------------------------------------------------------ the comparison
+
+
+def found(site: SiteWithRuns, *, digests: bool = True) -> list[tuple[str, str | None, Path]]:
+    findings = check(site.store, site.folder / "runs", digests=digests)
+    return [(one.kind, one.run_id, one.path) for one in findings if one is not None]
+
+
+@pytest.fixture
+def whole(site: SiteWithRuns) -> RunTag:
+    """Return a run of which all fits together."""
+    tag = site.complete()
+    write_files(site, tag)
+    write_due(site.store, site.folder / RECORDS)
+    assert found(site) == []
+    return tag
+
+
+def test_a_store_and_directories_that_fit_are_clean(site: SiteWithRuns, whole: RunTag) -> None:
+    assert site.call("db", "check") == "1 runs, 0 findings\n"
+
+
+def test_a_directory_that_is_gone_is_found(site: SiteWithRuns, whole: RunTag) -> None:
+    path = site.directory(whole).path
+    path.rename(site.folder / "moved")
+    assert found(site) == [("no directory", whole.run_id, path)]
+    said = site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert f"no directory: {path}: the run's directory isn't there\n  bring it back from a backup" in said
+
+
+def test_a_directory_without_a_run_is_found_with_the_way_back(site: SiteWithRuns, whole: RunTag) -> None:
+    lose_the_database(site)
+    run = site.directory(whole)
+    assert found(site) == [("no run", None, run.provenance)]
+    assert f"`orchestrator db import {run.path}` brings it back" in site.call("db", "check", code=ExitCode.INCOMPLETE)
+    site.call("db", "import", str(run.path))
+    assert found(site) == []
+
+
+def test_texts_that_were_changed_or_are_gone_are_found(site: SiteWithRuns, whole: RunTag) -> None:
+    run = site.directory(whole)
+    run.script.write_text("#!/bin/bash\nanother\n")
+    run.template.unlink()
+    assert found(site) == [("digest", whole.run_id, run.script), ("digest", whole.run_id, run.template)]
+
+
+def test_a_result_that_was_changed_is_found_unless_it_is_not_to_be_read(site: SiteWithRuns, whole: RunTag) -> None:
+    result = site.directory(whole).result
+    result.write_bytes(b"A result")  # as many bytes
+    assert found(site) == [("digest", whole.run_id, result)]
+    assert found(site, digests=False) == []
+    result.unlink()
+    assert found(site) == [("digest", whole.run_id, result)]
+
+
+def test_a_record_that_is_gone_unreadable_or_of_another_end_is_found(site: SiteWithRuns, whole: RunTag) -> None:
+    record = site.directory(whole).provenance
+    document = json.loads(record.read_text())
+    document["summary"]["state"] = "failed"
+    for content in (json.dumps(document), "{", '{"record_version": 9}'):
+        record.write_text(content)
+        assert found(site) == [("record", whole.run_id, record)]
+    record.unlink()
+    assert found(site) == [("record", whole.run_id, record)]
+
+
+def test_counts_after_the_end_make_the_record_due(site: SiteWithRuns, whole: RunTag) -> None:
+    site.store.record_progress(whole.run_id, FrameCounts(expected=200, written=200, processed=199, failed=1))
+    assert [run_id for run_id, _ in site.store.due_records()] == [whole.run_id]
