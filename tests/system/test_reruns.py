@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,16 @@ def test_a_run_is_made_again_through_the_service(tmp_path: Path, stack: Stack) -
         beamline.close()
 
 
+def open_to_others(stack: Stack, folder: Path) -> None:
+    """Let other users use a stack, which is private otherwise; keys stay closed."""
+    conf = Path(stack.environment()["SLURM_CONF"])
+    conf.chmod(0o644)
+    (socket,) = set(re.findall(r"socket=([^\s,]+)", conf.read_text()))
+    for root in (folder / "stack", Path(socket).parent):
+        for path, _, _ in os.walk(root):
+            Path(path).chmod(0o755)
+
+
 def test_a_user_who_may_only_read_makes_a_run_again_that_is_theirs() -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED: only root can be another user")
@@ -153,6 +164,7 @@ def test_a_user_who_may_only_read_makes_a_run_again_that_is_theirs() -> None:
         os.chown(home, nobody.pw_uid, nobody.pw_gid)
         stack = Stack(folder / "stack")
         stack.up({"slurm", "broker"}, nodes=1)
+        open_to_others(stack, folder)
         beamline = Beamline(folder / "site", stack)
         beamline.start_service()
         try:

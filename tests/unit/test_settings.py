@@ -295,3 +295,13 @@ def test_a_copied_site_file_works_where_its_templates_are(tmp_path: Path) -> Non
     shutil.copytree(SHIPPED, tmp_path / "site-configs")
     shutil.copytree(SHIPPED.parent / "jobtemplates", tmp_path / "jobtemplates")
     assert load_settings(tmp_path / "site-configs" / "demo.toml").templates == tmp_path / "jobtemplates"
+
+
+def test_places_of_reruns_are_below_the_runs_root_unless_the_site_says_otherwise(site: Path) -> None:
+    runs = site.parent / "runs"
+    reruns = load_settings(site).reruns
+    assert (reruns.root, reruns.drop, reruns.at_most) == (runs, runs / ".reruns", 20)
+    other = load_settings(site, {"reruns.root": "/scratch", "reruns.drop": "words", "reruns.at_most": 3}).reruns
+    assert (other.root, other.drop, other.at_most) == (Path("/scratch"), site.parent / "words", 3)
+    with pytest.raises(InvalidSettings, match=r"reruns\.at_most"):
+        load_settings(site, {"reruns.at_most": 0})
