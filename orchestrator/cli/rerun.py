@@ -14,6 +14,7 @@ import typer
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, err, out, print_json, print_table, says_errors
 from orchestrator.cli.finishing import follow_to_the_end
+from orchestrator.cli.ownership import is_anothers, ours
 from orchestrator.cli.run_argument import complete_run
 from orchestrator.cli.wording import parse_moment
 from orchestrator.dispatching import Dispatcher
@@ -85,7 +86,7 @@ def rerun(
     settings = load_settings(site)
     wanted = _parsed(changes or ())
     with open_store(settings) as store:
-        parents = [_ours(store.run(run))] if run is not None else _chosen(store, str(recipe), where or ())
+        parents = [ours(store.run(run))] if run is not None else _chosen(store, str(recipe), where or ())
         plans = [
             _plan(parent, wanted, unset or (), settings, template=template, ntasks=ntasks, because=because)
             for parent in parents
@@ -141,26 +142,11 @@ def _chosen(store: Store, recipe: str, where: Sequence[str]) -> list[RunDetail]:
     found = store.runs(recipe=recipe, states=states, since=since, limit=MOST, **conditions)  # type: ignore[arg-type]
     newest: dict[str, RunDetail] = {}
     for summary in found:
-        if summary.collection_uid not in newest and not _is_anothers(run := store.run(summary.run_id)):
+        if summary.collection_uid not in newest and not is_anothers(run := store.run(summary.run_id)):
             newest[summary.collection_uid] = run
     if not newest:
         raise NotFound("no run is chosen by these conditions", remedy="try them with `orchestrator runs`")
     return list(reversed(newest.values()))
-
-
-def _is_anothers(run: RunDetail) -> bool:
-    """Whether a run was made with sbatch by another user: its interpreter and template would run as this one."""
-    return run.made_by_hand and run.summary.requester != getpass.getuser()
-
-
-def _ours(run: RunDetail) -> RunDetail:
-    if _is_anothers(run):
-        raise InvalidInput(
-            f"run {run.summary.run_id} was made by {run.summary.requester} with sbatch: what ran there isn't run as "
-            "another user",
-            remedy=f"sbatch {run.summary.run_directory}/rerun.sbatch, or make run {run.summary.parent_run} again",
-        )
-    return run
 
 
 def _state(text: str) -> RunState:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, err, out, print_json, says_errors
 from orchestrator.cli.finishing import follow_to_the_end
+from orchestrator.cli.ownership import ours
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.cli.verdict import AbsoluteOption, RelativeOption, as_document, print_differences, print_results
 from orchestrator.contents import Verdict
@@ -47,7 +48,7 @@ def verify(
     """
     settings = load_settings(site)
     with open_store(settings) as store:
-        first = store.run(run)
+        first = ours(store.run(run))
         if not first.summary.state.ended or not first.outputs:
             raise NotFound(
                 f"run {first.summary.run_id} is {first.summary.state} and has no result on record",
