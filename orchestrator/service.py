@@ -319,14 +319,7 @@ class Service:
             self._follow.wake()
 
     def _record_step(self) -> None:
-        try:
-            if write_due(self.store, records_folder(self.settings)):
-                self._record.wake()  # there may be more
-        except OSError as error:
-            raise RunDirectoryUnavailable(
-                f"{error.filename}: {error.strerror}",
-                remedy="free space or correct the rights; records are written later",
-            ) from error
+        write_due(self.store, records_folder(self.settings))
 
     def _may_follow(self) -> bool:
         """Take or renew the lease of the one that follows, where there may be others."""

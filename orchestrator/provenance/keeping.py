@@ -23,11 +23,14 @@ from orchestrator.records import sha256_of
 class RecordStore(Database):
     """The store's part that deals with runs' records."""
 
-    def due_records(self, limit: int = 100) -> Sequence[tuple[str, int]]:
-        """Return ended runs whose own directory hasn't the newest record, and how often each has changed since."""
+    def due_records(self, limit: int = 100, *, after: str = "") -> Sequence[tuple[str, int]]:
+        """Return ended runs whose own directory hasn't the newest record, and how often each has changed since.
+
+        They are in the order of their ids; `after` gives those behind one.
+        """
         wanted = (
             select(RunRow.run_id, RunRow.changes)
-            .where(RunRow.record_due == true())
+            .where(RunRow.record_due == true(), RunRow.run_id > after)
             .order_by(RunRow.run_id)
             .limit(limit)
         )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.errors import RunDirectoryUnavailable
 from orchestrator.injob import file_sha256
 from orchestrator.provenance import OutputIdentity, RunDetail, Store, record_text
 from orchestrator.runs import RECORDS, RunDirectory, write_atomically
 from orchestrator.settings import Settings
-
-log = logging.getLogger(__name__)
 
 
 def records_folder(settings: Settings) -> Path:
@@ -19,31 +19,53 @@ def records_folder(settings: Settings) -> Path:
 
 
 def write_due(store: Store, elsewhere: Path) -> int:
-    """Write the records that are due; return how many.
+    """Write all records that are due; return how many.
 
     Parameters
     ----------
     elsewhere
-        Folder for those whose directory isn't ours to write: who made a run with sbatch owns it.
+        Folder for those whose directory isn't ours: who made a run with sbatch owns it, and may put links into it.
 
     Raises
     ------
-    OSError
-        When one can't be written there either; the others are.
+    RunDirectoryUnavailable
+        When one can't be written; the others are, and it stays due.
     """
     obstacles: list[OSError] = []
-    due = store.due_records()
-    for run_id, changes in due:
+    number = 0
+    for run_id, changes in _all_due(store):
         try:
-            _record_log(store, store.run(run_id))
-            write_record(store.run(run_id), elsewhere)
+            _write(store, run_id, elsewhere)
         except OSError as error:
             obstacles.append(error)
         else:
             store.mark_recorded(run_id, changes)
+            number += 1
     for obstacle in obstacles:
-        raise obstacle
-    return len(due)
+        raise RunDirectoryUnavailable(
+            f"{obstacle.filename}: {obstacle.strerror}; {len(obstacles)} records can't be written",
+            remedy="free space or correct the rights; records are written later",
+        ) from obstacle
+    return number
+
+
+def _all_due(store: Store) -> Iterator[tuple[str, int]]:
+    """Give those that are due at this time, once each: one that can't be written keeps none from its turn."""
+    after = ""
+    while page := store.due_records(after=after):
+        yield from page
+        after = page[-1][0]
+
+
+def _write(store: Store, run_id: str, elsewhere: Path) -> None:
+    detail = store.run(run_id)
+    run = RunDirectory(detail.summary.run_directory)
+    if run.path.exists() and run.path.stat().st_uid != os.getuid():
+        write_atomically(elsewhere / f"{run_id}.json", record_text(detail), durable=False)
+        return
+    _record_log(store, detail)
+    run.path.mkdir(parents=True, exist_ok=True)  # of a run that was refused there is none
+    write_atomically(run.provenance, record_text(store.run(run_id)), durable=False)
 
 
 def _record_log(store: Store, detail: RunDetail) -> None:
@@ -55,18 +77,3 @@ def _record_log(store: Store, detail: RunDetail) -> None:
     if log_file.is_file() and log_file.stat().st_size != known:
         identity = OutputIdentity(path=log_file, kind="log", size=log_file.stat().st_size, sha256=file_sha256(log_file))
         store.record_output(detail.summary.run_id, identity)
-
-
-def write_record(detail: RunDetail, elsewhere: Path) -> Path:
-    """Write one run's record; return where it is."""
-    own = RunDirectory(detail.summary.run_directory).provenance
-    text = record_text(detail)
-    try:
-        own.parent.mkdir(parents=True, exist_ok=True)  # of a run that was refused there is none
-        write_atomically(own, text, durable=False)
-    except PermissionError:
-        other = elsewhere / f"{detail.summary.run_id}.json"
-        log.info("%s can't be written; the record is in %s", own, other)
-        write_atomically(other, text, durable=False)
-        return other
-    return own

@@ -15,6 +15,7 @@ import dispatch
 import following
 import kernel_report
 import kernel_rounds
+import store
 from bench_site import ROUTES, private_stack
 from peers_environment import PEERS
 
@@ -29,6 +30,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     _add_dispatch_options(command)
     command = kinds.add_parser("kernels", help="from files to results, beside decoding alone, pyFAI and azint")
     _add_kernel_options(command)
+    store.add_options(kinds.add_parser("store", help="what commands and pages ask, with a million runs"))
     for command in kinds.choices.values():
         command.add_argument("--json", type=Path, metavar="FILE", help="write every single figure there")
     return parser.parse_args(words)
@@ -99,7 +101,11 @@ def _dispatch(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return figures
 
 
-KINDS = {"dispatch": (_dispatch, dispatch.report), "kernels": (kernel_rounds.measure, kernel_report.report)}
+KINDS = {
+    "dispatch": (_dispatch, dispatch.report),
+    "kernels": (kernel_rounds.measure, kernel_report.report),
+    "store": (store.measure, store.report),
+}
 
 
 if __name__ == "__main__":
