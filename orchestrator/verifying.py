@@ -43,6 +43,8 @@ class Verification:
     """Ids of the runs."""
     results: tuple[ResultComparison, ...]
     differences: tuple[RunDifference, ...]
+    parameters: frozenset[str] = frozenset()
+    """Names of all parameters of the two."""
 
     @property
     def verdict(self) -> Verdict:
@@ -57,8 +59,8 @@ class Verification:
         if self.verdict is Verdict.IDENTICAL:
             return ()
         recorded = [difference for difference in self.differences if difference.decisive]
-        named = {difference.name for difference in recorded}
-        return (*recorded, *(one for one in _told_in_results(self.results) if one.name not in named))
+        unnamed = self.parameters - {difference.name for difference in recorded}
+        return (*recorded, *(one for one in _told_in_results(self.results) if one.name in unnamed))
 
 
 def verified(first: RunDetail, second: RunDetail, *, rtol: float = 0.0, atol: float = 0.0) -> Verification:
@@ -76,6 +78,7 @@ def verified(first: RunDetail, second: RunDetail, *, rtol: float = 0.0, atol: fl
         second=second.summary.run_id,
         results=tuple(_compared(name, one, other, rtol, atol) for name, one, other in pairs),
         differences=differences(first, second),
+        parameters=frozenset(one.name for run in (first, second) for one in run.parameters),
     )
 
 
@@ -113,9 +116,9 @@ def _changed(output: OutputIdentity) -> str:
 
 
 def _told_in_results(results: tuple[ResultComparison, ...]) -> Iterator[RunDifference]:
-    """Give the parameters that the kernels really used and that differ, whatever was planned."""
+    """Give what the kernels say of parameters and what they led to, and that differs, whatever was planned."""
     for result in results:
         for one in result.comparison.differences if result.comparison else ():
             name = one.path.removeprefix(_TOLD_IN_RESULT)
-            if name != one.path and "/" not in name and "@" not in name and not name.endswith("_json"):
+            if name != one.path:
                 yield RunDifference(aspect=Aspect.PARAMETERS, name=name, first=one.first, second=one.second)

@@ -113,6 +113,12 @@ def test_a_run_made_again_with_sbatch_while_the_service_is_away_comes_home(
         record = RunDirectory(again.summary.run_directory).provenance
         wait_until(record.exists, beamline.log)
         assert detail_of(json.loads(record.read_bytes())).plan == again.plan
+        diff = json.loads(beamline.command("diff", first.summary.run_id, again_id, "--json").stdout)
+        assert diff["verdict"] == "different"
+        decisive = [one for one in diff["differences"] if one["aspect"] in {"parameters", "input", "template", "code"}]
+        assert [(one["name"], one["first"], one["second"]) for one in decisive] == [("bins", "500", "123")]
+        effects = {one["path"]: one["second"] for one in diff["results"][0]["comparison"]["differences"]}
+        assert effects["/entry/data/I"] == f"({FRAMES}, 123)"
         told = " ".join(beamline.command("show", again_id).stdout.split())
         assert "made again with rerun.sbatch because: peaks are wide with edits" in told
     finally:
