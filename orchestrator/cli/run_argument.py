@@ -22,11 +22,10 @@ def complete_run(context: typer.Context, incomplete: str) -> list[tuple[str, str
         return []
     try:
         with open_store(load_settings(Path(site))) as store:
-            runs = store.runs(text=incomplete or None, limit=OFFERED)
+            runs = store.runs(id_begins=incomplete, limit=OFFERED)
     except OrchestratorError:
         return []  # a shell that completes has no place for errors; the command itself will tell
-    begin_so = (run for run in runs if run.run_id.startswith(incomplete))
-    return [(run.run_id, f"{run.state}, {run.recipe} of {run.file.name}") for run in begin_so]
+    return [(run.run_id, f"{run.state}, {run.recipe} of {run.file.name}") for run in runs]
 
 
 RunArgument = Annotated[

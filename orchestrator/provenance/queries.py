@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session, undefer
 
 from orchestrator.errors import NotFound
@@ -57,6 +57,7 @@ class QueryStore(Database):
         parent: str | None = None,
         since: datetime | None = None,
         text: str | None = None,
+        id_begins: str = "",
         limit: int = 50,
         offset: int = 0,
     ) -> Sequence[RunSummary]:
@@ -72,6 +73,8 @@ class QueryStore(Database):
             Only runs recorded at or after this moment.
         text
             Only runs that have this, in any case, in their id, recipe, uid, visit, file or reason.
+        id_begins
+            Only runs whose ids begin so.
         """
         exact = {
             RunRow.beamline: beamline,
@@ -87,6 +90,8 @@ class QueryStore(Database):
             wanted = wanted.where(RunRow.state.in_(states))
         if since is not None:
             wanted = wanted.where(RunRow.created_at >= since)
+        if id_begins:
+            wanted = wanted.where(*_begins(id_begins))
         if text:
             searched = (RunRow.run_id, RunRow.recipe, RunRow.collection_uid, RunRow.visit, RunRow.file, RunRow.reason)
             wanted = wanted.where(or_(*(column.icontains(text, autoescape=True) for column in searched)))
@@ -157,6 +162,12 @@ class QueryStore(Database):
             return dict(session.execute(wanted).all())
 
 
+def _begins(beginning: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Return the condition that an id begins so; all databases compare ids byte by byte, and use the index."""
+    first = beginning.lower()
+    return RunRow.run_id >= first, RunRow.run_id < first[:-1] + chr(ord(first[-1]) + 1)
+
+
 def _with_newest_attempt() -> Select[RunRow, AttemptRow]:
     same = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
     return select(RunRow, AttemptRow).outerjoin(AttemptRow, same)
@@ -167,10 +178,7 @@ def _resolve(session: Session, name: str) -> str:
     if name == LATEST:
         found = session.scalars(newest.limit(1)).all()
     elif re.fullmatch(r"[0-9a-f-]{1,36}", name.lower()):
-        first = name.lower()
-        beyond = first[:-1] + chr(ord(first[-1]) + 1)  # all databases compare ids byte by byte, and use the index
-        among = newest.where(RunRow.run_id >= first, RunRow.run_id < beyond)
-        found = session.scalars(among.limit(_CANDIDATES + 1)).all()
+        found = session.scalars(newest.where(*_begins(name)).limit(_CANDIDATES + 1)).all()
     else:
         found = []
     if len(found) == 1 or name in found:
