@@ -77,7 +77,7 @@ def test_a_job_that_waits_is_told_with_the_reason(site: SiteWithRuns) -> None:
     tag = site.submitted()
     site.report(tag, JobState.PENDING, reason="Resources", started_at=None)
     steps = (lambda: site.begun(tag), lambda: site.ended(tag, RunState.COMPLETE, "done"))
-    with meanwhile(*steps, pause_s=0.5):
+    with meanwhile(*steps, pause_s=2):  # longer than the command takes to look for the first time
         first, *_, last = site.call("watch", "latest", "--interval", "0.05").splitlines()
     assert first.endswith("its job waits: it waits for nodes to become free (Resources)")
     assert last.endswith("done")
