@@ -15,7 +15,7 @@ from orchestrator.chaining import Earlier
 from orchestrator.cli.job_description import Field, describe_history, describe_job, describe_retry, member
 from orchestrator.cli.wording import resources_asked, seconds, size, when
 from orchestrator.evidence import KernelProgress, describe_frames
-from orchestrator.provenance import AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
+from orchestrator.provenance import MADE, AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
 from orchestrator.records import FrameCounts, Json, Origin, RunState
 from orchestrator.runs import RunDirectory
 
@@ -302,11 +302,21 @@ def _request(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield "comes after", f"{one.run_id}, recipe {one.recipe}, {one.state or 'which does not exist'}"
     for one in findings.later:
         yield "before", f"{one.run_id}, recipe {one.recipe}, {one.state}"
-    if summary.parent_run:
-        yield "parent run", summary.parent_run
+    yield from _made_again(run)
     for rerun in findings.reruns:
         yield "rerun", rerun
     yield "resources", ", ".join(resources_asked(run.plan.resources))
+
+
+def _made_again(run: RunDetail) -> Iterator[Field]:
+    """Say from which run this one was made, why, and what was edited in its script."""
+    if run.summary.parent_run:
+        yield "parent run", run.summary.parent_run
+    if run.plan.because:
+        yield "because", run.plan.because
+    for event in run.events:
+        if event.kind == MADE and (edits := member(event, "edits")):
+            yield "edits", str(edits)
 
 
 def _next(run: RunDetail, findings: Findings) -> Iterator[Field]:

@@ -14,6 +14,7 @@ from orchestrator.provenance.documents import (
 from orchestrator.provenance.mirrors import IspybIds, IspybRun, Mirrored
 from orchestrator.provenance.record import detail_of, record_of, record_schema, record_text
 from orchestrator.provenance.rows import (
+    MADE,
     ActiveAttempt,
     Arrival,
     AttemptEnd,
@@ -45,6 +46,7 @@ from orchestrator.provenance.schema import SchemaStatus
 from orchestrator.provenance.store import Store
 
 __all__ = [
+    "MADE",
     "ActiveAttempt",
     "Arrival",
     "AttemptEnd",

@@ -121,6 +121,7 @@ def test_a_run_made_again_with_sbatch_while_the_service_is_away_comes_home(
         assert effects["/entry/data/I"] == f"({FRAMES}, 123)"
         told = " ".join(beamline.command("show", again_id).stdout.split())
         assert "made again with rerun.sbatch because: peaks are wide with edits" in told
+        assert "+bins = 123 # coarser" in told
     finally:
         beamline.close()
 
