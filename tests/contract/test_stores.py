@@ -47,7 +47,7 @@ from orchestrator.provenance import (
 from orchestrator.provenance.leases import database_now
 from orchestrator.provenance.runs import lock_run
 from orchestrator.provenance.schema import MIGRATIONS, upgrade_schema
-from orchestrator.provenance.tables import Base, LeaseRow, RunRow
+from orchestrator.provenance.tables import Base, InputRow, LeaseRow, OutputRow, RunRow
 from orchestrator.records import (
     BatchScript,
     CollectionEnd,
@@ -988,6 +988,9 @@ class StoreContract:
     def test_the_questions_of_the_reference_page_can_be_asked(self, store: Store) -> None:
         other_mask = Parameter(name="mask", value="/calib/old.h5", origin=Origin.SITE, place="")
         run_id = submitted(store, a_plan(a_start(visit="cm37235-1"), parameters=(other_mask,))).run_id
+        digest = SCRIPT.template_sha256  # any: it stands for the one that the page leaves open
+        made = OutputIdentity(path=Path("/r.nxs"), kind="result", size=1, sha256="a" * 64, content_sha256=digest)
+        store.record_output(run_id, made)
         looking_inside = {
             "postgresql": "SELECT run_id FROM runs WHERE plan::jsonb ->> 'kernel' = 'azimuthal'",
             "mariadb": "SELECT run_id FROM runs WHERE JSON_VALUE(plan, '$.kernel') = 'azimuthal'",
@@ -995,10 +998,8 @@ class StoreContract:
         }
         page = (CHECKOUT / "docs/reference/database.md").read_text()
         _, _, questions = page.partition("## Questions in SQL")
-        statements = [
-            part.strip() for part in questions.replace("…", SCRIPT.template_sha256).split(";") if part.strip()
-        ]
-        assert len(statements) == 3
+        statements = [part.strip() for part in questions.replace("…", digest).split(";") if part.strip()]
+        assert len(statements) == 4
         for statement in (*statements, looking_inside[store.url.get_backend_name()]):
             with store.reading() as session:
                 assert session.execute(text(statement)).scalars().all() == [run_id]
@@ -1084,10 +1085,11 @@ class StoreContract:
         with Store.open(url) as store:
             assert store.schema_status().current
 
-    def test_the_records_of_a_filled_database_of_the_schema_before_are_due(self, place: Place, tmp_path: Path) -> None:
+    def test_a_filled_database_of_an_earlier_schema_is_brought_forward(self, place: Place, tmp_path: Path) -> None:
         earlier = tmp_path / "migrations"
         shutil.copytree(MIGRATIONS, earlier)
-        (earlier / "versions" / "0006_records.py").unlink()
+        for later in [path for path in (earlier / "versions").glob("0*.py") if path.name > "0006"]:
+            later.unlink()
         with Store.connect(place.new()) as store:
             upgrade_schema(store, migrations=earlier)
             runs = [(str(uuid4()), RunState.COMPLETE, NOON), (str(uuid4()), RunState.RUNNING, None)]
@@ -1097,12 +1099,23 @@ class StoreContract:
                 "frames_finished": False, "ended_because": "",
             }  # fmt: skip
             rows = [common | {"run_id": run_id, "state": state, "ended_at": ended} for run_id, state, ended in runs]
-            columns = [sqlalchemy.Column(name, RunRow.__table__.c[name].type) for name in rows[0]]
+            of_run = {"run_id": runs[0][0], "recorded_at": NOON}
+            made = of_run | {"path": "/r/result.nxs", "kind": "result", "size": 1, "sha256": "a" * 64}
+            read = of_run | {
+                "moment": InputMoment.END, "path": "/x", "real_path": "/data/x", "sources": [{"path": "/data/x_1"}],
+            }  # fmt: skip
             with store.connected() as connection:
-                connection.execute(sqlalchemy.Table("runs", sqlalchemy.MetaData(), *columns).insert(), rows)
+                for table, filled in ((RunRow, rows), (OutputRow, [made]), (InputRow, [read])):
+                    columns = [sqlalchemy.Column(name, table.__table__.c[name].type) for name in filled[0]]
+                    place_of = sqlalchemy.Table(table.__tablename__, sqlalchemy.MetaData(), *columns)
+                    connection.execute(place_of.insert(), filled)
             store.upgrade()
             assert _differences(store) == []
             assert store.due_records() == [(runs[0][0], 0)]
+            assert [one.run_id for one in store.makers_of(Path("/r/result.nxs"))] == [runs[0][0]]
+            assert [(one.role, one.path) for one in store.used_by(runs[0][0])] == [
+                ("input", Path("/data/x")), ("source", Path("/data/x_1")),
+            ]  # fmt: skip
             assert {run.run_id for run in store.runs()} == {run_id for run_id, _, _ in runs}
 
     # ------------------------------------------------------------------------------------------ reruns and records
