@@ -52,7 +52,7 @@ def process(entry: h5py.Group, *, program: str, version: str, date: str, paramet
 
 def add_parameter(given: h5py.Group, name: str, value: object) -> None:
     """Add a parameter to an NXparameters group, with its unit where its name ends with one."""
-    given[name] = value
+    given[name] = readable(value) if isinstance(value, str) else value
     unit = next((unit for suffix, unit in _UNITS.items() if name.endswith(suffix)), None)
     if unit is not None and not isinstance(value, str):
         given[name].attrs["units"] = unit

@@ -227,7 +227,7 @@ def _process(entry: h5py.Group, prepared: Prepared, making: Making) -> None:
     given[f"{_MADE}files_json"] = json.dumps([asdict(file) for file in prepared.files])
     given[f"{_MADE}ranks"] = making.ranks
     for name, value in prepared.notes.items():
-        given[name] = value
+        add_parameter(given, name, value)
     named = {"parameters_json", *(file.parameter for file in prepared.files)}
     for name in given:
         if name.startswith(_MADE) or name in named:
