@@ -68,6 +68,9 @@ def write_skeleton(file: h5py.File, scan: Scan) -> None:
     field(group(entry, "sample", "NXsample"), "name", scan.source.sample)
     instrument = group(entry, "instrument", "NXinstrument")
     field(instrument, "name", "simulated detector of the orchestrator")
+    source = group(instrument, "source", "NXsource")
+    for name, value in (("name", "simulated"), ("type", "Synchrotron X-ray Source"), ("probe", "x-ray")):
+        field(source, name, value)
     beam = group(instrument, "beam", "NXbeam")
     field(beam, "incident_wavelength", scan.source.geometry.wavelength_angstrom, "angstrom")
     _write_detector(group(instrument, "detector", "NXdetector"), scan)

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from nexusformat.nexus.validate import validate_application, validate_file
 from pyFAI.detectors import Detector
 from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
@@ -64,10 +65,13 @@ def test_a_message_over_a_real_broker_leads_to_a_complete_result_of_a_real_slurm
 
 
 @pytest.mark.mpi
-def test_embedded_needs_neither_slurm_nor_a_broker(tmp_path: Path) -> None:
+def test_embedded_needs_neither_slurm_nor_a_broker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome, summary = run_demo(tmp_path, "--embedded", "--frames", "60")
     assert_whole(outcome, summary, 60)
     assert summary["gateway"] == "local"
+    assert validate_application(str(summary["result"])) == (0, 0), capsys.readouterr().out
+    _warnings, errors = validate_file(str(summary["result"]))
+    assert errors == 0, capsys.readouterr().out
     assert_nothing_runs(tmp_path)
 
 
