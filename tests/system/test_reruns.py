@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -161,7 +162,8 @@ def test_a_user_who_may_only_read_makes_a_run_again_that_is_theirs() -> None:
         pytest.skip("NOT TESTED: only root can be another user")
     nobody = pwd.getpwnam("nobody")
     as_nobody = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--inh-caps=-all")
-    if subprocess.run([*as_nobody, sys.executable, "-V"], capture_output=True, check=False).returncode:
+    begin = [*as_nobody, "bash", "-c", f"exec {shlex.quote(sys.executable)} -V"]  # as the job's script does
+    if subprocess.run(begin, capture_output=True, check=False).returncode:
         pytest.skip(f"NOT TESTED: others may not run {sys.executable}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)  # that others may enter, unlike pytest's
