@@ -146,36 +146,38 @@ def _run_id(number: int) -> str:
 
 def _fill(store: Store, runs: int) -> None:
     _one_run(store)
-    with store.connected() as connection:
-        for table in _TABLES:
+    for table in _TABLES:
+        with store.connected() as connection:
             found = connection.exec_driver_sql(f"SELECT * FROM {table}")  # noqa: S608  a name from below
             columns, bases = list(found.keys()), [tuple(row) for row in found]
-            rows = (
-                _copy(table, dict(zip(columns, base, strict=True)), n, runs) for n in range(1, runs) for base in bases
-            )
-            _insert(connection, table, [name for name in columns if name not in _COUNTED.get(table, ())], rows)
+        rows = (_copy(table, dict(zip(columns, base, strict=True)), n, runs) for n in range(1, runs) for base in bases)
+        inserted = [name for name in columns if name not in _COUNTED.get(table, ())]
+        while lot := [tuple(row[name] for name in inserted) for row in itertools.islice(rows, _LOT)]:
+            with store.connected() as connection:  # many transactions: one would fill the log of the database
+                _insert(connection, table, inserted, lot)
+        sys.stderr.write(f"bench: {store.url.get_backend_name()}: {table} filled\n")
+    with store.connected() as connection:
         for table in _TABLES:
             connection.exec_driver_sql(f"ANALYZE {'TABLE ' if connection.dialect.name == 'mariadb' else ''}{table}")
 
 
+_LOT = 20_000
 _TABLES = ("messages", "runs", "attempts", "parameters", "job_events", "inputs", "outputs", "used_files")
 _COUNTED = dict.fromkeys(("job_events", "inputs", "outputs", "used_files"), ("id",))
 """Columns that the database counts up."""
 
 
-def _insert(connection: Connection, table: str, columns: Sequence[str], rows: Iterator[dict[str, Any]]) -> None:
+def _insert(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
     """Put rows into a table, in the quickest way that the database has."""
-    values = (tuple(row[name] for name in columns) for row in rows)
     if connection.dialect.name == "postgresql":
         statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
         with connection.connection.cursor().copy(statement) as copy:  # type: ignore[attr-defined]
-            for one in values:
+            for one in rows:
                 copy.write_row(one)
         return
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join([mark] * len(columns))})"  # noqa: S608
-    while lot := list(itertools.islice(values, 20_000)):
-        connection.exec_driver_sql(statement, lot)
+    connection.exec_driver_sql(statement, list(rows))
 
 
 def _copy(table: str, base: dict[str, Any], n: int, runs: int) -> dict[str, Any]:
