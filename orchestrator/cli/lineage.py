@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
@@ -39,18 +40,19 @@ def lineage(
     if as_json:
         print_json(found)
         return
+    console = Console(highlight=False, width=None if out.is_terminal else _WIDE)
     for title, node in (("Made from", found.back), ("Made from it", found.forward)):
         if node.runs:
-            tree = Tree(Text(f"{title}: {node.path}", style="bold"))
+            tree = Tree(Text(f"{title}: {node.path}", style="bold", overflow="fold"))
             _add_runs(tree, node)
-            out.print(tree, crop=False, width=out.width if out.is_terminal else _WIDE)
+            console.print(tree)
 
 
 def _add_runs(tree: Tree, node: FileNode) -> None:
     for one in node.runs:
-        branch = tree.add(Text(_run(one)))
+        branch = tree.add(Text(_run(one), overflow="fold"))
         for file in one.files:
-            _add_runs(branch.add(Text(f"{file.role}: {file.path}")), file)
+            _add_runs(branch.add(Text(f"{file.role}: {file.path}", overflow="fold")), file)
 
 
 def _run(node: RunNode) -> str:

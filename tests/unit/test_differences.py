@@ -248,7 +248,8 @@ def test_lineage_follows_a_mask_that_another_run_made_and_a_copy_by_its_digest(s
     files = ({"parameter": "mask", "path": str(result), "sha256": file_sha256(result)},)
     raw = Path("/disk7/c-2.h5")
     site.store.record_input(used.run_id, InputIdentity(at=InputMoment.END, path=raw, real_path=raw, files=files))
-    back = site.told("lineage", str(site.result(used, b"the last")), "--json")["back"]
+    last_result = site.result(used, b"the last")
+    back = site.told("lineage", str(last_result), "--json")["back"]
     (run,) = back["runs"]
     assert run["run"]["run_id"] == used.run_id
     (mask,) = [file for file in run["files"] if file["path"] == str(result)]
@@ -258,7 +259,10 @@ def test_lineage_follows_a_mask_that_another_run_made_and_a_copy_by_its_digest(s
     copy.write_bytes(result.read_bytes())
     forward = site.told("lineage", str(copy), "--json")["forward"]
     assert [one["run"]["run_id"] for one in forward["runs"]] == [used.run_id]
-    assert used.run_id[:8] in site.call("lineage", str(copy))
+    said = site.call("lineage", str(copy)).splitlines()
+    assert said[0] == f"Made from: {copy}"
+    assert any(line.endswith(f"mask: {result}") for line in site.call("lineage", str(last_result)).splitlines())
+    assert any(used.run_id[:8] in line for line in said)
 
 
 def test_lineage_of_a_file_that_nobody_knows(site: SiteWithRuns) -> None:
