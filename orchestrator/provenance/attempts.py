@@ -37,7 +37,10 @@ ActiveJob: TypeAlias = tuple[str, int, int | None]
 """Run, number of the attempt, job id."""
 
 _NEWEST = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
-_HAS_A_LIVING_JOB = (RunRow.state.in_(FOLLOWED), AttemptRow.stage == AttemptStage.SUBMITTED)
+# Nearly all attempts were submitted, few runs live. SQLite can't know, and would begin with all attempts, by the index
+# of their stages: of an expression there is none.
+_WAS_SUBMITTED = func.coalesce(AttemptRow.stage, AttemptStage.FAILED) == AttemptStage.SUBMITTED
+_HAS_A_LIVING_JOB = (RunRow.state.in_(FOLLOWED), _WAS_SUBMITTED)
 
 _REPORTS_AT_ONCE = 100
 """Most reports of one transaction; a database of many services locks that many runs at a time."""

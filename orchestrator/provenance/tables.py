@@ -101,7 +101,7 @@ class RunRow(Base):
         Index(None, "collection_uid"),
         Index(None, "parent_run_id"),
         Index(None, "message_id"),
-        Index(None, "record_due"),
+        Index(None, "record_due", "run_id"),
         _OPTIONS,
     )
 
