@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.mpi]
 
 REQUEUES = int(os.environ.get("ORCHESTRATOR_TEST_REQUEUES", "2"))
 """How often the job is killed; more for those who want to be sure."""
-FRAMES_PER_REQUEUE = 200
-"""At ten a second; SLURM takes some ten seconds to start a requeued job."""
+FRAMES_PER_REQUEUE = 270
+"""At ten a second: it takes SLURM some 25 seconds from the kill of a job to its next frame."""
 
 
 def kernel_processes(result: Path) -> list[int]:
