@@ -14,4 +14,4 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("changes", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("runs", sa.Column("record_due", sa.Boolean(), nullable=True))
     op.execute("UPDATE runs SET record_due = (ended_at IS NOT NULL)")
-    op.create_index("ix_runs_record_due", "runs", ["record_due", "run_id"])
+    op.create_index("ix_runs_record_due_run_id", "runs", ["record_due", "run_id"])
