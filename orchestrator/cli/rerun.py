@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import sys
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -14,12 +12,11 @@ import typer
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, err, out, print_json, print_table, says_errors
 from orchestrator.cli.finishing import follow_to_the_end
-from orchestrator.cli.ownership import is_anothers, ours
+from orchestrator.cli.repeating import is_anothers, ours, plan_again
 from orchestrator.cli.run_argument import complete_run
 from orchestrator.cli.wording import parse_moment
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import InvalidInput, NotFound
-from orchestrator.planning import repeated
 from orchestrator.provenance import RunDetail, RunSummary, Store
 from orchestrator.records import BatchScript, JobPlan, Json, RunState
 from orchestrator.rendering import rerun_script
@@ -88,7 +85,14 @@ def rerun(
     with open_store(settings) as store:
         parents = [ours(store.run(run))] if run is not None else _chosen(store, str(recipe), where or ())
         plans = [
-            _plan(parent, wanted, unset or (), settings, template=template, ntasks=ntasks, because=because)
+            plan_again(
+                parent,
+                _parameters(parent, wanted, unset or ()),
+                settings,
+                because=because,
+                template=template,
+                ntasks=ntasks,
+            )
             for parent in parents
         ]
         if script:
@@ -156,32 +160,13 @@ def _state(text: str) -> RunState:
         raise InvalidInput(f"--where state={text}: no such state", remedy=f"one of {', '.join(RunState)}") from error
 
 
-def _plan(
-    parent: RunDetail,
-    changes: Mapping[str, Json],
-    unset: Sequence[str],
-    settings: Settings,
-    *,
-    template: str | None,
-    ntasks: int | None,
-    because: str,
-) -> JobPlan:
+def _parameters(parent: RunDetail, changes: Mapping[str, Json], unset: Sequence[str]) -> Mapping[str, Json]:
     parameters = parent.plan.parameter_values()
     for name in unset:
         if name not in parameters:
             raise InvalidInput(f"--unset {name}: run {parent.summary.run_id} hadn't set it")
         del parameters[name]
-    resources = parent.plan.resources
-    return repeated(
-        parent.plan,
-        {**parameters, **changes},
-        run_id=str(uuid.uuid4()),
-        root=settings.runs_root,
-        requester=getpass.getuser(),
-        because=because,
-        template=template,
-        resources=resources if ntasks is None else replace(resources, ntasks=ntasks),
-    )
+    return {**parameters, **changes}
 
 
 def _script(parent: RunDetail, plan: JobPlan, settings: Settings) -> str:

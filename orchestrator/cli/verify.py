@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import uuid
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -12,15 +10,14 @@ from rich.text import Text
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, err, out, print_json, says_errors
 from orchestrator.cli.finishing import follow_to_the_end
-from orchestrator.cli.ownership import ours
+from orchestrator.cli.repeating import ours, plan_again
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.cli.verdict import AbsoluteOption, RelativeOption, as_document, print_differences, print_results
 from orchestrator.contents import Verdict
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import NotFound
-from orchestrator.planning import repeated
 from orchestrator.provenance import RunDetail, Store
-from orchestrator.records import JobPlan, Json, RunState, RunTag, utc_now
+from orchestrator.records import Json, RunState, RunTag, utc_now
 from orchestrator.service import open_gateway, open_store
 from orchestrator.settings import Settings, load_settings
 from orchestrator.verifying import Verification, verified
@@ -67,7 +64,8 @@ def verify(
 
 def _repeated(store: Store, settings: Settings, first: RunDetail, ntasks: int | None) -> RunDetail:
     """Make the run again, and follow it to its end."""
-    plan = _plan(first, settings, ntasks)
+    because = f"verification of {first.summary.run_id}"
+    plan = plan_again(first, first.plan.parameter_values(), settings, because=because, ntasks=ntasks)
     store.record_runs(first.message.message_id if first.message else None, [plan], note="", handled=False)
     err.print(f"repeating it as run {plan.run_id} …")
     dispatcher = Dispatcher(store=store, gateway=open_gateway(settings), settings=settings)
@@ -75,19 +73,6 @@ def _repeated(store: Store, settings: Settings, first: RunDetail, ntasks: int | 
     dispatcher.submit_planned()
     follow_to_the_end(dispatcher, lambda: not store.run(plan.run_id).summary.state.ended)
     return store.run(plan.run_id)
-
-
-def _plan(first: RunDetail, settings: Settings, ntasks: int | None) -> JobPlan:
-    resources = first.plan.resources
-    return repeated(
-        first.plan,
-        first.plan.parameter_values(),
-        run_id=str(uuid.uuid4()),
-        root=settings.runs_root,
-        requester=getpass.getuser(),
-        because=f"verification of {first.summary.run_id}",
-        resources=resources if ntasks is None else replace(resources, ntasks=ntasks),
-    )
 
 
 def _record(store: Store, found: Verification) -> None:
