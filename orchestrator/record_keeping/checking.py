@@ -22,7 +22,7 @@ class Finding:
     """One thing that doesn't fit."""
 
     kind: str
-    """``no directory``, ``no run``, ``digest``, ``record``, ``parent``."""
+    """``no directory``, ``no run``, ``digest``, ``record``."""
     run_id: str | None
     path: Path
     what: str

@@ -63,17 +63,20 @@ def _write(store: Store, run_id: str, elsewhere: Path) -> None:
     if run.path.exists() and run.path.stat().st_uid != os.getuid():
         write_atomically(elsewhere / f"{run_id}.json", record_text(detail), durable=False)
         return
-    _record_log(store, detail)
+    if _record_log(store, detail):
+        detail = store.run(run_id)
     run.path.mkdir(parents=True, exist_ok=True)  # of a run that was refused there is none
-    write_atomically(run.provenance, record_text(store.run(run_id)), durable=False)
+    write_atomically(run.provenance, record_text(detail), durable=False)
 
 
-def _record_log(store: Store, detail: RunDetail) -> None:
-    """Keep what the job's log is, unless that is known: nothing is added to it once the job has ended."""
+def _record_log(store: Store, detail: RunDetail) -> bool:
+    """Keep what the job's log is, and return whether that is news: nothing is added to it once the job has ended."""
     if not detail.attempts:
-        return
+        return False
     log_file = RunDirectory(detail.summary.run_directory).attempt(detail.attempts[-1].tag.attempt).log
     known = next((output.size for output in detail.outputs if output.path == log_file), None)
-    if log_file.is_file() and log_file.stat().st_size != known:
-        identity = OutputIdentity(path=log_file, kind="log", size=log_file.stat().st_size, sha256=file_sha256(log_file))
-        store.record_output(detail.summary.run_id, identity)
+    if not log_file.is_file() or log_file.stat().st_size == known:
+        return False
+    identity = OutputIdentity(path=log_file, kind="log", size=log_file.stat().st_size, sha256=file_sha256(log_file))
+    store.record_output(detail.summary.run_id, identity)
+    return True
