@@ -17,7 +17,6 @@ from orchestrator.provenance import ActiveAttempt, Store
 from orchestrator.provenance.attempts import ActiveJob
 from orchestrator.records import FrameCounts, JobIdentity, JobReport, JobState
 from orchestrator.runs import AttemptDirectory, RunDirectory
-from orchestrator.slurm.waiting import hindrance
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class Followed:
     complaints: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.hindrance = hindrance(self.attempt.last_report)
+        self.hindrance = self.attempt.hindrance
 
     @property
     def directory(self) -> AttemptDirectory:

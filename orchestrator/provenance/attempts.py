@@ -273,6 +273,7 @@ def _active(row: AttemptRow, run: RunRow) -> ActiveAttempt:
         frames_expected=run.frames_expected,
         counts=counts_of(run),
         last_report=last_report(row),
+        hindrance=run.reason,
         intent_at=row.intent_at,
     )
 

@@ -300,6 +300,8 @@ class ActiveAttempt:
     counts: FrameCounts | None
     """As last recorded."""
     last_report: JobReport | None
+    hindrance: str
+    """The reason that stands at its run: what was last said of why it doesn't go on."""
     intent_at: datetime
 
 

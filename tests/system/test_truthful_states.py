@@ -218,20 +218,20 @@ def test_a_job_that_can_never_start_says_so_and_goes_on_when_somebody_mends_it(b
         assert "will wait for ever: it asks for more time than its partition allows (PartitionTimeLimit)" in shown
     assert "hindrance" in [event.kind for event in hopeless.events]
     beamline.slurm("scontrol", "update", f"job={beamline.job_id('hopeless')}", "timelimit=10")
-    mended = beamline.until("hopeless", lambda report: report.state is JobState.RUNNING)
-    assert mended.summary.reason == ""
+    beamline.until("hopeless", lambda report: report.state is JobState.RUNNING)
+    beamline.wait_for("hopeless", lambda detail: detail.summary.reason == "")
     beamline.slurm("scancel", beamline.job_id("hopeless"))
 
 
 def test_a_suspended_job_says_so_until_it_is_resumed(beamline: Truthful) -> None:
     job = beamline.running("suspended")
     beamline.slurm("scontrol", "suspend", job)
-    suspended = beamline.until("suspended", lambda report: report.state is JobState.SUSPENDED)
+    suspended = beamline.wait_for("suspended", lambda detail: "is suspended (SUSPENDED)" in detail.summary.reason)
     assert suspended.summary.state is RunState.RUNNING
     assert "its job is suspended (SUSPENDED)" in beamline.shown("suspended")
     beamline.slurm("scontrol", "resume", job)
-    resumed = beamline.until("suspended", lambda report: report.state is JobState.RUNNING)
-    assert resumed.summary.reason == ""
+    beamline.until("suspended", lambda report: report.state is JobState.RUNNING)
+    beamline.wait_for("suspended", lambda detail: detail.summary.reason == "")
     beamline.slurm("scancel", job)
 
 

@@ -477,6 +477,18 @@ def test_a_hopeless_wait_stands_in_the_reason_until_it_is_over(trip: Trip, caplo
     assert trip.run().summary.reason == ""
 
 
+def test_a_wait_that_is_over_leaves_the_reason_also_when_the_service_ended_just_then(trip: Trip) -> None:
+    job = trip.submitted()
+    trip.gateway.set_state(job, "PENDING", reason="PartitionTimeLimit")
+    trip.follower.cycle()
+    trip.gateway.set_state(job, "RUNNING")
+    (report,) = trip.gateway.poll([job]).values()
+    trip.store.record_report(trip.run().attempts[0].tag, report)  # and nothing more of that cycle
+    assert trip.run().summary.reason
+    trip.new_follower().cycle()
+    assert trip.run().summary.reason == ""
+
+
 def test_a_word_that_nobody_knows_is_said_and_keeps_its_run_open_alone(
     trip: Trip, caplog: pytest.LogCaptureFixture
 ) -> None:
