@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ class Reruns:
     folder: Path
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Tables of the recipe besides the usual ones."""
+    python: Path = Path(sys.executable)
     jobs: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class Reruns:
         document = self.trip.settings.model_dump(by_alias=True, exclude_unset=True)
         recipe = document["recipes"]["azimuthal"]
         recipe |= {"template": "echo.sbatch.j2", "parameters": {"bins": 500, "unit": "q_A^-1"}, **self.recipe}
-        document["templates"] = str(self.templates)
+        document |= {"templates": str(self.templates), "python": str(self.python)}
         self.trip.settings = Settings.model_validate(document | {"source": self.trip.settings.source})
         self.trip.dispatcher = replace(self.trip.new_dispatcher(), settings=self.trip.settings)
         self.adopter = Adopter(store=self.trip.store, gateway=self.trip.gateway, settings=self.trip.settings)
