@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from orchestrator.errors import GatewayUnavailable, OutcomeUnknown
-from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
+from orchestrator.records import JobIdentity, JobReport, RerunJob, RunTag, Submission, SubmittedJob
 from orchestrator.slurm import lookup, parsing
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
@@ -165,6 +165,18 @@ class CliGateway(Gateway):
 
         return lookup.accounted(jobs, self._known().cluster, ask, at_once=_IDS_PER_CALL) if jobs else {}
 
+    def queued_reruns(self) -> Sequence[RerunJob]:
+        cluster = self._known().cluster
+        text = self._ask(
+            "squeue", "--noheader", "--all", "--local", "--states=all", f"--Format={parsing.RERUN_QUEUE_FORMAT}"
+        )
+        return parsing.parse_queued_reruns(text, cluster=cluster)
+
+    def accounted_reruns(self, *, since: datetime) -> Sequence[RerunJob]:
+        cluster = self._known().cluster
+        everybody = ("--allusers", "--allocations", f"--format={parsing.RERUN_ACCOUNT_FORMAT}")
+        return parsing.parse_accounted_reruns(self._sacct(since, *everybody), cluster=cluster)
+
     def cancel(self, job: JobIdentity) -> None:
         if lookup.may_be_ended(job, self._one(job.job_id), self.account):
             self._ask("scancel", str(job.job_id))
@@ -194,19 +206,24 @@ class CliGateway(Gateway):
         return next(iter(parsing.parse_squeue(answer.out, cluster=cluster)), None)
 
     def _accounting(self, since: datetime, *selection: str) -> list[JobReport]:
+        cluster = self._known().cluster
+        text = self._sacct(since, f"--user={os.getuid()}", f"--format={parsing.ACCOUNT_FORMAT}", *selection)
+        return parsing.parse_sacct(text, cluster=cluster)
+
+    def _sacct(self, since: datetime, *selection: str) -> str:
         """Return the records of jobs that had not ended before `since`; the end allows for a clock that is ahead."""
         cluster = self._known().cluster
         until = datetime.now(UTC) + timedelta(days=1)
         answer = self._run(
             "sacct", "--noheader", "--parsable2", f"--delimiter={parsing.SEPARATOR}", "--duplicates", "--units=K",
-            f"--user={os.getuid()}", f"--starttime={since:%Y-%m-%dT%H:%M:%S}", f"--endtime={until:%Y-%m-%dT%H:%M:%S}",
+            f"--starttime={since:%Y-%m-%dT%H:%M:%S}", f"--endtime={until:%Y-%m-%dT%H:%M:%S}",
             # The controller's cluster: slurm.conf here may name another one, of which sacct would tell instead.
-            f"--clusters={cluster}", f"--format={parsing.ACCOUNT_FORMAT}", *selection,
+            f"--clusters={cluster}", *selection,
         )  # fmt: skip
         if answer.code == 0:
-            return parsing.parse_sacct(answer.out, cluster=cluster)
+            return answer.out
         if _ACCOUNTING_ABSENT.search(answer.err):
-            return []
+            return ""
         raise query_failure("sacct", answer.err)
 
     # ---------------------------------------------------------------------------------------- how it is asked
