@@ -174,8 +174,8 @@ class Gateway(ABC):
         """List from accounting such jobs that hadn't ended by `since`. Empty where there is no accounting.
 
         That takes a while where there are many jobs. Those that were held, or waited for another one, until they were
-        cancelled are missing: for SLURM there was no time in which they could have run. Of a job that was requeued it is the last start; the submit time
-        in its identity is then that of the first start that hadn't ended by `since`.
+        cancelled are missing: for SLURM there was no time in which they could have run. Of a job that was requeued it
+        is the last start; the submit time in its identity is that of the first start that hadn't ended by `since`.
 
         Raises
         ------

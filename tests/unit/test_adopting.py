@@ -151,7 +151,7 @@ def test_files_of_another_user_are_refused(reruns: Reruns, parent: RunDetail, na
     path: Path = getattr(RunDirectory(plan.run_directory), name)
     os.chown(path, NOBODY, NOBODY)
     said = put_aside(reruns, word)
-    assert said.startswith(f"{path}: is {user_name(NOBODY)}'s, and the word for it is {user_name(0)}'s")
+    assert said.startswith(f"{path}: is {user_name(NOBODY)}'s, and the job, or the word for it, is {user_name(0)}'s")
     assert "who runs rerun.sbatch has to own what it writes" in said
 
 
