@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 ASIDE = "refused"
 """Folder for what can't be used."""
+COMPARED = "compared"
+"""Folder of what `orchestrator.unreported` keeps."""
 WORD_LIMIT, _FILE_LIMIT = 64 * 1024, 4 * 1024 * 1024
 """Bytes: of a file in the drop folder, and of one in a run's directory."""
 _DIFF_LINES = 400
@@ -67,7 +69,7 @@ class Adopter:
         drop = self.settings.reruns.drop
         new = not drop.exists()
         drop.mkdir(parents=True, exist_ok=True)
-        for own in (drop / ASIDE, drop / RECORDS):
+        for own in (drop / ASIDE, drop / RECORDS, drop / COMPARED):
             own.mkdir(exist_ok=True)
             if own.lstat().st_uid != os.getuid() or own.is_symlink():
                 raise OSError(errno.EPERM, "somebody else's, and has to be the service's", str(own))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import select, true, update
 from sqlalchemy.orm import Session
 
+from orchestrator.provenance.adoptions import came_home
 from orchestrator.provenance.attempts import forget_reports, take_report
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import encoded
@@ -72,6 +73,9 @@ class RecordStore(Database):
             for identity in detail.inputs:
                 keep_used_files(session, run_id, identity)
             session.add_all(output_row(run_id, output) for output in detail.outputs)
+            for attempt in detail.attempts:
+                if attempt.identity is not None:
+                    came_home(session, detail.plan, attempt.identity)
         return True
 
 
