@@ -916,6 +916,22 @@ class OnTheStack(ScriptsRun):
         # By this stack's setting: AccountingStoreFlags=job_comment.
         assert eventually(lambda: _if_ended(gateway.accounted_reruns(since=before), tag)).user == job.user
 
+    def test_jobs_of_other_users_are_listed_and_followed(self, gateway: Gateway, tmp_path: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("NOT TESTED: only root can submit as another user")
+        tag, waits = some_rerun(), Work(body="true", lines=self.held, play=stays_pending)
+        own = self.submit(gateway, tmp_path, waits).identity
+        self.sbatch(tmp_path, waits, tag, "--uid=nobody", "--chdir=/", "--output=/dev/null")
+        job = eventually(lambda: _of(gateway.queued_reruns(), tag))
+        identity = job.report.identity
+        assert (job.user, job.working_directory) == ("nobody", Path("/"))
+        assert gateway.poll([own, identity])[identity].state is JobState.PENDING
+        subprocess.run(["scancel", str(identity.job_id)], env=self.environment, check=True)
+        gateway.cancel(own)
+        for one in (own, identity):
+            reaches(gateway, one, JobState.CANCELLED, within_s=20)
+            is_accounted(gateway, one, JobState.CANCELLED, within_s=20)
+
     def test_rerun_that_is_an_array_is_one_job(self, gateway: Gateway, tmp_path: Path) -> None:
         before, tag = utc_now(), some_rerun()
         job_id = self.hand_over(gateway, tmp_path, ARRAY_SUCCEEDS, tag)
