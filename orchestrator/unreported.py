@@ -42,6 +42,8 @@ WORD_PATIENCE = timedelta(seconds=SEEN_LATE_S)
 """How long after a job's end its word may still come."""
 BEGIN_PATIENCE = timedelta(minutes=5)
 """How long a job may take from its start to its word: modules and interpreters are loaded before."""
+TOLD_FOR = timedelta(minutes=10)
+"""How long what was told of a job stands, unless SLURM says something else of it, before its run is looked for again."""
 ACCOUNTED_EVERY = timedelta(hours=1)
 """How often accounting is asked for jobs that came and went unseen."""
 ACCOUNTED_SOON = timedelta(minutes=5)
@@ -85,6 +87,8 @@ class Comparison:
     """When accounting was last asked."""
     _answered_at: datetime | None = None
     """Until when it has told."""
+    _told: dict[_Key, tuple[str, datetime]] = field(default_factory=dict)
+    """What SLURM said of jobs when they were told of, and when that was."""
     _strangers: set[_Key] = field(default_factory=set)
     """Jobs whose parents aren't here."""
 
@@ -101,6 +105,7 @@ class Comparison:
             When it can't be kept how far was looked; everything else is done.
         """
         now = self.now()
+        self._told = {key: (words, at) for key, (words, at) in self._told.items() if now - at < TOLD_FOR}
         queued = self.adopter.gateway.queued_reruns()
         found = self._take(queued, now)
         gone = self._open.keys() - map(_key, queued)
@@ -131,6 +136,9 @@ class Comparison:
                 self._open.pop(_key(job), None)
             elif not _is_due(job.report, now):
                 self._open[_key(job)] = _Seen(job, now)
+            elif self._was_told(job):
+                if not job.report.state.ended:
+                    self._open[_key(job)] = _Seen(job, now)
             else:
                 try:
                     found += self._settle(job)
@@ -206,8 +214,13 @@ class Comparison:
 
     # ------------------------------------------------------------------------------------------- told of
 
+    def _was_told(self, job: RerunJob) -> bool:
+        told = self._told.get(_key(job))
+        return told is not None and told[0] == job.report.words
+
     def _tell(self, job: RerunJob, parent: RunDetail, obstacles: Sequence[InvalidInput], *, forgotten: bool) -> None:
         report = job.report
+        self._told[_key(job)] = report.words, self.now()
         told = _told(job, obstacles, forgotten=forgotten)
         if report.state.ended or forgotten:
             self._open.pop(_key(job), None)

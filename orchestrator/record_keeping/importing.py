@@ -29,7 +29,7 @@ from orchestrator.provenance import (
     detail_of,
 )
 from orchestrator.provenance.rows import MADE
-from orchestrator.records import JobIdentity, JobPlan, RawMessage, Retries, RunState, RunTag, sha256_of
+from orchestrator.records import JobIdentity, JobPlan, RawMessage, RerunTag, Retries, RunState, RunTag, sha256_of
 from orchestrator.rerunning import read_plan, user_name
 from orchestrator.runs import RECORDS, AttemptDirectory, RunDirectory
 
@@ -123,7 +123,7 @@ def _unfinished(run: RunDirectory) -> RunDetail:
         state=RunState.RUNNING if begun else RunState.UNKNOWN,
         reason=""
         if begun
-        else f"{NOTE}, where nothing says that its job had begun; look for run-{plan.run_id} in SLURM",
+        else f"{NOTE}, where nothing says that its job had begun; look for {_name(run, plan)} in SLURM",
         recipe=plan.recipe,
         kernel=plan.kernel,
         beamline=plan.collection.beamline,
@@ -150,6 +150,12 @@ def _unfinished(run: RunDirectory) -> RunDetail:
         inputs=(),
         outputs=(),
     )
+
+
+def _name(run: RunDirectory, plan: JobPlan) -> str:
+    """Return what a run's jobs are called, at least how that begins."""
+    by_hand = plan.parent_run is not None and run.submitted.exists()
+    return RerunTag(parent=str(plan.parent_run)).job_name if by_hand else f"run-{plan.run_id}"
 
 
 def _made_by_hand(detail: RunDetail, requester: str) -> RunDetail:

@@ -27,6 +27,7 @@ from orchestrator.unreported import (
     ACCOUNTING_LAG,
     BEGIN_PATIENCE,
     LONGEST_LOOK,
+    TOLD_FOR,
     WORD_PATIENCE,
     Comparison,
 )
@@ -253,6 +254,15 @@ def test_a_job_is_told_of_once_and_its_end_takes_the_place_of_what_was_told_befo
         ground.ahead += WORD_PATIENCE * 2
         comparison.look()
     assert (ground.told()["words"], ground.told()["signal"]) == ("TIMEOUT", 15)
+
+
+def test_what_was_told_stands_a_while_and_then_its_run_is_looked_for_again(ground: Ground) -> None:
+    job = ground.job("FAILED", exit_code=1)
+    ground.later()
+    plan = ground.makes(job)  # seen late, over NFS
+    assert ground.later(timedelta(minutes=1)) == 0
+    assert ground.later(TOLD_FOR) == 1
+    assert ground.told()[CAME_HOME] == plan.run_id
 
 
 def test_a_word_after_all_says_so_at_the_parent(ground: Ground) -> None:
