@@ -43,7 +43,7 @@ WORD_PATIENCE = timedelta(seconds=SEEN_LATE_S)
 BEGIN_PATIENCE = timedelta(minutes=5)
 """How long a job may take from its start to its word: modules and interpreters are loaded before."""
 TOLD_FOR = timedelta(minutes=10)
-"""How long what was told of a job stands, unless SLURM says something else of it, before its run is looked for again."""
+"""How long what was told of a job stands, unless SLURM says something else of it; then its run is looked for."""
 ACCOUNTED_EVERY = timedelta(hours=1)
 """How often accounting is asked for jobs that came and went unseen."""
 ACCOUNTED_SOON = timedelta(minutes=5)
@@ -120,7 +120,7 @@ class Comparison:
     def _ask_accounting(self, queued: Collection[_Key], now: datetime) -> int:
         self._asked_at = now
         since = self._answered_at or self._kept() or now - FIRST_LOOK
-        since = max(since - ACCOUNTING_LAG, now - LONGEST_LOOK)
+        since = max(min(since, now) - ACCOUNTING_LAG, now - LONGEST_LOOK)
         accounted = self.adopter.gateway.accounted_reruns(since=since)
         found = self._take([job for job in accounted if _key(job) not in queued], now)
         self._answered_at = now
@@ -129,29 +129,34 @@ class Comparison:
 
     def _take(self, jobs: Sequence[RerunJob], now: datetime) -> int:
         """Settle what can be settled of jobs, and remember the others; return how many runs came home."""
+        return sum(self._settle(job) for job in self._unknown(jobs) if not self._may_wait(job, now))
+
+    def _unknown(self, jobs: Sequence[RerunJob]) -> list[RerunJob]:
+        """Return the jobs of which the store has no run, and forget the others."""
         known = self.adopter.store.known_reruns([job.report.identity for job in jobs])
-        found, faults = 0, []
-        for job in jobs:
-            if _key(job) in known:
-                self._open.pop(_key(job), None)
-            elif not _is_due(job.report, now):
-                self._open[_key(job)] = _Seen(job, now)
-            elif self._was_told(job):
-                if not job.report.state.ended:
-                    self._open[_key(job)] = _Seen(job, now)
-            else:
-                try:
-                    found += self._settle(job)
-                except StoreUnavailable:
-                    raise
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and raised in the end
-                    faults.append(error)
-        for fault in faults:
-            raise fault
-        return found
+        for key in known & self._open.keys():
+            del self._open[key]
+        return [job for job in jobs if _key(job) not in known]
+
+    def _may_wait(self, job: RerunJob, now: datetime) -> bool:
+        """Whether nothing is to be done about a job now; it is remembered while more of it is to come."""
+        due, told = _is_due(job.report, now), self._told.get(_key(job))
+        stands = told is not None and told[0] == job.report.words
+        if not due or (stands and not job.report.state.ended):
+            self._open[_key(job)] = _Seen(job, now)
+        return not due or stands
 
     def _settle(self, job: RerunJob, *, forgotten: bool = False) -> bool:
         """Take a job's run home, or tell of the job at its parent; return whether there is a new run."""
+        try:
+            return self._find_or_tell(job, forgotten=forgotten)
+        except StoreUnavailable:
+            raise
+        except Exception:  # whatever it is, it is this job's: the others go on, and how far was looked
+            log.exception("job %s of %s, which made run %s again, can't be dealt with", *_names(job), job.tag.parent)
+            return False
+
+    def _find_or_tell(self, job: RerunJob, *, forgotten: bool) -> bool:
         try:
             parent = self.adopter.store.run(job.tag.parent)
         except NotFound:
@@ -213,10 +218,6 @@ class Comparison:
         return new
 
     # ------------------------------------------------------------------------------------------- told of
-
-    def _was_told(self, job: RerunJob) -> bool:
-        told = self._told.get(_key(job))
-        return told is not None and told[0] == job.report.words
 
     def _tell(self, job: RerunJob, parent: RunDetail, obstacles: Sequence[InvalidInput], *, forgotten: bool) -> None:
         report = job.report
