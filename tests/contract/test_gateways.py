@@ -1016,6 +1016,7 @@ class TestCli(OnTheStack):
                 lambda: self.submit(gateway, tmp_path, SUCCEEDS, tag),
                 lambda: gateway.find(tag, since=before),
                 lambda: gateway.poll([job]),
+                gateway.queued_reruns,
                 lambda: gateway.cancel(job),
             )
             for call in calls:
@@ -1069,6 +1070,8 @@ class TestCli(OnTheStack):
             assert [report.identity for report in gateway.find(tag, since=before)] == [job]
             with pytest.raises(GatewayUnavailable):
                 gateway.find(some_tag(), since=before)
+            with pytest.raises(GatewayUnavailable):
+                gateway.accounted_reruns(since=before)
         finally:
             cluster.start("slurmdbd")
         without = tmp_path / "slurm.conf"
@@ -1076,6 +1079,7 @@ class TestCli(OnTheStack):
         without.write_text(text.replace("accounting_storage/slurmdbd", "accounting_storage/none"))
         unaccounted = CliGateway(environment={**os.environ, "SLURM_CONF": str(without)})
         assert unaccounted.account([job]) == {}
+        assert unaccounted.accounted_reruns(since=before) == []
         assert unaccounted.find(some_tag(), since=before) == ()
 
     def test_missing_programs_are_named_with_the_remedy(
