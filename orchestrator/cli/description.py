@@ -273,7 +273,9 @@ def _script(run: RunDetail) -> Iterator[Field]:
     newest = run.attempts[-1]
     yield "script", f"{directory.script.name}, sha256 {newest.script_sha256}{_ran(newest)}"
     yield "template", f"{newest.template_name}, in {directory.template.name}, sha256 {newest.template_sha256}"
-    yield "also there", f"{directory.message.name}, {directory.plan.name}, {directory.parameters.name}"
+    yield "again with", f"sbatch {directory.rerun}, or orchestrator rerun {run.summary.run_id[:8]}"
+    also = (directory.provenance, directory.message, directory.plan, directory.parameters)
+    yield "also there", ", ".join(path.name for path in also)
 
 
 def _ran(attempt: AttemptRecord) -> str:

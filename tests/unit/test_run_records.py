@@ -109,6 +109,13 @@ def test_a_body_that_is_no_base64_is_refused(site: SiteWithRuns) -> None:
         detail_of(document)
 
 
+def test_a_body_of_another_digest_is_refused(site: SiteWithRuns) -> None:
+    document = as_file(site.store.run(site.complete().run_id))
+    document["message"]["raw"]["body"] = "e30="
+    with pytest.raises(InvalidInput, match=r"message\.raw\.body: its SHA-256 is 44136fa3"):
+        detail_of(document)
+
+
 KINDS: Mapping[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,), "null": (type(None),),
     "integer": (int,), "number": (int, float),
