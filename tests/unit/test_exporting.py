@@ -57,6 +57,30 @@ def test_all_formats_at_once_are_listed_with_what_they_could_not_say(site: SiteW
     assert [note.partition(":")[0] for note in told["notes"]] == ["scicat", "ro-crate"]
 
 
+@pytest.mark.parametrize(
+    ("form", "file"), [("methods", "methods.md"), ("prov", "prov.json"), ("record", "provenance.json")]
+)
+def test_a_form_that_is_one_text_is_printed_without_a_folder(site: SiteWithRuns, form: str, file: str) -> None:
+    reduced(site)
+    assert site.call("export", "latest", "--format", form) == (exported(site, form) / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("scicat",), "only one of methods, prov, record can be printed"),
+        (("methods", "--format", "prov"), "only one of methods, prov, record can be printed"),
+        (("methods", "--json"), "are about files"),
+    ],
+)
+def test_what_needs_a_folder_says_so(site: SiteWithRuns, words: tuple[str, ...], told: str) -> None:
+    reduced(site)
+    assert not site.call("export", "latest", "--format", *words, code=ExitCode.INVALID_INPUT)
+    said = " ".join(site.said.split())
+    assert told in said
+    assert "-o" in said
+
+
 @pytest.mark.parametrize("form", ["ro-crate", "methods"])
 def test_nothing_is_replaced_unless_asked(site: SiteWithRuns, form: str) -> None:
     reduced(site)
