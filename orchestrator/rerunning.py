@@ -28,6 +28,7 @@ from pathlib import Path
 
 from orchestrator.errors import InvalidInput, OrchestratorError, RunDirectoryUnavailable
 from orchestrator.injob import EXIT_CANNOT_WRITE, JobHere
+from orchestrator.kernel_parameters import check_parameters
 from orchestrator.planning import repeated
 from orchestrator.provenance import PlannedRun, plan_from_json, write_directory
 from orchestrator.records import (
@@ -86,6 +87,7 @@ def make_again(request: Request, parameters: str, job: JobHere) -> JobPlan:
     plan = _plan(request, before, read_parameters(parameters), job)
     directory = RunDirectory(plan.run_directory)
     if not directory.submitted.exists():
+        check_parameters([plan])
         try:
             _write(plan, parent, request)
         except OSError as error:

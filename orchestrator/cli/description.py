@@ -129,7 +129,7 @@ def _missing(counts: FrameCounts, *, ended: bool) -> str:
     announced = counts.written if counts.expected is None else max(counts.expected, counts.written)
     missing = announced - counts.processed - counts.failed
     if not missing:
-        return "" if counts.failed else ": all"
+        return ": all" if counts.processed and not counts.failed else ""
     return f", {missing} missing" if ended else f", {missing} to come"
 
 

@@ -17,6 +17,7 @@ from orchestrator.cli.run_argument import complete_run
 from orchestrator.cli.wording import parse_moment
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import InvalidInput, NotFound
+from orchestrator.kernel_parameters import check_parameters
 from orchestrator.provenance import RunDetail, RunSummary, Store
 from orchestrator.records import BatchScript, JobPlan, Json, RunState
 from orchestrator.rendering import rerun_script
@@ -95,6 +96,7 @@ def rerun(
             )
             for parent in parents
         ]
+        check_parameters(plans)
         if script:
             sys.stdout.write(_script(parents[0], plans[0], settings))
             return

@@ -668,6 +668,7 @@ def test_a_collection_that_had_no_run_is_taken_as_ispyb_knows_it(site: Site) -> 
         ("orch-nosuch", [], {}, "recipe 'nosuch' can't be asked for here (ask for azimuthal)"),
         ("orch-azimuthal", [(1, 50)], {}, "it wants images 1 to 50 of 200"),
         ("orch-azimuthal", [], {"mask": "/etc/passwd"}, "parameter mask: /etc/passwd: outside the allowed roots"),
+        ("orch-azimuthal", [], {"binz": "5"}, "kernel azimuthal: binz: unknown, did you mean bins?"),
         ("orch-azimuthal", [], {"mask": '["/etc/x"]'}, "parameter mask: /etc/x: outside the allowed roots"),
     ],
 )
