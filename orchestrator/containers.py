@@ -41,11 +41,11 @@ def image_file(path: Path) -> dict[str, str | int]:
         found = real.stat()
         if not stat.S_ISREG(found.st_mode):
             return {"real_path": str(real), "sha256_unknown_because": "it is a directory, not a file"}
-        told = {"real_path": str(real), "size": found.st_size, "mtime_ns": found.st_mtime_ns, "inode": found.st_ino}
         identifier = sif_uuid(real)
     except OSError:
         return {}
-    return told | ({"sif_uuid": identifier} if identifier else {})
+    state = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "inode": found.st_ino}
+    return {"real_path": str(real), **state, **({"sif_uuid": identifier} if identifier else {})}
 
 
 def sif_uuid(path: Path) -> str | None:

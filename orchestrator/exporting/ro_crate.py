@@ -20,6 +20,7 @@ from urllib.parse import quote_from_bytes
 from orchestrator.errors import InvalidInput
 from orchestrator.exporting.account import NOT_KNOWN, Account, InputFile, readable, run_uri, unit_of
 from orchestrator.exporting.software import Program
+from orchestrator.provenance import OutputIdentity
 from orchestrator.records import Parameter, utc_now
 
 METADATA = "ro-crate-metadata.json"
@@ -231,8 +232,13 @@ def _described(account: Account) -> Mapping[Path, str]:
         directory.rerun: "Makes the run again, for whoever hands it to sbatch",
         directory.submitted: "The script that asked for the run, as it was handed to sbatch",
         directory.collection_end: "How the collection ended",
-        **{output.path: f"{output.kind} of the run" for output in account.results},
+        **{output.path: _result(output) for output in account.results},
     }
+
+
+def _result(output: OutputIdentity) -> str:
+    validity = "" if output.validation is None else f"; {output.validation.words}"
+    return f"{output.kind} of the run{validity}"
 
 
 def _input(item: InputFile, now: datetime) -> Entity:
