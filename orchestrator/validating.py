@@ -15,7 +15,9 @@ from orchestrator.provenance import OutputIdentity, Validation, validation_from_
 PATIENCE_S = 60.0
 """How long a validator may take for a file: a third of a second is usual, whatever the file's size."""
 
-REMEDY = "install it where the service runs: pip install 'orchestrator[validation]'"
+REMEDY = (
+    "install nexusformat for the interpreter of the service: requirements/validation.txt, or the extra `validation`"
+)
 
 _MODULE = "orchestrator.nexus_validator"
 

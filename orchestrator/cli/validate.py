@@ -95,4 +95,4 @@ def _print(found: Mapping[Path, Validation]) -> None:
     for by in sorted(checked):
         out.print(f"checked by {by}")
     if any("there is no validator" in one.obstacle for one in found.values()):
-        err.print(f"[bold]remedy:[/] {REMEDY}".replace("[validation]", "\\[validation]"))
+        err.print(f"[bold]remedy:[/] {REMEDY}")

@@ -162,7 +162,7 @@ def test_the_command_says_how_to_get_a_validator(site: SiteWithRuns, monkeypatch
     path = entry(site.folder / "a.nxs")
     module(site.folder, monkeypatch, "nexusformat", "raise ImportError('No module named nexusformat')")
     assert "not validated, because there is no validator" in site.call("validate", str(path), code=ExitCode.INCOMPLETE)
-    assert "pip install 'orchestrator[validation]'" in site.said
+    assert "requirements/validation.txt" in site.said
 
 
 def test_a_run_without_a_result_is_named(site: SiteWithRuns) -> None:
