@@ -24,7 +24,7 @@ def validate(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|FILE",
+            metavar="RUN_OR_FILE",
             help="A run's id, the beginning of one, or `latest`; or a NeXus file.",
             autocompletion=complete_run,
         ),
