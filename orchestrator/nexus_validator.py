@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import resource
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -83,6 +84,8 @@ def check(path: Path) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Check the file and print what came of it."""
+    for told_to_end in (signal.SIGINT, signal.SIGTERM):  # meant for the service: it isn't the file that is to blame
+        signal.signal(told_to_end, signal.SIG_IGN)
     os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     with contextlib.redirect_stdout(sys.stderr):

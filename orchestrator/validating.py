@@ -21,6 +21,10 @@ REMEDY = (
 
 _MODULE = "orchestrator.nexus_validator"
 
+# The file is finished: nobody must be kept from it, nor find a lock file beside it. One thread is enough: the buffers of
+# those of a large machine would be more memory than the validator may have.
+_ENVIRONMENT = {"HDF5_USE_FILE_LOCKING": "FALSE", "NX_LOCK": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
 
 def validate(path: Path, *, patience_s: float = PATIENCE_S, module: str = _MODULE) -> Validation:
     """Have a file validated; what stands in the way is told in the answer, and never raised.
@@ -31,11 +35,16 @@ def validate(path: Path, *, patience_s: float = PATIENCE_S, module: str = _MODUL
         What is run, as ``python -m``.
     """
     words = [sys.executable, "-P", "-m", module, os.fspath(path.absolute())]
-    # The file is finished, and nobody must be kept from it, nor find a lock file beside it.
-    environment = os.environ | {"HDF5_USE_FILE_LOCKING": "FALSE", "NX_LOCK": "0"}
+    environment = os.environ | _ENVIRONMENT
     try:
         done = subprocess.run(
-            words, capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=patience_s, env=environment
+            words,
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=patience_s,
+            env=environment,
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired:
         return Validation(obstacle=f"the validator took longer than {patience_s:g} s")

@@ -51,11 +51,11 @@ class RecordStore(Database):
         with self.writing() as session:
             session.connection().execute(update(RunRow).where(*seen).values(values))
 
-    def due_examinations(self, limit: int = 100) -> Sequence[str]:
-        """Return the ids of ended runs whose record says that something hasn't been looked at yet, in order."""
-        due = select(RunRow.run_id).where(RunRow.examination_due == true()).order_by(RunRow.run_id).limit(limit)
+    def due_examinations(self, limit: int = 20) -> Sequence[str]:
+        """Return the ids of ended runs of which something hasn't been looked at yet, the newest first."""
+        due = select(RunRow.run_id).where(RunRow.examination_due == true()).order_by(RunRow.ended_at.desc())
         with self.reading() as session:
-            return session.scalars(due).all()
+            return session.scalars(due.limit(limit)).all()
 
     def record_validation(self, run_id: str, path: Path, validation: Validation) -> None:
         """Keep what a validator said of an output; nothing happens where the run has no such output any more."""

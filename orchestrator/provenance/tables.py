@@ -102,7 +102,7 @@ class RunRow(Base):
         Index(None, "parent_run_id"),
         Index(None, "message_id"),
         Index(None, "record_due", "run_id"),
-        Index(None, "examination_due", "run_id"),
+        Index(None, "examination_due", "ended_at"),
         _OPTIONS,
     )
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import h5py
 import pytest
+from jsonschema import Draft202012Validator
 
 from orchestrator.containers import image_file
 from orchestrator.differences import Aspect, differences
 from orchestrator.examining import examine_due
 from orchestrator.injob import file_sha256
 from orchestrator.provenance import OutputIdentity, RunDetail, Store, detail_of
+from orchestrator.provenance.record import record_schema
 from orchestrator.record_keeping import import_runs, write_due
 from orchestrator.records import RunTag
 from orchestrator.runs import RECORDS
@@ -54,7 +56,9 @@ def test_a_result_is_validated_after_its_record_is_written_and_then_stands_in_it
     assert [one.validation for one in recorded(site, tag).outputs] == [None]
     assert site.store.due_examinations() == [tag.run_id]
     keep_records(site)
-    (output,) = recorded(site, tag).outputs
+    document = json.loads(site.directory(tag).provenance.read_bytes())
+    Draft202012Validator(record_schema()).validate(document)
+    (output,) = detail_of(document).outputs
     assert output.validation is not None
     assert output.validation.valid
     assert site.store.run(tag.run_id).outputs == (output,)

@@ -15,4 +15,4 @@ def upgrade() -> None:
     """Add the columns; runs of before are examined when somebody asks (`orchestrator validate`)."""
     op.add_column("outputs", sa.Column("validation", JsonText(), nullable=True))
     op.add_column("runs", sa.Column("examination_due", sa.Boolean(), nullable=True))
-    op.create_index("ix_runs_examination_due_run_id", "runs", ["examination_due", "run_id"])
+    op.create_index("ix_runs_examination_due_ended_at", "runs", ["examination_due", "ended_at"])
