@@ -23,23 +23,23 @@ LEASE_S = 600.0
 
 
 def examine_due(store: Store) -> int:
-    """Examine runs for which that is due; return how many it were."""
+    """Examine runs for which that is due; return of how many something was found out."""
     number = 0
     for run_id in store.due_examinations():
         if store.shared and not store.hold_lease(LEASE, for_s=LEASE_S):
             break
-        examine(store, run_id)
-        number += 1
+        number += examine(store, run_id)
     return number
 
 
-def examine(store: Store, run_id: str) -> None:
-    """Look at what of a run hasn't been looked at yet."""
+def examine(store: Store, run_id: str) -> bool:
+    """Look at what of a run hasn't been looked at yet; return whether there was anything."""
     run = store.run(run_id)
     for output in run.unvalidated:
         store.record_validation(run_id, output.path, validate_output(output))
     for attempt in run.undigested:
         store.record_software(attempt.tag, {"container": {**attempt.container, **_digest(store, attempt)}})
+    return bool(run.unvalidated or run.undigested)
 
 
 def _digest(store: Store, attempt: AttemptRecord) -> Mapping[str, Json]:

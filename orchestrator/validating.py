@@ -21,8 +21,8 @@ REMEDY = (
 
 _MODULE = "orchestrator.nexus_validator"
 
-# The file is finished: nobody must be kept from it, nor find a lock file beside it. One thread is enough: the buffers of
-# those of a large machine would be more memory than the validator may have.
+# The file is finished: nobody must be kept from it, nor find a lock file beside it. One thread is enough: on a large
+# machine the buffers of all of them would be more memory than the validator may have.
 _ENVIRONMENT = {"HDF5_USE_FILE_LOCKING": "FALSE", "NX_LOCK": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
