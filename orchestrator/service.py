@@ -4,8 +4,8 @@ Two loops do the work, each in a thread of its own: *dispatch* (messages -> jobs
 (jobs -> states, progress, results). The doors have threads of their own. A loop that meets an obstacle says so
 once, waits longer each time, and goes on; nothing but `stop` ends it.
 
-Two more, *adopt* and *record*, take in runs that people made without the service, and write the records of those that
-have ended.
+Three more, *adopt*, *record* and *examine*, take in runs that people made without the service, write the records of
+those that have ended, and look at what they left: how valid it is.
 
 Of several services on one database each takes messages and submits runs; one at a time follows, by a lease, and the
 next one takes over when it is gone. A loop of its own, *presence*, tells the others that this one lives. Where a site
@@ -30,6 +30,7 @@ from typing import Self
 from orchestrator.adopting import Adopter
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import InvalidSettings, OrchestratorError, RunDirectoryUnavailable, StoreUnavailable
+from orchestrator.examining import examine_due
 from orchestrator.following import Follower
 from orchestrator.ispyb import Mirror
 from orchestrator.listening.door import Door, Handler, Verdict, backoff
@@ -58,7 +59,7 @@ ADOPT_S = 5.0
 """How often is looked for runs that people made without the service."""
 
 RECORD_S = 2.0
-"""How often is looked for runs whose record is due."""
+"""How often is looked for runs whose record is due, and for those that are to be examined."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
@@ -186,6 +187,7 @@ class Service:
         self.adopter = Adopter(store=self.store, gateway=self.gateway, settings=self.settings)
         self._adopt = Loop(name="adopt", step=self._adopt_step, interval_s=ADOPT_S)
         self._record = Loop(name="record", step=self._record_step, interval_s=RECORD_S)
+        self._examine = Loop(name="examine", step=self._examine_step, interval_s=RECORD_S)
         self._ispyb: Loop | None = None
         if self.settings.ispyb is not None:
             self.mirror = Mirror(self.store, self.settings)
@@ -212,6 +214,7 @@ class Service:
         self._follow.start()
         self._adopt.start()
         self._record.start()
+        self._examine.start()
         if self._ispyb is not None:
             self._ispyb.start()
         for door in self.doors:
@@ -231,6 +234,7 @@ class Service:
             self.mirror.close()
         self._adopt.stop(10)
         self._record.stop(10)
+        self._examine.stop(10)
         self._presence.stop(10)
         self.gateway.close()
         try:
@@ -320,6 +324,10 @@ class Service:
 
     def _record_step(self) -> None:
         write_due(self.store, records_folder(self.settings))
+
+    def _examine_step(self) -> None:
+        if examine_due(self.store):
+            self._record.wake()
 
     def _may_follow(self) -> bool:
         """Take or renew the lease of the one that follows, where there may be others."""

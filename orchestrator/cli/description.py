@@ -16,8 +16,11 @@ from orchestrator.cli.job_description import Field, describe_history, describe_j
 from orchestrator.cli.wording import resources_asked, seconds, size, when
 from orchestrator.evidence import KernelProgress, describe_frames
 from orchestrator.provenance import MADE, AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
+from orchestrator.provenance.rows import container_of
 from orchestrator.records import FrameCounts, Json, Origin, RunState
 from orchestrator.runs import RunDirectory
+
+_ERRORS_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +147,8 @@ def _result(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield "sha256", output.sha256
         if output.content_sha256 is not None:
             yield "content", f"sha256 {output.content_sha256}, the same for equal results"
+        if output.validation is not None:
+            yield "validity", "\n".join((output.validation.words, *output.validation.texts[:_ERRORS_SHOWN]))
     if not run.outputs:
         there = findings.sizes.get(expected)
         if run.plan.array is not None:
@@ -249,11 +254,26 @@ def _software(software: Mapping[str, Json]) -> Iterator[Field]:
     yield "program", f"orchestrator {versions.pop('orchestrator', 'of unknown version')}{_commit(software)}"
     yield "python", f"{software.get('python')} ({software.get('interpreter')})"
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions.items())
+    if image := container_of(dict(software)):
+        yield "container", _image(image)
     modules = software.get("modules")
     yield "modules", ", ".join(map(str, modules)) if isinstance(modules, list) and modules else "none"
     loaded = software.get("loaded")
     if isinstance(loaded, dict):
         yield "loaded", ", ".join(f"{name} {version}" for name, version in loaded.items()) + ", says the kernel"
+
+
+def _image(image: Mapping[str, Json]) -> str:
+    parts = [str(image["path"])] if "path" in image else []
+    if "stated" in image:
+        parts.append(f"{image['stated']}, says the site")
+    if "sif_uuid" in image:
+        parts.append(f"SIF {image['sif_uuid']}")
+    if "sha256" in image:
+        parts.append(f"sha256 {image['sha256']}")
+    elif "sha256_unknown_because" in image:
+        parts.append(f"digest unknown: {image['sha256_unknown_because']}")
+    return ", ".join(parts)
 
 
 def _commit(software: Mapping[str, Json]) -> str:

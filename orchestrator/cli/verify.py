@@ -16,6 +16,7 @@ from orchestrator.cli.verdict import AbsoluteOption, RelativeOption, as_document
 from orchestrator.contents import Verdict
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import NotFound
+from orchestrator.examining import examine
 from orchestrator.provenance import RunDetail, Store
 from orchestrator.records import Json, RunState, RunTag, utc_now
 from orchestrator.service import open_gateway, open_store
@@ -72,6 +73,7 @@ def _repeated(store: Store, settings: Settings, first: RunDetail, ntasks: int | 
     dispatcher.settle()
     dispatcher.submit_planned()
     follow_to_the_end(dispatcher, lambda: not store.run(plan.run_id).summary.state.ended)
+    examine(store, plan.run_id)  # a container image is told by its digest
     return store.run(plan.run_id)
 
 

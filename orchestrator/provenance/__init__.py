@@ -10,6 +10,7 @@ from orchestrator.provenance.documents import (
     plan_to_json,
     start_from_json,
     start_to_json,
+    validation_from_json,
 )
 from orchestrator.provenance.mirrors import IspybIds, IspybRun, Mirrored
 from orchestrator.provenance.record import detail_of, record_of, record_schema, record_text
@@ -40,6 +41,7 @@ from orchestrator.provenance.rows import (
     Unanswered,
     UnsettledAttempt,
     UsedFile,
+    Validation,
     WaitingStart,
 )
 from orchestrator.provenance.schema import SchemaStatus
@@ -77,6 +79,7 @@ __all__ = [
     "Unanswered",
     "UnsettledAttempt",
     "UsedFile",
+    "Validation",
     "WaitingStart",
     "detail_of",
     "encoded",
@@ -90,5 +93,6 @@ __all__ = [
     "record_text",
     "start_from_json",
     "start_to_json",
+    "validation_from_json",
     "write_directory",
 ]

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, defer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.database import Database, batched
+from orchestrator.provenance.lineage import keep_image
 from orchestrator.provenance.rows import ActiveAttempt, AttemptStage
 from orchestrator.provenance.runs import add_event, event_row, lock_run
 from orchestrator.provenance.tables import AttemptRow, JobEventRow, RunRow
@@ -190,6 +191,7 @@ class AttemptStore(Database):
         with self.writing() as session:
             _run, row = locked(session, tag)
             row.software = {**(row.software if isinstance(row.software, dict) else {}), **software}
+            keep_image(session, tag.run_id, dict(software))
 
 
 def identity_of(row: AttemptRow | None) -> JobIdentity | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sqlalchemy import select, true, update
 from sqlalchemy.orm import Session
@@ -10,12 +11,12 @@ from sqlalchemy.orm import Session
 from orchestrator.provenance.attempts import forget_reports, take_report
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import encoded
-from orchestrator.provenance.lineage import keep_used_files
+from orchestrator.provenance.lineage import keep_image, keep_used_files
 from orchestrator.provenance.messages import add_message
 from orchestrator.provenance.new_runs import add_runs
-from orchestrator.provenance.rows import Arrival, AttemptRecord, JobEvent, RunDetail
-from orchestrator.provenance.runs import input_row, keep_counts, output_row
-from orchestrator.provenance.tables import AttemptRow, JobEventRow, ParameterRow, RunRow
+from orchestrator.provenance.rows import Arrival, AttemptRecord, JobEvent, RunDetail, Validation
+from orchestrator.provenance.runs import input_row, keep_counts, lock_run, output_row
+from orchestrator.provenance.tables import AttemptRow, JobEventRow, OutputRow, ParameterRow, RunRow
 from orchestrator.provenance.texts import keep_texts
 from orchestrator.records import sha256_of
 
@@ -37,11 +38,32 @@ class RecordStore(Database):
         with self.reading() as session:
             return [(run_id, changes) for run_id, changes in session.execute(wanted)]
 
-    def mark_recorded(self, run_id: str, changes: int) -> None:
-        """Say that a run's record is written; it stays due when the run has changed since that was asked for."""
+    def mark_recorded(self, run_id: str, changes: int, *, examination_due: bool = False) -> None:
+        """Say that a run's record is written; it stays due when the run has changed since that was asked for.
+
+        Parameters
+        ----------
+        examination_due
+            Whether something of the run hasn't been looked at yet (`orchestrator.examining`).
+        """
         seen = (RunRow.run_id == run_id, RunRow.changes == changes)
+        values = {"record_due": False, "examination_due": examination_due}
         with self.writing() as session:
-            session.connection().execute(update(RunRow).where(*seen).values(record_due=False))
+            session.connection().execute(update(RunRow).where(*seen).values(values))
+
+    def due_examinations(self, limit: int = 20) -> Sequence[str]:
+        """Return the ids of ended runs of which something hasn't been looked at yet, the newest first."""
+        due = select(RunRow.run_id).where(RunRow.examination_due == true()).order_by(RunRow.ended_at.desc())
+        with self.reading() as session:
+            return session.scalars(due.limit(limit)).all()
+
+    def record_validation(self, run_id: str, path: Path, validation: Validation) -> None:
+        """Keep what a validator said of an output; nothing happens where the run has no such output any more."""
+        wanted = select(OutputRow).where(OutputRow.run_id == run_id, OutputRow.path == str(path))
+        with self.writing() as session:
+            lock_run(session, run_id)
+            for row in session.scalars(wanted):
+                row.validation = encoded(validation)
 
     def import_run(self, detail: RunDetail, message: Arrival | None) -> bool:
         """Make the rows of a run from its record, unless it is there.
@@ -67,6 +89,8 @@ class RecordStore(Database):
             _fill(run, detail)
             _add_defaults(session, detail)
             session.add_all(_attempt_row(attempt) for attempt in detail.attempts)
+            for attempt in detail.attempts:
+                keep_image(session, run_id, attempt.software)
             session.add_all(_event_row(run_id, event) for event in detail.events)
             session.add_all(input_row(run_id, identity) for identity in detail.inputs)
             for identity in detail.inputs:

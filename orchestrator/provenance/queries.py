@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, undefer
 from orchestrator.errors import NotFound
 from orchestrator.provenance.attempts import counts_of, identity_of, last_report
 from orchestrator.provenance.database import Database, batched
-from orchestrator.provenance.documents import plan_from_json, retry_from_json
+from orchestrator.provenance.documents import plan_from_json, retry_from_json, validation_from_json
 from orchestrator.provenance.messages import message_record
 from orchestrator.provenance.rows import (
     AttemptEnd,
@@ -25,6 +25,7 @@ from orchestrator.provenance.rows import (
     OutputIdentity,
     RunDetail,
     RunSummary,
+    container_of,
 )
 from orchestrator.provenance.runs import input_identity
 from orchestrator.provenance.tables import (
@@ -138,9 +139,8 @@ class QueryStore(Database):
 
     def ingredients_of(self, run_ids: Collection[str]) -> Mapping[str, Ingredients]:
         """Return what runs were made from, by their ids; those without an attempt are left out."""
-        newest = select(AttemptRow).join(
-            RunRow, (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
-        )
+        same = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
+        newest = select(AttemptRow).join(RunRow, same).options(undefer(AttemptRow.software))
         found: dict[str, Ingredients] = {}
         with self.reading() as session:
             for ids in batched(run_ids):
@@ -195,6 +195,7 @@ def _ingredients(row: AttemptRow, seen: InputIdentity | None, texts: Mapping[str
         template_name=row.template_name,
         template_sha256=row.template_sha256,
         template_text=texts[row.template_sha256],
+        container=container_of(row.software),
     )
 
 
@@ -296,7 +297,12 @@ def _outputs(session: Session, run_id: str) -> tuple[OutputIdentity, ...]:
     rows = session.scalars(select(OutputRow).filter_by(run_id=run_id).order_by(OutputRow.id))
     return tuple(
         OutputIdentity(
-            path=Path(row.path), kind=row.kind, size=row.size, sha256=row.sha256, content_sha256=row.content_sha256
+            path=Path(row.path),
+            kind=row.kind,
+            size=row.size,
+            sha256=row.sha256,
+            content_sha256=row.content_sha256,
+            validation=None if row.validation is None else validation_from_json(row.validation),
         )
         for row in rows
     )

@@ -102,6 +102,7 @@ class RunRow(Base):
         Index(None, "parent_run_id"),
         Index(None, "message_id"),
         Index(None, "record_due", "run_id"),
+        Index(None, "examination_due", "ended_at"),
         _OPTIONS,
     )
 
@@ -136,6 +137,7 @@ class RunRow(Base):
     not_before: Mapped[datetime | None]
     changes: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
     record_due: Mapped[bool | None]
+    examination_due: Mapped[bool | None]
 
 
 class PredecessorRow(Base):
@@ -285,6 +287,7 @@ class OutputRow(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Name(64))
     content_sha256: Mapped[str | None] = mapped_column(Name(64))
+    validation: Mapped[Json] = mapped_column(JsonText, nullable=True)
     recorded_at: Mapped[datetime]
 
 

@@ -35,11 +35,11 @@ def write_due(store: Store, elsewhere: Path) -> int:
     number = 0
     for run_id, changes in _all_due(store):
         try:
-            _write(store, run_id, elsewhere)
+            written = _write(store, run_id, elsewhere)
         except OSError as error:
             obstacles.append(error)
         else:
-            store.mark_recorded(run_id, changes)
+            store.mark_recorded(run_id, changes, examination_due=bool(written.unvalidated or written.undigested))
             number += 1
     for obstacle in obstacles:
         raise RunDirectoryUnavailable(
@@ -57,16 +57,17 @@ def _all_due(store: Store) -> Iterator[tuple[str, int]]:
         after = page[-1][0]
 
 
-def _write(store: Store, run_id: str, elsewhere: Path) -> None:
+def _write(store: Store, run_id: str, elsewhere: Path) -> RunDetail:
     detail = store.run(run_id)
     run = RunDirectory(detail.summary.run_directory)
     if run.path.exists() and run.path.stat().st_uid != os.getuid():
         write_atomically(elsewhere / f"{run_id}.json", record_text(detail), durable=False)
-        return
+        return detail
     if _record_log(store, detail):
         detail = store.run(run_id)
     run.path.mkdir(parents=True, exist_ok=True)  # of a run that was refused there is none
     write_atomically(run.provenance, record_text(detail), durable=False)
+    return detail
 
 
 def _record_log(store: Store, detail: RunDetail) -> bool:

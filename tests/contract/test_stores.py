@@ -40,6 +40,7 @@ from orchestrator.provenance import (
     OutputIdentity,
     Store,
     Unanswered,
+    Validation,
     detail_of,
     plan_to_json,
     record_text,
@@ -59,6 +60,7 @@ from orchestrator.records import (
     JobPlan,
     JobReport,
     JobState,
+    Json,
     Origin,
     Parameter,
     Predecessor,
@@ -595,6 +597,51 @@ class StoreContract:
         assert detail.inputs == (opened, ended)
         assert detail.outputs == (log, result)
 
+    def test_what_a_validator_says_of_an_output_is_kept_with_it_and_makes_the_record_due(self, store: Store) -> None:
+        tag = submitted(store)
+        result = OutputIdentity(path=Path("/runs/1/µ.nxs"), kind="result", size=10, sha256="a" * 64)
+        store.record_output(tag.run_id, result)
+        store.finish_run(tag.run_id, RunState.COMPLETE, "", NOON)
+        assert store.run(tag.run_id).unvalidated == (result,)
+        ((_, changes),) = store.due_records()
+        store.mark_recorded(tag.run_id, changes, examination_due=True)
+        assert (store.due_records(), store.due_examinations()) == ([], [tag.run_id])
+        said = Validation(
+            validator="nexusformat 2.1.0", definitions="v2026.01", application="NXazint1d", errors=2, warnings=1,
+            texts=("/entry/µ: wrong", "'/': \"wrong\""),
+        )  # fmt: skip
+        store.record_validation(tag.run_id, result.path, said)
+        store.record_validation(tag.run_id, Path("/runs/1/another.nxs"), said)
+        assert store.run(tag.run_id).outputs == (replace(result, validation=said),)
+        assert store.run(tag.run_id).unvalidated == ()
+        ((_, changes),) = store.due_records()
+        store.mark_recorded(tag.run_id, changes - 1)
+        assert store.due_examinations() == [tag.run_id]
+        store.mark_recorded(tag.run_id, changes)
+        assert (store.due_records(), store.due_examinations()) == ([], [])
+
+    def test_the_digest_of_an_image_is_known_of_the_very_file_that_a_run_recorded(self, store: Store) -> None:
+        image: dict[str, Json] = {
+            "real_path": "/images/µ.sif",
+            "size": 5_000_000_000,
+            "mtime_ns": 7,
+            "inode": 2**63 + 1,
+        }
+        path = Path("/images/µ.sif")
+        assert store.image_digest(path, image) is None
+        for digest in ({}, {"sha256": "a" * 64}, {}):
+            tag = submitted(store)
+            store.record_software(tag, {"container": {"path": "/images/latest.sif", **image, **digest}})
+        assert store.run(tag.run_id).attempts[-1] in store.run(tag.run_id).undigested
+        assert store.image_digest(path, image) == "a" * 64
+        for change in ({"size": 1}, {"mtime_ns": 8}, {"inode": 2}):
+            assert store.image_digest(path, image | change) is None
+        assert [(used.role, used.path, used.sha256) for used in store.used_by(tag.run_id)] == [
+            ("container image", path, None)
+        ]
+        assert [used.sha256 for used in store.users_of(Path("/elsewhere.sif"), "a" * 64)] == ["a" * 64]
+        assert store.ingredients_of([tag.run_id])[tag.run_id].container["size"] == 5_000_000_000
+
     def test_a_run_ends_once_and_a_late_verdict_is_an_event(self, store: Store) -> None:
         tag = submitted(store)
         assert store.finish_run(tag.run_id, RunState.COMPLETE, "200 of 200 frames", NOON)
@@ -1112,6 +1159,9 @@ class StoreContract:
             store.upgrade()
             assert _differences(store) == []
             assert store.due_records() == [(runs[0][0], 0)]
+            assert store.due_examinations() == []
+            with store.reading() as session:
+                assert session.scalars(text("SELECT validation FROM outputs")).all() == [None]
             assert [one.run_id for one in store.makers_of(Path("/r/result.nxs"))] == [runs[0][0]]
             assert [(one.role, one.path) for one in store.used_by(runs[0][0])] == [
                 ("input", Path("/data/x")), ("source", Path("/data/x_1")),

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from prov.model import ProvAgent, ProvDocument
 
 from orchestrator.cli.common import ExitCode
-from orchestrator.provenance import InputIdentity, InputMoment, OutputIdentity, detail_of
+from orchestrator.provenance import InputIdentity, InputMoment, OutputIdentity, Validation, detail_of
 from orchestrator.records import ArrayPlan, JobState, Predecessor, RunState
 from tests.unit.reduced_runs import TOLD, nexus, reduced
 from tests.unit.site_with_runs import SiteWithRuns
@@ -182,6 +182,29 @@ def test_crate_has_the_files_of_the_run_and_names_what_it_read(site: SiteWithRun
     assert "#parameter-dark" not in crate  # has no value
     parts = {part["@id"] for part in crate["./"]["hasPart"]}
     assert {"message.json", "attempts/1/job.log", "result.nxs", *read} <= parts
+
+
+def test_crate_and_prov_say_how_valid_the_result_is(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    said = Validation(validator="nexusformat 2.1.0", definitions="v2026.01", errors=1, texts=("/entry: wrong",))
+    site.store.record_validation(tag.run_id, site.directory(tag).result, said)
+    assert crate_of(site)["result.nxs"]["description"] == f"result of the run; {said.words}"
+    assert said.words in (exported(site, "prov") / "prov.json").read_text()
+
+
+def test_crate_names_the_container_image_with_its_digest(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    image = {"path": "/images/a.sif", "sif_uuid": "u", "sha256": "a" * 64}
+    site.store.record_software(tag, {"container": image})
+    crate = crate_of(site)
+    assert crate[f"urn:uuid:{tag.run_id}"]["containerImage"] == {"@id": "#container-image"}
+    assert crate["#container-image"] == {
+        "@id": "#container-image",
+        "@type": "ContainerImage",
+        "additionalType": {"@id": "https://w3id.org/ro/terms/workflow-run#SIFImage"},
+        "name": "/images/a.sif",
+        "sha256": "a" * 64,
+    }
 
 
 def test_crate_can_leave_results_where_they_are(site: SiteWithRuns) -> None:
