@@ -112,9 +112,9 @@ def _milliseconds(ask: Callable[[], object], repeats: int) -> list[float]:
 def _questions(store: Store, runs: int) -> Iterator[tuple[str, Callable[[], object]]]:
     some = _run_id(runs // 2)
     visit, recipe = f"cm{(runs // 2) // 200}-1", f"recipe{runs // 2 % 20}"
-    newest = store.runs(limit=50)
+    newest, far_behind = store.runs(limit=50), store.run(some).summary
     yield "newest 50", lambda: store.runs(limit=50)
-    yield "those of a page far behind", lambda: store.runs(limit=50, offset=5000)
+    yield "those of a page far behind", lambda: store.runs(limit=50, after=far_behind)
     yield "of a visit", lambda: store.runs(visit=visit)
     yield "of a beamline", lambda: store.runs(beamline="i07")
     yield "of a recipe", lambda: store.runs(recipe=recipe)
@@ -131,7 +131,7 @@ def _questions(store: Store, runs: int) -> Iterator[tuple[str, Callable[[], obje
     yield "who made a file", lambda: store.makers_of(Path(f"/runs/{runs // 2}/result.nxs"))
     yield "who read a file", lambda: store.users_of(Path(f"/data/{runs // 2}.nxs"))
     yield "stale ones of a page", lambda: Staleness(store, Path("/templates")).reasons(newest)
-    yield "number in each state", store.counts_by_state
+    yield "number in each state, of 30 days", lambda: store.counts_by_state(utc_now() - timedelta(days=30))
     yield "active jobs", store.active_jobs
     yield "records that are due", store.due_records
     yield "planned", lambda: store.planned_runs(100)
