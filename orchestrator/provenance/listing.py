@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,7 +24,7 @@ Found: TypeAlias = Row[RunRow, AttemptRow]
 _LIVING = tuple(state for state in RunState if not state.ended)
 _ENDED = tuple(state for state in RunState if state.ended)
 
-_LOOKED_THROUGH = 5000
+_LOOKED_THROUGH = 2000
 """So many of the newest runs are looked through for a text before its index is asked: what many have is found there."""
 
 _MOMENTS_AT_ONCE = 250
@@ -84,12 +84,9 @@ class ListingStore(Database):
         if after is not None:
             conditions.append(_is_behind(after))
         wanted = with_newest_attempt().where(*conditions).order_by(*_NEWEST_FIRST)
-        found: dict[str, Found] = {}
-        with self.reading() as session:
-            for condition in _in_one_of(states):
-                rows = _page(session, wanted.where(*condition), text, limit)
-                found |= {row[0].run_id: row for row in rows}  # it may have ended meanwhile
-        return [summary_of(run, attempt) for run, attempt in _newest(found.values(), limit)]
+        with self.snapshot() as session:
+            pages = [_page(session, wanted.where(*condition), text, limit) for condition in _in_one_of(states)]
+        return [summary_of(run, attempt) for run, attempt in _newest(chain.from_iterable(pages), limit)]
 
     def counts_by_state(self, since: datetime) -> Mapping[RunState, int]:
         """Return how many runs are in each state: all that haven't ended, and of the others those recorded since then.
@@ -125,8 +122,7 @@ def _is_behind(run: RunSummary) -> ColumnElement[bool]:
 def _in_one_of(states: Sequence[RunState]) -> Iterator[tuple[ColumnElement[bool], ...]]:
     """Return the conditions for runs in one of some states, each to be asked by itself.
 
-    Databases find the newest of one state in an index, and sort all of several. The few that haven't ended are one
-    condition and come first: none is missed that goes from one state to another meanwhile.
+    Databases find the newest of one state in an index, and sort all of several; few haven't ended, they are together.
     """
     if not states:
         yield ()

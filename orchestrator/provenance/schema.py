@@ -42,7 +42,7 @@ class SchemaStatus:
     known: bool
     """False when the revision is of a newer release."""
     searches: str = ""
-    """Why text searches go row by row, and what to do; empty when they have their index, or nothing is there yet."""
+    """Why text searches look at every run, and what to do; empty when they have an index, or nothing is there yet."""
 
     @property
     def current(self) -> bool:

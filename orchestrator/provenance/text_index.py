@@ -38,18 +38,21 @@ _HAPPENING = {
 
 def make_index(connection: Connection) -> None:
     """Make the index and fill it, unless it is there; where the database can't have it, the log says why."""
-    make = _MAKERS.get(connection.dialect.name)
-    if make is None or _is_there(connection):
+    needed = _NEEDED.get(connection.dialect.name)
+    if needed is None or _is_there(connection):
         return
     try:
         with connection.begin_nested():
-            make(connection)
+            connection.exec_driver_sql(needed)
     except DBAPIError as error:
-        log.warning("Text searches go row by row: %s", error.orig)
+        log.warning("Text searches look at every run: %s", error.orig)
+    else:
+        for statement in _STATEMENTS[connection.dialect.name]():
+            connection.exec_driver_sql(statement)
 
 
 def why_none(connection: Connection) -> str:
-    """Return why text searches go row by row; nothing where they have the index."""
+    """Return why text searches look at every run, and what to do; nothing where they have the index."""
     return "" if _is_there(connection) else _OBSTACLES[connection.dialect.name]
 
 
@@ -76,25 +79,22 @@ def _is_there(connection: Connection) -> bool:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _THREE = re.compile("...", re.DOTALL)
+_ENOUGH = 60
+"""So many trigrams of a long text are asked for."""
 
 
-def _make_on_sqlite(connection: Connection) -> None:
-    """Make a table of FTS5 with one document for each moment, whose number is the moment in microseconds.
+def _on_sqlite() -> Iterator[str]:
+    """Give what fills and keeps a table of FTS5: a document for each moment, numbered by its microseconds.
 
     Runs have no number of their own here: SQLite's may change in a VACUUM.
     """
-    connection.exec_driver_sql(
-        "CREATE VIRTUAL TABLE run_texts USING fts5(words, content='', detail=none, columnsize=0, tokenize='trigram')"
-    )
-    connection.exec_driver_sql(_enter("ended_at IS NOT NULL"))
+    yield _enter("ended_at IS NOT NULL")
     for event, condition in _HAPPENING.items():
         rows = [row for row in ("OLD", "NEW") if f"{row}." in condition]
         touched = f"ended_at IS NOT NULL AND created_at IN ({', '.join(f'{row}.created_at' for row in rows)})"
         for time, statement in (("BEFORE", _take_out(touched)), ("AFTER", _enter(touched))):
             name = f"{_TABLE}_{time}_{event.partition(' ')[0]}".lower()
-            connection.exec_driver_sql(
-                f"CREATE TRIGGER {name} {time} {event} ON runs WHEN {condition} BEGIN {statement}; END"
-            )
+            yield f"CREATE TRIGGER {name} {time} {event} ON runs WHEN {condition} BEGIN {statement}; END"
 
 
 def _enter(which: str) -> str:
@@ -119,7 +119,7 @@ def _documents(which: str) -> str:
 
 
 def _ask_sqlite(session: Session, wanted: str, until: datetime, most: int) -> Iterator[datetime]:
-    trigrams = dict.fromkeys(wanted[at : at + 3] for at in range(len(wanted) - 2))
+    trigrams = dict.fromkeys(wanted[at : at + 3] for at in range(min(len(wanted) - 2, _ENOUGH)))
     every = " AND ".join('"{}"'.format(trigram.replace('"', '""')) for trigram in trigrams)
     question = text(
         "SELECT rowid FROM run_texts WHERE run_texts MATCH :every AND rowid <= :until ORDER BY rowid DESC LIMIT :most"
@@ -136,42 +136,35 @@ _THREE_LETTERS = re.compile(r"[^\W_]{3}")
 _TEXTS = table(_TABLE, column("created_at", UtcDateTime()), column("words", LongText()))
 
 
-_ON_POSTGRESQL = (
-    "CREATE EXTENSION IF NOT EXISTS pg_trgm",
-    f"""
-    CREATE FUNCTION words_of(run runs) RETURNS text STABLE LANGUAGE sql AS $$
-        SELECT concat_ws(chr(10), {", ".join(f"run.{name}" for name in SEARCHED)})
-    $$""",
-    """
-    CREATE FUNCTION keep_run_texts() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF TG_OP <> 'INSERT' THEN
-            DELETE FROM run_texts WHERE run_id = OLD.run_id;
-        END IF;
-        IF TG_OP <> 'DELETE' AND NEW.ended_at IS NOT NULL THEN
-            INSERT INTO run_texts (run_id, created_at, words) VALUES (NEW.run_id, NEW.created_at, words_of(NEW));
-        END IF;
-        RETURN NULL;
-    END $$""",
-    """
-    CREATE TABLE run_texts AS
-        SELECT run_id, created_at, words_of(runs) AS words FROM runs WHERE ended_at IS NOT NULL""",
-    "ALTER TABLE run_texts ADD CONSTRAINT pk_run_texts PRIMARY KEY (run_id)",
+def _on_postgresql() -> Iterator[str]:
+    """Give what makes, fills and keeps a table of words: rows of runs change too often to have the index themselves."""
+    words = ", ".join(f"run.{name}" for name in SEARCHED)
+    yield f"""
+        CREATE FUNCTION words_of(run runs) RETURNS text STABLE LANGUAGE sql AS
+        $$ SELECT concat_ws(chr(10), {words}) $$"""
+    yield """
+        CREATE TABLE run_texts AS
+        SELECT run_id, created_at, words_of(runs) AS words FROM runs WHERE ended_at IS NOT NULL"""
+    yield "ALTER TABLE run_texts ADD CONSTRAINT pk_run_texts PRIMARY KEY (run_id)"
     # Few entries wait to be sorted in: each search looks at all of those.
-    """
-    CREATE INDEX ix_run_texts_words ON run_texts USING gin (words gin_trgm_ops) WITH (gin_pending_list_limit = 256)""",
-    *(
-        f"CREATE TRIGGER run_texts_{event.partition(' ')[0].lower()} AFTER {event} ON runs "
-        f"FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION keep_run_texts()"
-        for event, condition in _HAPPENING.items()
-    ),
-)
-"""A table of ended runs' words: rows of runs change too often to have such an index themselves."""
-
-
-def _make_on_postgresql(connection: Connection) -> None:
-    for statement in _ON_POSTGRESQL:
-        connection.exec_driver_sql(statement)
+    yield """
+        CREATE INDEX ix_run_texts_words ON run_texts
+        USING gin (words gin_trgm_ops) WITH (gin_pending_list_limit = 256)"""
+    yield """
+        CREATE FUNCTION keep_run_texts() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF TG_OP <> 'INSERT' THEN
+                DELETE FROM run_texts WHERE run_id = OLD.run_id;
+            END IF;
+            IF TG_OP <> 'DELETE' AND NEW.ended_at IS NOT NULL THEN
+                INSERT INTO run_texts (run_id, created_at, words) VALUES (NEW.run_id, NEW.created_at, words_of(NEW));
+            END IF;
+            RETURN NULL;
+        END $$"""
+    for event, condition in _HAPPENING.items():
+        yield f"""
+            CREATE TRIGGER run_texts_{event.partition(" ")[0].lower()} AFTER {event} ON runs
+            FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION keep_run_texts()"""
 
 
 def _ask_postgresql(session: Session, wanted: str, until: datetime, most: int) -> Iterator[datetime]:
@@ -183,16 +176,20 @@ def _ask_postgresql(session: Session, wanted: str, until: datetime, most: int) -
     return iter(found)
 
 
-_MAKERS: Mapping[str, Callable[[Connection], None]] = {
-    "sqlite": _make_on_sqlite,
-    "postgresql": _make_on_postgresql,
+_NEEDED = {
+    "sqlite": "CREATE VIRTUAL TABLE run_texts"
+    " USING fts5(words, content='', detail=none, columnsize=0, tokenize='trigram')",
+    "postgresql": "CREATE EXTENSION IF NOT EXISTS pg_trgm",
 }
+"""What not every database can do."""
+
+_STATEMENTS: Mapping[str, Callable[[], Iterator[str]]] = {"sqlite": _on_sqlite, "postgresql": _on_postgresql}
 _QUESTIONS: Mapping[str, tuple[Callable[[Session, str, datetime, int], Iterator[datetime]], re.Pattern[str]]] = {
     "sqlite": (_ask_sqlite, _THREE),
     "postgresql": (_ask_postgresql, _THREE_LETTERS),
 }
 _OBSTACLES = {
-    "sqlite": "SQLite 3.34 or newer with FTS5 is needed, and then `orchestrator db upgrade`",
-    "postgresql": "have a superuser say CREATE EXTENSION pg_trgm in this database, then run `orchestrator db upgrade`",
-    "mariadb": "MariaDB has no index of trigrams",
+    "sqlite": "it takes SQLite 3.34 or newer with FTS5, and then `orchestrator db upgrade`",
+    "postgresql": "have a superuser run CREATE EXTENSION pg_trgm in this database, and then `orchestrator db upgrade`",
+    "mariadb": "MariaDB has no index for them",
 }

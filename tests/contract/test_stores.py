@@ -280,7 +280,7 @@ def _a_text(chance: random.Random, listed: Sequence[RunSummary]) -> str:
     run = chance.choice(listed)
     words = chance.choice(_words_of(run)) or "nothing"
     begin = chance.randrange(len(words))
-    piece = words[begin : begin + chance.choice([1, 2, 3, 4, 8, 40])]
+    piece = words[begin : begin + chance.choice([1, 2, 3, 4, 8, 40])] * chance.choice([1, 1, 1, 1, 50])
     ascii_only = piece.isascii()  # SQLite and names on PostgreSQL know no other capitals
     return chance.choice([piece, piece, piece.upper() if ascii_only else piece, piece + "x", "%%%", "_" * 3])
 
@@ -1409,11 +1409,52 @@ def _is_of_the_schema(name: str | None, kind: str, _parents: object) -> bool:
 # ------------------------------------------------------------------------------------------------------- backends
 
 
+def _spoil(store: Store) -> None:
+    """Change what a run says, in a transaction that fails."""
+    with store.writing() as session:
+        session.get_one(RunRow, store.runs(text="scan")[0].run_id).reason = "something else"
+        session.flush()
+        session.execute(text("UPDATE runs SET recipe = NULL"))
+
+
+def _indexed(store: Store) -> set[tuple[str, int]]:
+    """Return which trigrams of which moments the index has."""
+    with store.connected() as connection:
+        connection.exec_driver_sql("INSERT INTO run_texts (run_texts) VALUES ('integrity-check')")
+        connection.exec_driver_sql(
+            "CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab('main', run_texts, instance)"
+        )
+        found = connection.exec_driver_sql("SELECT term, doc FROM terms").all()
+        connection.exec_driver_sql("DROP TABLE temp.terms")
+    return {(term, moment) for term, moment in found}
+
+
 class TestSqlite(StoreContract):
     @pytest.fixture(scope="class")
     @classmethod
     def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Place:
         return Place(new=lambda: f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/provenance.sqlite")
+
+    def test_the_index_of_texts_is_kept_as_it_would_be_made_and_outlives_a_vacuum(self, place: Place) -> None:
+        chance = random.Random(11)  # noqa: S311  the same each time
+        with Store.open(place.new(), create=True) as store:
+            runs = [_recorded_at_random(store, chance, number) for number in range(60)]
+            _change_at_random(store, chance, runs)
+            with pytest.raises(sqlalchemy.exc.IntegrityError):
+                _spoil(store)
+            kept = _indexed(store)
+            with store.engine.connect() as connection:
+                connection.connection.driver_connection.execute("VACUUM")  # type: ignore[union-attr]
+            assert _indexed(store) == kept
+            with store.connected() as connection:
+                connection.exec_driver_sql("DROP TABLE run_texts")
+                for name in connection.exec_driver_sql(
+                    "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+                ).scalars():
+                    connection.exec_driver_sql(f"DROP TRIGGER {name}")
+            store.upgrade()
+            assert _indexed(store) == kept
+            assert len(kept) > 1000
 
     def test_a_second_service_is_refused_naming_the_first_and_the_remedy(self, url: str, tmp_path: Path) -> None:
         (tmp_path / "another way.sqlite").symlink_to(url.removeprefix("sqlite:///"))
@@ -1556,6 +1597,27 @@ class TestPostgresql(ServerContract):
     @classmethod
     def place(cls, postgresql: str) -> Place:
         return _server_place(postgresql)
+
+    def test_who_may_not_add_pg_trgm_searches_row_by_row_until_somebody_else_has(self, place: Place) -> None:
+        url = sqlalchemy.make_url(place.new())
+        name = url.database
+        with Store.connect(url.render_as_string(hide_password=False)) as owner:
+            with owner.connected() as connection:
+                connection.execute(text("CREATE ROLE plain LOGIN PASSWORD 'plain'"))
+                connection.execute(text("GRANT ALL ON SCHEMA public TO plain"))
+                connection.execute(text(f"REVOKE CREATE ON DATABASE {name} FROM plain"))
+            with Store.open(
+                url.set(username="plain", password="plain").render_as_string(hide_password=False), create=True
+            ) as store:
+                assert "CREATE EXTENSION pg_trgm" in store.schema_status().searches
+                run_id = planned(store).run_id
+                store.finish_run(run_id, RunState.FAILED, "Node n1 died")
+                assert [run.run_id for run in store.runs(text="node N1")] == [run_id]
+                with owner.connected() as connection:
+                    connection.execute(text("CREATE EXTENSION pg_trgm"))
+                store.upgrade()
+                assert store.schema_status().searches == ""
+                assert [run.run_id for run in store.runs(text="node N1")] == [run_id]
 
     def test_a_user_without_rights_is_told_so(self, place: Place) -> None:
         url = sqlalchemy.make_url(place.new())
