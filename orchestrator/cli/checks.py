@@ -224,7 +224,8 @@ def _database(settings: Settings) -> str:
     with Store.connect(settings.database) as store:
         status = store.schema_status()
     check_schema(status)
-    return f"{status.address} has schema {status.revision}, which this release needs"
+    searches = f"; text searches look at every run: {status.searches}" if status.searches else ""
+    return f"{status.address} has schema {status.revision}, which this release needs{searches}"
 
 
 def _broker(settings: StompSettings) -> Finding | str:

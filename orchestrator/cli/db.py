@@ -44,10 +44,13 @@ def upgrade(site: SiteOption = None, url: UrlOption = None) -> None:
     """
     with Store.connect(_address(site, url)) as store:
         before = store.upgrade()
+        searches = store.schema_status().searches
     if before.current:
         out.print(f"{before.address} has schema {before.newest} already")
     else:
         out.print(f"{before.address} upgraded from {before.revision or 'empty'} to {before.newest}")
+    if searches:
+        out.print(_row_by_row(searches))
 
 
 @app.command()
@@ -65,8 +68,14 @@ def status(site: SiteOption = None, url: UrlOption = None, json: JsonOption = Fa
         out.print(
             f"{found.address}\n  schema  {found.revision or 'none'}\n  needed  {found.newest}\n  {_advice(found)}"
         )
+        if found.searches:
+            out.print(f"  {_row_by_row(found.searches)}")
     if not found.current:
         raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _row_by_row(searches: str) -> str:
+    return f"text searches look at every run: {searches}"
 
 
 def _address(site: Path | None, url: str | None) -> str:

@@ -65,6 +65,7 @@ class MessageRow(Base):
     __tablename__ = "messages"
     __table_args__ = (
         Index(None, "state", "id"),
+        Index(None, "kind", "id"),
         Index(None, "uid"),
         Index(None, "received_at"),
         _OPTIONS,
@@ -94,6 +95,7 @@ class RunRow(Base):
     __tablename__ = "runs"
     __table_args__ = (
         Index(None, "created_at", "run_id"),
+        Index(None, "ended_at"),
         Index(None, "state", "created_at"),
         Index(None, "beamline", "created_at"),
         Index(None, "visit", "created_at"),

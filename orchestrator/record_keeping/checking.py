@@ -49,10 +49,10 @@ def check(store: Store, root: Path, *, digests: bool = True) -> Iterator[Finding
 
 
 def _all_runs(store: Store) -> Iterator[RunSummary]:
-    offset = 0
-    while page := store.runs(limit=_PAGE, offset=offset):
+    last = None
+    while page := store.runs(limit=_PAGE, after=last):
         yield from page
-        offset += len(page)
+        last = page[-1]
 
 
 def _of_run(store: Store, summary: RunSummary, *, digests: bool) -> Iterator[Finding]:

@@ -336,6 +336,15 @@ def test_a_store_and_directories_that_fit_are_clean(site: SiteWithRuns, whole: R
     assert site.call("db", "check") == "1 runs, 0 findings\n"
 
 
+def test_every_run_is_looked_at_also_where_the_list_has_several_pages(
+    site: SiteWithRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.record_keeping.checking._PAGE", 2)
+    runs = {site.complete(f"c-{number}", job_id=number).run_id for number in range(1, 6)}
+    assert {run_id for _, run_id, _ in found(site)} == runs
+    assert [*check(site.store, site.folder / "runs")].count(None) == len(runs)
+
+
 def test_a_directory_that_is_gone_is_found(site: SiteWithRuns, whole: RunTag) -> None:
     path = site.directory(whole).path
     path.rename(site.folder / "moved")

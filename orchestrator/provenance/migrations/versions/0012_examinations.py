@@ -8,7 +8,7 @@ from alembic import op
 from orchestrator.provenance.columns import JsonText
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 
 
 def upgrade() -> None:
