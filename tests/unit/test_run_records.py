@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from orchestrator.provenance import (
     record_text,
 )
 from orchestrator.provenance.record import record_schema
-from orchestrator.record_keeping import check, import_runs, write_due
-from orchestrator.records import FrameCounts, JobState, RawMessage, Resources, Retry, RunState, RunTag
+from orchestrator.record_keeping import check, import_runs, write_due, write_waiting
+from orchestrator.records import FrameCounts, JobState, RawMessage, Resources, Retry, RunState, RunTag, utc_now
 from orchestrator.rerunning import user_name
 from orchestrator.runs import RECORDS, RunDirectory
 from tests.unit.site_with_runs import NOON, SCRIPT, SiteWithRuns
@@ -40,6 +41,7 @@ def write_files(site: SiteWithRuns, tag: RunTag) -> RunDirectory:
     """Write what the service writes before a job."""
     run, detail = site.directory(tag), site.store.run(tag.run_id)
     run.plan.write_text(json.dumps(plan_to_json(detail.plan)))
+    run.parameters.write_text(json.dumps(detail.plan.parameter_values()))
     run.script.write_text(SCRIPT.text)
     run.template.write_text(SCRIPT.template_text)
     if detail.message is not None:
@@ -253,15 +255,51 @@ def test_a_run_that_was_under_way_is_followed_again(site: SiteWithRuns) -> None:
     assert detail.message.raw.body == before.message.raw.body
 
 
-def test_a_run_whose_job_never_began_comes_back_as_unknown_and_says_what_to_look_for(site: SiteWithRuns) -> None:
+def test_a_run_whose_job_had_not_begun_is_looked_for_before_anything_is_submitted(site: SiteWithRuns) -> None:
     tag = site.submitted()
     write_files(site, tag)
     lose_the_database(site)
     site.call("db", "import", str(site.folder / "runs"))
+    assert site.store.run(tag.run_id).summary.state is RunState.SUBMITTING
+    (unsettled,) = site.store.unsettled_attempts()
+    assert unsettled.tag == tag
+    assert "nothing says that its job had begun" in unsettled.reason
+    assert site.store.planned_runs() == []
+
+
+def test_a_run_that_waits_to_be_submitted_survives_the_database(site: SiteWithRuns) -> None:
+    tag, kept = site.planned(), set[str]()
+    before = site.store.run(tag.run_id)
+    write_waiting(site.store, kept, before=utc_now() + timedelta(seconds=1))
+    assert kept == {tag.run_id}
+    lose_the_database(site)
+    site.call("db", "import", str(site.folder / "runs"))
+    after = site.store.run(tag.run_id)
+    assert (after.plan, after.summary.state, after.attempts) == (before.plan, RunState.PLANNED, ())
+    ((planned),) = site.store.planned_runs()
+    assert before.message is not None
+    assert planned.message is not None
+    assert planned.message.body == before.message.raw.body
+
+
+def test_only_runs_that_wait_for_long_are_kept_outside_the_database(site: SiteWithRuns) -> None:
+    tag, kept = site.planned(), {"gone on"}
+    write_waiting(site.store, kept, before=utc_now() - timedelta(seconds=1))
+    assert kept == set()
+    assert not site.directory(tag).path.exists()
+
+
+def test_a_planned_run_in_a_directory_that_is_not_its_own_is_never_submitted(site: SiteWithRuns) -> None:
+    tag = site.planned()
+    copy = site.folder / "runs" / "copy"
+    copy.mkdir(parents=True)
+    (copy / "plan.json").write_text(json.dumps(plan_to_json(site.store.run(tag.run_id).plan)))
+    lose_the_database(site)
+    said = site.call("db", "import", str(site.folder / "runs"), code=ExitCode.INCOMPLETE)
+    assert f"{copy}: the run's directory was {site.directory(tag).path}, which isn't there: move it back" in said
     summary = site.store.run(tag.run_id).summary
     assert summary.state is RunState.UNKNOWN
-    assert f"look for run-{tag.run_id} in SLURM" in summary.reason
-    assert site.store.planned_runs() == []
+    assert f"which was {site.directory(tag).path} when it was planned" in summary.reason
 
 
 @pytest.mark.parametrize(("name", "content"), [("provenance.json", "{"), ("provenance.json", '{"record_version": 9}'),
@@ -292,7 +330,7 @@ def test_of_a_record_that_a_user_owns_only_the_plan_is_taken_and_never_run(site:
     for path in (run.path, *run.path.glob("*.*")):
         os.chown(path, NOBODY, NOBODY)
     lose_the_database(site)
-    [*_, done] = import_runs(site.store, site.folder / "runs")
+    [*_, done] = import_runs(site.store, site.folder / "runs", owner=os.getuid())
     assert done.new == [tag.run_id]
     detail = site.store.run(tag.run_id)
     assert detail.summary.requester == user_name(NOBODY)
@@ -311,7 +349,7 @@ def test_a_run_is_imported_once(site: SiteWithRuns) -> None:
 
 
 def found(site: SiteWithRuns, *, digests: bool = True) -> list[tuple[str, str | None, Path]]:
-    findings = check(site.store, site.folder / "runs", digests=digests)
+    findings = check(site.store, [site.folder / "runs"], site.folder / RECORDS, digests=digests)
     return [(one.kind, one.run_id, one.path) for one in findings if one is not None]
 
 
