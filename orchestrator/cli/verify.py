@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, err, out, print_json, says_errors
-from orchestrator.cli.finishing import follow_to_the_end
+from orchestrator.cli.finishing import follow_to_the_end, submit_now
 from orchestrator.cli.repeating import ours, plan_again
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.cli.verdict import AbsoluteOption, RelativeOption, as_document, print_differences, print_results
@@ -69,9 +69,8 @@ def _repeated(store: Store, settings: Settings, first: RunDetail, ntasks: int | 
     store.record_runs(first.message.message_id if first.message else None, [plan], note="", handled=False)
     err.print(f"repeating it as run {plan.run_id} …")
     dispatcher = Dispatcher(store=store, gateway=open_gateway(settings), settings=settings)
-    dispatcher.settle()
-    dispatcher.submit_planned()
-    follow_to_the_end(dispatcher, lambda: not store.run(plan.run_id).summary.state.ended)
+    submit_now(dispatcher, [plan.run_id])
+    follow_to_the_end(dispatcher, [plan.run_id])
     return store.run(plan.run_id)
 
 

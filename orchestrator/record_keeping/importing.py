@@ -86,7 +86,7 @@ def _words(error: InvalidInput | OSError | ValueError) -> str:
 
 
 def places_of_runs(root: Path, on_error: Callable[[OSError], object]) -> Iterator[Path]:
-    """Give the files that hold a run, or the directories that should; `on_error` hears of folders that can't be read."""
+    """Give the files that hold a run, or the directories that should; `on_error` hears of what can't be read."""
     for folder, folders, files in os.walk(root, onerror=on_error):
         here = RunDirectory(Path(folder))
         found = {here.provenance.name, here.plan.name} & set(files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -29,6 +30,7 @@ from orchestrator.records import FrameCounts, JobState, RawMessage, Resources, R
 from orchestrator.rerunning import user_name
 from orchestrator.runs import RECORDS, RunDirectory
 from tests.unit.site_with_runs import NOON, SCRIPT, SiteWithRuns
+from tests.unit.trip import Trip
 
 NOBODY = 65534
 
@@ -318,6 +320,72 @@ def test_what_cannot_be_read_is_named_and_holds_up_no_other(site: SiteWithRuns, 
     assert name in why
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"summary": {"run_id": "another"}}, "summary.run_id is another, and that of plan"),
+        ({"attempts": {"script_text": "rm -rf /"}}, "the script of attempt 1 isn't that of its SHA-256"),
+        ({"attempts": {"template_sha256": "0" * 64}}, "the template of attempt 1 isn't that of its SHA-256"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_not_believed(
+    site: SiteWithRuns, change: dict[str, dict[str, str]], told: str
+) -> None:
+    tag = site.complete()
+    write_due(site.store, site.folder / RECORDS)
+    document = json.loads(site.directory(tag).provenance.read_text())
+    ((part, values),) = change.items()
+    (document[part][0] if part == "attempts" else document[part]).update(values)
+    site.directory(tag).provenance.write_text(json.dumps(document))
+    lose_the_database(site)
+    said = site.call("db", "import", str(site.folder / "runs"), code=ExitCode.INCOMPLETE)
+    assert told in said
+    assert "take it from a backup, or leave it out" in said
+    assert site.store.runs() == []
+
+
+def test_a_record_of_events_that_cannot_be_is_refused(site: SiteWithRuns) -> None:
+    detail = site.store.run(site.complete().run_id)
+    lose_the_database(site)
+    with pytest.raises(InvalidInput, match="contradicts itself"):
+        site.store.import_run(replace(detail, events=detail.events * 2), None)
+
+
+def test_what_the_owner_of_the_folder_wrote_is_believed_only_if_it_is_the_services_account(site: SiteWithRuns) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can give files to another user")
+    tag = site.complete()
+    write_files(site, tag)
+    write_due(site.store, site.folder / RECORDS)
+    home = site.directory(tag).path.parent
+    for path in (home, *home.glob("**/*")):
+        os.chown(path, NOBODY, NOBODY)
+    lose_the_database(site)
+    *_, done = import_runs(site.store, home, owner=os.getuid())
+    assert done.new == [tag.run_id]
+    assert site.store.run(tag.run_id).made_by_hand
+
+
+def test_each_attempt_keeps_its_own_script_outside_the_database(trip: Trip) -> None:
+    trip.site_says(retries={"failed": {"times": 1, "memory_factor": 2.0}}, resources={"ntasks": 1, "memory_mb": 100})
+    job = trip.submitted()
+    trip.job_begins()
+    trip.gateway.set_state(job, JobState.FAILED, exit_code=1)
+    trip.job_ends(1)
+    trip.gateway.set_state(job, "FAILED", exit_code=1)
+    trip.follower.cycle()
+    trip.dispatcher.submit_planned()
+    before = trip.run()
+    assert len(before.attempts) == 2
+    trip.store.close()
+    Path(trip.folder / "store.sqlite").unlink()
+    trip.store = Store.open(trip.settings.database)
+    [*_] = import_runs(trip.store, trip.settings.runs_root, owner=os.getuid())
+    after = trip.run()
+    assert [one.script_text for one in after.attempts] == [one.script_text for one in before.attempts]
+    assert [one.retry for one in after.attempts] == [one.retry for one in before.attempts]
+
+
 def test_of_a_record_that_a_user_owns_only_the_plan_is_taken_and_never_run(site: SiteWithRuns) -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED: only root can give files to another user")
@@ -378,7 +446,7 @@ def test_a_directory_that_is_gone_is_found(site: SiteWithRuns, whole: RunTag) ->
 def test_a_directory_without_a_run_is_found_with_the_way_back(site: SiteWithRuns, whole: RunTag) -> None:
     lose_the_database(site)
     run = site.directory(whole)
-    assert found(site) == [("no run", None, run.provenance)]
+    assert found(site) == [("no run", whole.run_id, run.provenance)]
     assert f"`orchestrator db import {run.path}` brings it back" in site.call("db", "check", code=ExitCode.INCOMPLETE)
     site.call("db", "import", str(run.path))
     assert found(site) == []
@@ -398,6 +466,84 @@ def test_a_result_that_was_changed_is_found_unless_it_is_not_to_be_read(site: Si
     assert found(site, digests=False) == []
     result.unlink()
     assert found(site) == [("digest", whole.run_id, result)]
+
+
+def test_a_directory_that_was_moved_is_found_where_it_is_and_import_says_so(site: SiteWithRuns, whole: RunTag) -> None:
+    path = site.directory(whole).path
+    moved = path.rename(path.with_name("moved"))
+    assert found(site) == [("no directory", whole.run_id, path)]
+    said = site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert f"no directory: {path}: the run's directory isn't there: it is {moved}\n  move it back" in said
+    lose_the_database(site)
+    said = site.call("db", "import", str(site.folder / "runs"), code=ExitCode.INCOMPLETE)
+    assert f"{moved / 'provenance.json'}: the run's directory was {path}, which isn't there: move it back" in said
+    moved.rename(path)
+    assert found(site) == []
+
+
+def test_a_copy_of_a_directory_is_no_run_of_its_own(site: SiteWithRuns, whole: RunTag) -> None:
+    path = site.directory(whole).path
+    shutil.copytree(path, path.with_name("copy"))
+    assert found(site) == [("copy", whole.run_id, path.with_name("copy"))]
+    assert "copy of that run's directory" in site.call("db", "check", code=ExitCode.INCOMPLETE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("plan.json", "{}"), ("plan.json", None), ("parameters.json", '{"bins": 7}'), ("message.json", "{}")],
+)
+def test_what_a_rerun_would_go_by_and_was_changed_is_found(
+    site: SiteWithRuns, whole: RunTag, name: str, content: str | None
+) -> None:
+    file = site.directory(whole).path / name
+    changed = file.read_text().replace('"partition": "live"', '"partition": "other"') if content is None else content
+    file.write_text(changed)
+    assert found(site) == [("digest", whole.run_id, file)]
+    said = site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert f"`orchestrator show {whole.run_id} --" in said
+
+
+def test_any_edit_of_a_record_is_found_and_the_service_writes_it_anew_when_told_to(
+    site: SiteWithRuns, whole: RunTag
+) -> None:
+    record = site.directory(whole).provenance
+    document = json.loads(record.read_text())
+    document["outputs"][0]["sha256"] = "0" * 64
+    record.write_text(json.dumps(document))
+    assert found(site) == [("record", whole.run_id, record)]
+    said = site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert f"record: {record}: doesn't tell what the database does: outputs\n" in said
+    assert "--write-records" in said
+    assert write_due(site.store, site.folder / RECORDS) == 0
+    site.call("db", "check", "--write-records", code=ExitCode.INCOMPLETE)
+    assert "a service that runs writes it" in site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert write_due(site.store, site.folder / RECORDS) == 1
+    assert found(site) == []
+
+
+def test_the_record_of_somebody_elses_directory_is_looked_for_where_it_is(site: SiteWithRuns, whole: RunTag) -> None:
+    elsewhere = site.folder / RECORDS / f"{whole.run_id}.json"
+    elsewhere.parent.mkdir()
+    site.directory(whole).provenance.rename(elsewhere)
+    assert found(site) == []
+    elsewhere.write_text("{}")
+    assert found(site) == [("record", whole.run_id, elsewhere)]
+
+
+def test_a_directory_that_cannot_be_read_is_named_by_check_and_import(site: SiteWithRuns, whole: RunTag) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can look with another user's eyes")
+    closed = site.directory(whole).path
+    for folder in (*site.folder.parents, site.folder, *site.folder.glob("**/")):
+        folder.chmod(folder.stat().st_mode | 0o755)
+    closed.chmod(0o700)
+    os.seteuid(NOBODY)
+    try:
+        assert found(site)[0][0] == "unreadable"
+        *_, done = import_runs(site.store, site.folder / "runs", owner=0)
+    finally:
+        os.seteuid(0)
+    assert done.unusable == {str(closed): f"{closed}: Permission denied"}
 
 
 def test_a_record_that_is_gone_unreadable_or_of_another_end_is_found(site: SiteWithRuns, whole: RunTag) -> None:
