@@ -37,7 +37,7 @@ def check(store: Store, roots: Collection[Path], records: Path, *, digests: bool
     Parameters
     ----------
     records
-        Folder of the records of runs whose directories aren't the service's.
+        Folder of the records of runs whose directories aren't the service's; it is in the drop folder.
     digests
         Whether outputs are read and compared, which takes its time.
     """
@@ -58,7 +58,7 @@ def check(store: Store, roots: Collection[Path], records: Path, *, digests: bool
     for place in places.values():
         run_id = _run_id(place)
         if place.parent.name != RECORDS or run_id is None or not store.knows_run(run_id):
-            yield _without_run(store, place, run_id, lost)
+            yield _without_run(store, place, run_id, lost, drop=records.parent)
     yield from lost.values()
     yield from (_unreadable(error, None) for error in unreadable)
 
@@ -176,7 +176,7 @@ def _without_directory(summary: RunSummary) -> Finding:
     )
 
 
-def _without_run(store: Store, place: Path, run_id: str | None, lost: dict[str, Finding]) -> Finding:
+def _without_run(store: Store, place: Path, run_id: str | None, lost: dict[str, Finding], *, drop: Path) -> Finding:
     """Say what a directory is of which the database has no run; one that was moved is taken out of `lost`."""
     folder = place.parent if place.suffix == ".json" else place
     if run_id in lost:
@@ -186,6 +186,8 @@ def _without_run(store: Store, place: Path, run_id: str | None, lost: dict[str, 
         remedy = "nothing reads it; remove it, or keep it elsewhere"
         return Finding(kind="copy", run_id=run_id, path=folder, what="is a copy of that run's directory", remedy=remedy)
     remedy = f"`orchestrator db import {folder}` brings it back"
+    if run_id is not None and (drop / f"{run_id}.json").exists():
+        remedy = "made with sbatch, and word of it is there: a service that runs takes it in, in some seconds"
     return Finding(
         kind="no run", run_id=run_id, path=place, what="the database has no run of this directory", remedy=remedy
     )

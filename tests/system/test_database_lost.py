@@ -33,7 +33,7 @@ from tests.system.beamline import Beamline, processed, slurm, slurm_jobs
 pytestmark = pytest.mark.stack
 
 FRAMES = 10
-LONG = 500
+LONG = 1200
 """Of the scan that goes on while the database is lost; at ten a second."""
 
 HOG = """#!/bin/bash
@@ -76,7 +76,7 @@ def site_changes(templates: Path) -> dict[str, object]:
     recipes: dict[str, object] = {name: recipe(name) for name in [*names, "waiting"]}
     recipes |= {name: chain[name] | {"match": {"scan_type": "chain"}} for name in CHAIN}
     recipes["reduce"] = recipe("chain")
-    recipes["memory"] = recipe("memory", template="hog.sbatch.j2")
+    recipes["memory"] = recipe("memory", template="hog.sbatch.j2", retries={"out-of-memory": {"times": 0}})
     recipes["retried"] = recipe(
         "retried", template="second.sbatch.j2", retries={"failed": {"times": 1, "exit_codes": [9]}}
     )
