@@ -81,6 +81,8 @@ def make_again(request: Request, parameters: str, job: JobHere) -> JobPlan:
     """
     if not request.script.is_file():
         raise InvalidInput(f"{request.script}: isn't this script", remedy="hand it to bash or sbatch as a file")
+    for name, value in (("input", request.input), ("dataset", request.dataset), ("root", request.root)):
+        _check_encoding(name, str(value))
     parent = RunDirectory(request.parent)
     before = read_plan(parent)
     plan = _plan(request, before, read_parameters(parameters), job)
@@ -94,6 +96,16 @@ def make_again(request: Request, parameters: str, job: JobHere) -> JobPlan:
                 remedy="correct root= in the script: a folder with space, in which you may write",
             ) from error
     return plan
+
+
+def _check_encoding(name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"{name}= in the script: {ascii(value)} isn't UTF-8, which scripts and records are written in",
+            remedy="rename it, or give a link to it whose name is UTF-8",
+        ) from error
 
 
 def read_plan(run: RunDirectory) -> JobPlan:

@@ -105,9 +105,9 @@ def _recorded(file: Path) -> RunDetail:
         detail = detail_of(json.loads(file.read_bytes()))
         _check(detail)
     except InvalidInput as error:
-        raise InvalidInput(f"{file}: {error}", remedy=error.remedy or _BACKUP) from error
+        raise InvalidInput(str(error), remedy=error.remedy or _BACKUP) from error
     except ValueError as error:
-        raise InvalidInput(f"{file}: {error}", remedy=_BACKUP) from error
+        raise InvalidInput(str(error), remedy=_BACKUP) from error
     return detail
 
 
