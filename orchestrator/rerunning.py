@@ -103,7 +103,7 @@ def _check_encoding(name: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(
-            f"{name}= in the script: {ascii(value)} isn't UTF-8, which scripts and records are written in",
+            f"{name}= in the script: {value!a} isn't UTF-8, which scripts and records are written in",
             remedy="rename it, or give a link to it whose name is UTF-8",
         ) from error
 
@@ -296,6 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("dataset", "because", "template"):
         parser.add_argument(f"--{name}", required=name == "dataset", default="")
     given = vars(parser.parse_args(arguments))
+    # Whoever wrote it in another encoding is understood all the same.
+    given["because"] = os.fsencode(given["because"]).decode(errors="backslashreplace")
     request = Request(**given | {"template": Path(given["template"]) if given["template"] else None})
     job = JobHere.from_environment(os.environ)
     try:
