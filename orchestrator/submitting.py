@@ -28,6 +28,7 @@ from orchestrator.errors import (
     GatewayUnavailable,
     InvalidInput,
     InvalidSettings,
+    NotFound,
     RunDirectoryUnavailable,
     StoreUnavailable,
     SubmitRefused,
@@ -331,7 +332,13 @@ class Submitter:
         if plan.template_of is None:
             script = render(plan, attempt, self.settings.templates)
             return replace(script, template_origin=self.memory.origins.of(script, self.settings.templates))
-        made = self.store.run(plan.template_of).attempts
+        try:
+            made = self.store.run(plan.template_of).attempts
+        except NotFound as error:
+            raise InvalidInput(
+                f"{error}: its template was to be rendered",
+                remedy="`orchestrator db import` its directory and make this run again, or say which with --template",
+            ) from error
         if not made:
             raise InvalidInput(
                 f"run {plan.template_of} has no template: no attempt of it was made", remedy="say which with --template"

@@ -377,3 +377,52 @@ def test_the_service_goes_on_with_what_was_under_way_and_submits_nothing_twice(l
     site.stop_service()
     checked = site.command("db", "check")
     assert checked.returncode == 0, checked.stdout
+
+
+def test_check_tells_each_thing_that_does_not_fit(lost: Lost) -> None:
+    site = lost.site
+    site.stop_service()
+    runs = {
+        uid: site.runs_of(uid)[uid].summary for uid in ("retried", "array", "requeued", "memory", "failed", "unsent")
+    }
+    folders = {uid: RunDirectory(run.run_directory) for uid, run in runs.items()}
+    moved = folders["unsent"].path.rename(folders["unsent"].path.with_name("elsewhere"))
+    away = folders["failed"].path.rename(site.directory / "away")
+    edit(folders["memory"].provenance, '"state": "failed"', '"state": "complete"')
+    edit(folders["retried"].script, "exit 9", "exit 8")
+    edit(folders["retried"].plan, '"bins"', '"binz"')
+    edit(folders["requeued"].result, "", "one byte more")
+    shutil.copytree(folders["array"].path, folders["array"].path.with_name("copy"))
+    stranger = folders["array"].path.with_name("stranger")
+    shutil.copytree(folders["array"].path, stranger)
+    edit(stranger / "provenance.json", runs["array"].run_id, "11111111-1111-4111-8111-111111111111")
+    checked = site.command("db", "check", "--json")
+    assert checked.returncode == 6, checked.stderr
+    found = [(one["kind"], one["run_id"], Path(one["path"]).name) for one in json.loads(checked.stdout)]
+    assert sorted(found) == sorted(
+        [
+            ("no directory", runs["unsent"].run_id, folders["unsent"].path.name),
+            ("no directory", runs["failed"].run_id, folders["failed"].path.name),
+            ("record", runs["memory"].run_id, "provenance.json"),
+            ("digest", runs["retried"].run_id, "script.sbatch"),
+            ("digest", runs["retried"].run_id, "plan.json"),
+            ("digest", runs["requeued"].run_id, "result.nxs"),
+            ("copy", runs["array"].run_id, "copy"),
+            ("no run", "11111111-1111-4111-8111-111111111111", "provenance.json"),
+        ]
+    )
+    said = site.command("db", "check").stdout
+    assert f"it is {moved}\n  move it back" in said
+    assert f"{folders['failed'].path}: the run's directory isn't there\n  bring it back from a backup" in said
+    away.rename(folders["failed"].path)
+
+
+def edit(file: Path, before: str, after: str) -> None:
+    """Change a file by hand; without `before`, put something at its end."""
+    if not before:
+        with file.open("ab") as stream:
+            stream.write(after.encode())
+        return
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
