@@ -30,7 +30,7 @@ from orchestrator.provenance import (
     retry_from_json,
 )
 from orchestrator.provenance.rows import MADE
-from orchestrator.records import JobIdentity, JobPlan, RawMessage, Retries, RunState, RunTag, sha256_of
+from orchestrator.records import JobIdentity, JobPlan, RawMessage, Retries, Retry, RunState, RunTag, sha256_of
 from orchestrator.rerunning import read_plan, user_name
 from orchestrator.runs import RECORDS, AttemptDirectory, RunDirectory
 
@@ -273,7 +273,7 @@ def _attempts(run: RunDirectory, plan: JobPlan) -> Iterator[AttemptRecord]:
             last_report=None,
             software=None,
             events=(),
-            retry=retry_from_json(json.loads(here.retry.read_bytes())) if here.retry.exists() else None,
+            retry=_retry(here),
         )
 
 
@@ -294,4 +294,14 @@ def _identity(attempt: AttemptDirectory) -> JobIdentity | None:
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput(f"{attempt.claim}: not a claim: {error!r}") from error
+        raise InvalidInput(f"{attempt.claim}: not a claim: {error!r}", remedy=_BACKUP) from error
+
+
+def _retry(attempt: AttemptDirectory) -> Retry | None:
+    """Return why there is an attempt after another one; None for the first."""
+    try:
+        return retry_from_json(json.loads(attempt.retry.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, InvalidInput) as error:
+        raise InvalidInput(f"{attempt.retry}: {error}", remedy=_BACKUP) from error

@@ -386,6 +386,19 @@ def test_each_attempt_keeps_its_own_script_outside_the_database(trip: Trip) -> N
     assert [one.retry for one in after.attempts] == [one.retry for one in before.attempts]
 
 
+@pytest.mark.parametrize(("name", "content"), [("claim.json", "{"), ("claim.json", "{}"), ("retry.json", "[")])
+def test_a_run_under_way_whose_files_cannot_be_read_is_named(site: SiteWithRuns, name: str, content: str) -> None:
+    tag = site.submitted()
+    write_files(site, tag)
+    file = site.attempt(tag).path / name
+    file.write_text(content)
+    lose_the_database(site)
+    said = site.call("db", "import", str(site.folder / "runs"), code=ExitCode.INCOMPLETE)
+    assert f"{file}: " in said
+    assert "take it from a backup, or leave it out" in said
+    assert site.store.runs() == []
+
+
 def test_of_a_record_that_a_user_owns_only_the_plan_is_taken_and_never_run(site: SiteWithRuns) -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED: only root can give files to another user")
