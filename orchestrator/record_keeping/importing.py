@@ -63,10 +63,11 @@ def import_runs(store: Store, root: Path, *, owner: int) -> Iterator[Imported]:
     done = Imported()
     trusted = {0, os.getuid(), owner}
     places = places_of_runs(root, lambda error: done.unusable.update({error.filename: _words(error)}))
-    # Records first: they know more about a message than a directory without one.
-    for place in sorted(places, key=lambda place: place.suffix != ".json"):
+    # Records first: they know more about a message than a directory without one. Last what users made: whoever names
+    # another's run in a directory of their own doesn't take its place.
+    for place in sorted(places, key=lambda place: (_owner(place) not in trusted, place.suffix != ".json")):
         try:
-            recorded = place.suffix == ".json" and place.stat().st_uid in trusted
+            recorded = place.suffix == ".json" and _owner(place) in trusted
             detail = _recorded(place) if recorded else _from_files(place, trusted)
             new = store.import_run(detail, _arrival(detail), recorded=recorded)
         except (InvalidInput, OSError, ValueError) as error:
@@ -77,6 +78,14 @@ def import_runs(store: Store, root: Path, *, owner: int) -> Iterator[Imported]:
                 done.moved[str(place)] = str(detail.summary.run_directory)
         yield done
     yield done
+
+
+def _owner(place: Path) -> int | None:
+    """Return whose a place is; None where that can't be told, which is nobody who is trusted."""
+    try:
+        return place.stat().st_uid
+    except OSError:
+        return None
 
 
 def _words(error: InvalidInput | OSError | ValueError) -> str:
@@ -118,9 +127,9 @@ def _from_files(place: Path, trusted: Collection[int]) -> RunDetail:
     is taken than when such a run comes home.
     """
     run = RunDirectory(place if place.suffix != ".json" else place.parent)
-    owner = run.path.stat().st_uid
-    if owner not in trusted:
-        return _made_by_hand(run, user_name(owner))
+    for owner in (run.path.stat().st_uid, run.plan.stat().st_uid):
+        if owner not in trusted:
+            return _made_by_hand(run, user_name(owner))
     return _made_by_hand(run, None) if run.submitted.exists() else _unfinished(run)
 
 
@@ -176,6 +185,10 @@ def _state_of(newest: AttemptRecord) -> tuple[RunState, str]:
 def _made_by_hand(run: RunDirectory, requester: str | None) -> RunDetail:
     """Return a run that somebody made with sbatch, for which the service submits nothing."""
     plan = read_plan(run)
+    if plan.run_directory != run.path:  # where the service would write its record
+        raise InvalidInput(
+            f"{run.plan}: is that of {plan.run_directory}", remedy="move it back, and import it from there"
+        )
     plan = replace(plan, requester=requester or plan.requester, retries=Retries(), submit_as=None)
     attempts = tuple(_attempts(run, plan))
     begun = bool(attempts) and attempts[-1].identity is not None

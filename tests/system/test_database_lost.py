@@ -19,7 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from orchestrator.cli import app
 from orchestrator.demonstration import shipped
 from orchestrator.listening.stomp import publish
 from orchestrator.messages import start_document
@@ -33,7 +35,8 @@ from tests.system.beamline import Beamline, processed, slurm, slurm_jobs
 pytestmark = pytest.mark.stack
 
 FRAMES = 10
-LONG = 1200
+HEADERS = {"operator": "Jürgen", "energy": "12.4 keV, 5 µm"}
+LONG = 1500
 """Of the scan that goes on while the database is lost; at ten a second."""
 
 HOG = """#!/bin/bash
@@ -123,7 +126,8 @@ class Site(Beamline):
             frames_expected=frames,
         )
         body = start_document(start)
-        self.send(body)
+        assert self.settings.stomp is not None
+        publish(self.settings.stomp, body, headers=HEADERS)
         return body
 
     def runs_of(self, uid: str) -> dict[str, RunDetail]:
@@ -278,6 +282,12 @@ def test_every_kind_of_run_was_made(lost: Lost) -> None:
     assert {made["live", name] for name in CHAIN[1:]} == {RunState.PENDING}
     assert made["waiting", "waiting"] is RunState.PENDING
     assert {made["unsent_too", name] for name in ("unsent_too", "behind")} == {RunState.PLANNED}
+    requeued = next(run for run in lost.before.values() if run.plan.recipe == "requeued").attempts[0].last_report
+    assert requeued is not None
+    assert requeued.restarts == 1
+    assert all(
+        run.message is not None and run.message.raw.headers.items() >= HEADERS.items() for run in lost.before.values()
+    )
     by_hand = [run for run in lost.before.values() if run.made_by_hand]
     assert {run.plan.because for run in by_hand} == {"by hand here", "by hand there"}
     assert all(run.summary.state is RunState.COMPLETE for run in by_hand)
@@ -331,8 +341,9 @@ def test_the_new_database_fits_the_directories_and_the_commands_use_it(lost: Los
     assert "77" in site.command("diff", first.summary.run_id, finer.summary.run_id).stdout
     listed = json.loads(site.command("runs", "--json", "--limit", "100").stdout)
     assert {run["run_id"] for run in listed} == lost.before.keys()
-    for run_id in lost.before:
-        assert site.command("show", run_id).returncode == 0
+    for run_id, run in lost.before.items():
+        shown = CliRunner(env={"ORCHESTRATOR_SITE": str(site.site)}).invoke(app, ["show", run_id])
+        assert (shown.exit_code, run.summary.collection_uid in shown.stdout) == (0, True), shown.output
     average = next(
         run for run in lost.before.values() if run.summary.collection_uid == "chain" and run.plan.recipe == "average"
     )
@@ -344,6 +355,8 @@ def test_the_new_database_fits_the_directories_and_the_commands_use_it(lost: Los
 def test_the_service_goes_on_with_what_was_under_way_and_submits_nothing_twice(lost: Lost) -> None:
     site, cluster = lost.site, lost.stack
     jobs = slurm_jobs(cluster)
+    running = slurm(cluster, "squeue", "--noheader", "--states=R", "--format=%j").split()
+    assert running == [site.runs_of("live")["reduce"].attempts[0].tag.job_name], "nothing was under way any more"
     site.start_service()
     publish(site.settings.stomp, lost.messages["live"])  # type: ignore[arg-type]
     publish(site.settings.stomp, lost.messages["chain"])  # type: ignore[arg-type]

@@ -366,6 +366,39 @@ def test_what_the_owner_of_the_folder_wrote_is_believed_only_if_it_is_the_servic
     assert site.store.run(tag.run_id).made_by_hand
 
 
+@pytest.mark.parametrize("whose", ["runs/{0}", "runs/{0}/plan.json"])
+def test_a_plan_that_a_user_wrote_is_never_submitted(site: SiteWithRuns, whose: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can give files to another user")
+    tag = site.planned()
+    site.directory(tag).path.mkdir(parents=True)
+    site.directory(tag).plan.write_text(json.dumps(plan_to_json(site.store.run(tag.run_id).plan)))
+    os.chown(site.folder / whose.format(tag.run_id), NOBODY, NOBODY)
+    lose_the_database(site)
+    [*_, done] = import_runs(site.store, site.folder / "runs", owner=os.getuid())
+    assert done.new == [tag.run_id]
+    assert site.store.run(tag.run_id).summary.state is RunState.UNKNOWN
+    assert site.store.planned_runs() == []
+
+
+def test_a_user_takes_neither_the_place_nor_the_directory_of_another_run(site: SiteWithRuns) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can give files to another user")
+    tag = site.submitted()
+    run = write_files(site, tag)
+    forged = run.path.with_name("a" * 8)
+    shutil.copytree(run.path, forged)
+    for path in (forged, *forged.glob("**/*")):
+        os.chown(path, NOBODY, NOBODY)
+    lose_the_database(site)
+    [*_, done] = import_runs(site.store, site.folder / "runs", owner=os.getuid())
+    assert done.new == [tag.run_id]
+    assert not site.store.run(tag.run_id).made_by_hand
+    ((place, why),) = done.unusable.items()
+    assert place == str(forged)
+    assert f"is that of {run.path}" in why
+
+
 def test_each_attempt_keeps_its_own_script_outside_the_database(trip: Trip) -> None:
     trip.site_says(retries={"failed": {"times": 1, "memory_factor": 2.0}}, resources={"ntasks": 1, "memory_mb": 100})
     job = trip.submitted()
