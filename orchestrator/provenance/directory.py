@@ -71,7 +71,8 @@ def write_directory(planned: PlannedRun, script: BatchScript, *, rerun: str) -> 
 def _keep_texts(directory: RunDirectory, former: AttemptDirectory) -> None:
     """Keep the script and the template of the attempt before, whose place the new ones take."""
     for path, kept in ((directory.script, former.script), (directory.template, former.template)):
-        with suppress(FileExistsError):  # of a try of this attempt that made no job
+        # It is there since a try of this attempt that made no job; or somebody has removed what was to be kept.
+        with suppress(FileExistsError, FileNotFoundError):
             kept.hardlink_to(path)
 
 

@@ -99,7 +99,7 @@ def site_changes(templates: Path) -> dict[str, object]:
         "defaults.launcher": "none",
         "defaults.appear_timeout_s": 300.0,
         "defaults.stall_timeout_s": 120.0,
-        "defaults.resources": {"ntasks": 1, "memory_mb": 200, "time_limit_min": 20},
+        "defaults.resources": {"ntasks": 1, "memory_mb": 400, "time_limit_min": 20},
     }
 
 
