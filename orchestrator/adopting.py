@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import hashlib
 import itertools
 import logging
 import os
@@ -29,7 +30,6 @@ from orchestrator.records import (
     Retries,
     RunTag,
     SubmittedJob,
-    sha256_of,
 )
 from orchestrator.rerunning import ATTEMPT, parse_plan, user_name
 from orchestrator.runs import RECORDS, RunDirectory, write_atomically
@@ -173,16 +173,15 @@ def _read(path: Path) -> _Word:
     InvalidInput
         When one of the files can't be used, or isn't the requester's: a link could lead anywhere.
     """
-    text, owner = _content(path, _WORD_LIMIT)
+    content, owner = _content(path, _WORD_LIMIT)
     try:
-        told = _Told.model_validate_json(text)
+        told = _Told.model_validate_json(content)
     except ValidationError as error:
         places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise InvalidInput(f"{path}: {places}", remedy="rerun.sbatch writes these files; run it again") from error
     run = RunDirectory(told.run_directory)
-    plan_text, script, template, submitted = (
-        _own(file, owner) for file in (run.plan, run.script, run.template, run.submitted)
-    )
+    plan_text, script, template = (_own_text(file, owner) for file in (run.plan, run.script, run.template))
+    submitted = _own(run.submitted, owner)
     plan = parse_plan(run.plan, plan_text)
     if (plan.run_id, plan.run_directory) != (told.run_id, run.path) or plan.parent_run is None:
         raise InvalidInput(f"{run.plan}: isn't the plan of run {told.run_id} in this place", remedy="run it again")
@@ -196,37 +195,49 @@ def _read(path: Path) -> _Word:
     )
 
 
-def _made(parent: RunDirectory, plan: JobPlan, submitted: str) -> Json:
+def _made(parent: RunDirectory, plan: JobPlan, submitted: bytes) -> Json:
     """Return how a run came about: what was handed to sbatch, and what had been edited in it."""
-    told: dict[str, Json] = {"how": "sbatch", "because": plan.because, "submitted_sha256": sha256_of(submitted)}
+    told: dict[str, Json] = {
+        "how": "sbatch",
+        "because": plan.because,
+        "submitted_sha256": hashlib.sha256(submitted).hexdigest(),
+    }
     try:
-        before = parent.rerun.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        before = parent.rerun.read_bytes()
+    except OSError as error:
         return told | {"edits_unknown_because": f"{parent.rerun}: {error}"}
-    texts = (before.splitlines(), submitted.splitlines())
-    lines = difflib.unified_diff(*texts, "rerun.sbatch", "as submitted", n=1, lineterm="")
+    # An editor may have written its user's comments in another encoding.
+    first, second = (text.decode(errors="backslashreplace").splitlines() for text in (before, submitted))
+    lines = difflib.unified_diff(first, second, "rerun.sbatch", "as submitted", n=1, lineterm="")
     edits = list(itertools.islice(lines, _DIFF_LINES))
-    return told | {"parent_sha256": sha256_of(before), "edits": "\n".join(edits)}
+    return told | {"parent_sha256": hashlib.sha256(before).hexdigest(), "edits": "\n".join(edits)}
 
 
-def _own(path: Path, owner: int) -> str:
-    text, whose = _content(path, _FILE_LIMIT)
+def _own_text(path: Path, owner: int) -> str:
+    try:
+        return _own(path, owner).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path}: {error}", remedy="see who changed it, and run it again") from error
+
+
+def _own(path: Path, owner: int) -> bytes:
+    content, whose = _content(path, _FILE_LIMIT)
     if whose != owner:
         raise InvalidInput(
             f"{path}: is {user_name(whose)}'s, and the word for it is {user_name(owner)}'s",
             remedy="who runs rerun.sbatch has to own what it writes",
         )
-    return text
+    return content
 
 
-def _content(path: Path, limit: int) -> tuple[str, int]:
-    """Return a file's text and whose it is."""
+def _content(path: Path, limit: int) -> tuple[bytes, int]:
+    """Return what is in a file, and whose it is."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
                 raise InvalidInput(f"{path}: no file, or one of more than {limit} bytes", remedy="run it again")
-            return stream.read(limit).decode(), found.st_uid
-    except (OSError, UnicodeDecodeError) as error:
+            return stream.read(limit), found.st_uid
+    except OSError as error:
         raise InvalidInput(f"{path}: {error}", remedy="see whether the run's directory was moved or removed") from error

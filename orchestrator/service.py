@@ -38,7 +38,7 @@ from orchestrator.listening.spool import SpoolDoor
 from orchestrator.listening.stomp import StompDoor
 from orchestrator.provenance import Store
 from orchestrator.provenance.leases import PRESENCE_S
-from orchestrator.record_keeping import records_folder, write_due
+from orchestrator.record_keeping import records_folder, write_due, write_waiting
 from orchestrator.records import RawMessage, utc_now
 from orchestrator.settings import Settings
 from orchestrator.slurm.choice import choose
@@ -60,6 +60,9 @@ ADOPT_S = 5.0
 
 RECORD_S = 2.0
 """How often is looked for runs whose record is due, and for those that are to be examined."""
+
+WAITS_LONG = timedelta(seconds=5)
+"""After this time the plan of a run that waits to be submitted is kept outside the database, too."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
@@ -186,6 +189,7 @@ class Service:
         self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)
         self.adopter = Adopter(store=self.store, gateway=self.gateway, settings=self.settings)
         self._adopt = Loop(name="adopt", step=self._adopt_step, interval_s=ADOPT_S)
+        self._kept_waiting: set[str] = set()
         self._record = Loop(name="record", step=self._record_step, interval_s=RECORD_S)
         self._examine = Loop(name="examine", step=self._examine_step, interval_s=RECORD_S)
         self._ispyb: Loop | None = None
@@ -323,7 +327,9 @@ class Service:
             self._follow.wake()
 
     def _record_step(self) -> None:
-        write_due(self.store, records_folder(self.settings))
+        with ExitStack() as both:
+            both.callback(write_waiting, self.store, self._kept_waiting, before=utc_now() - WAITS_LONG)
+            both.callback(write_due, self.store, records_folder(self.settings))
 
     def _examine_step(self) -> None:
         if examine_due(self.store):

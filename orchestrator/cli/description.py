@@ -29,6 +29,8 @@ class Findings:
 
     sizes: Mapping[Path, int | None]
     """Bytes of files that the run made, None for those that are gone."""
+    parent_known: bool = True
+    """Whether the run that this one was made from is in the database."""
     reruns: Sequence[str] = ()
     """Ids of runs that have this one as their parent."""
     earlier: Sequence[Earlier] = ()
@@ -324,16 +326,17 @@ def _request(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield "comes after", f"{one.run_id}, recipe {one.recipe}, {one.state or 'which does not exist'}"
     for one in findings.later:
         yield "before", f"{one.run_id}, recipe {one.recipe}, {one.state}"
-    yield from _made_again(run)
+    yield from _made_again(run, findings)
     for rerun in findings.reruns:
         yield "rerun", rerun
     yield "resources", ", ".join(resources_asked(run.plan.resources))
 
 
-def _made_again(run: RunDetail) -> Iterator[Field]:
+def _made_again(run: RunDetail, findings: Findings) -> Iterator[Field]:
     """Say from which run this one was made, why, and what was edited in its script."""
     if run.summary.parent_run:
-        yield "parent run", run.summary.parent_run
+        unknown = "" if findings.parent_known else ", which this database doesn't have (`orchestrator db import DIR`)"
+        yield "parent run", f"{run.summary.parent_run}{unknown}"
     if run.plan.because:
         yield "because", run.plan.because
     for event in run.events:

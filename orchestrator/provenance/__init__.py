@@ -1,6 +1,6 @@
 """Provenance: what came in, what was decided, what ran and what came out, so that it can be explained and repeated."""
 
-from orchestrator.provenance.directory import write_directory
+from orchestrator.provenance.directory import write_directory, write_plan
 from orchestrator.provenance.documents import (
     encoded,
     end_from_json,
@@ -8,6 +8,7 @@ from orchestrator.provenance.documents import (
     input_from_json,
     plan_from_json,
     plan_to_json,
+    retry_from_json,
     start_from_json,
     start_to_json,
     validation_from_json,
@@ -91,8 +92,10 @@ __all__ = [
     "record_of",
     "record_schema",
     "record_text",
+    "retry_from_json",
     "start_from_json",
     "start_to_json",
     "validation_from_json",
     "write_directory",
+    "write_plan",
 ]

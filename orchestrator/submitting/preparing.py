@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.chaining import Go, Never, Wait, decide
 from orchestrator.crashpoints import CrashPoint, reached
-from orchestrator.errors import InvalidInput
+from orchestrator.errors import InvalidInput, NotFound
 from orchestrator.provenance import PlannedRun, Store, write_directory
 from orchestrator.records import BatchScript, JobIdentity, RunState, Submission
 from orchestrator.rendering import render, render_recorded, rerun_script
@@ -55,7 +55,13 @@ class Preparation:
         if plan.template_of is None:
             script = render(plan, attempt, self.settings.templates)
             return replace(script, template_origin=self.origins.of(script, self.settings.templates))
-        made = self.store.run(plan.template_of).attempts
+        try:
+            made = self.store.run(plan.template_of).attempts
+        except NotFound as error:
+            raise InvalidInput(
+                f"{error}: its template was to be rendered",
+                remedy="`orchestrator db import` its directory and make this run again, or say which with --template",
+            ) from error
         if not made:
             raise InvalidInput(
                 f"run {plan.template_of} has no template: no attempt of it was made", remedy="say which with --template"

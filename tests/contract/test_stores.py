@@ -1362,9 +1362,37 @@ class StoreContract:
             assert other.import_run(before, arrival)
             assert not other.import_run(before, arrival)
             after = other.run(tag.run_id)
+            assert other.knows_run(tag.run_id)
+            assert not other.knows_run("another")
+            assert not other.record_is_due(tag.run_id)  # it is there
+            other.record_again([tag.run_id])
+            assert other.record_is_due(tag.run_id)
         assert after.message is not None
-        assert after.message.raw == before.message.raw
-        assert replace(after, message=before.message) == before
+        number = after.message.message_id
+        assert after == replace(before, message=replace(before.message, message_id=number))
+
+    def test_a_run_that_was_never_submitted_has_no_attempt_after_its_return_either(
+        self, store: Store, place: Place
+    ) -> None:
+        plan = a_plan()
+        store.record_runs(None, [plan], note="")
+        tag = RunTag(run_id=plan.run_id, attempt=1)
+        assert store.record_intent(tag, SCRIPT, gateway="cli")
+        store.record_outcomes([NotSubmitted(tag=tag, reason="the partition is closed")])
+        store.finish_run(plan.run_id, RunState.CANCELLED, "not wanted", NOON)
+        before = store.run(plan.run_id)
+        with Store.open(place.new(), create=True) as other:
+            assert other.import_run(before, None)
+            assert other.run(plan.run_id) == before
+
+    def test_a_record_that_contradicts_itself_leaves_no_trace(self, store: Store, place: Place) -> None:
+        tag = submitted(store)
+        store.record_event(tag, "begin", {"host": "n1"}, NOON, sequence=0)
+        before = store.run(tag.run_id)
+        with Store.open(place.new(), create=True) as other:
+            with pytest.raises(InvalidInput, match="contradicts itself"):
+                other.import_run(replace(before, events=before.events * 2), None)
+            assert other.runs() == []
 
     # ------------------------------------------------------------------------------------------------- chains
 

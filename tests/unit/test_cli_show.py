@@ -163,6 +163,13 @@ def test_parent_and_reruns_are_named(site: SiteWithRuns) -> None:
     assert sections(site.call("show", parent.run_id))["Asked for"]["rerun"] == child.run_id
 
 
+def test_a_parent_that_the_database_does_not_have_is_said_to_be_unknown(site: SiteWithRuns) -> None:
+    run_id = site.planned(parent_run="11111111-1111-4111-8111-111111111111").run_id
+    assert "11111111-1111-4111-8111-111111111111, which this database doesn't have" in site.call("show", run_id)
+    known = site.planned("c-2", parent_run=run_id).run_id
+    assert "which this database doesn't have" not in site.call("show", known)
+
+
 def test_script_template_and_message_come_byte_for_byte(site: SiteWithRuns) -> None:
     tag = site.complete()
     assert site.call("show", tag.run_id, "--script") == SCRIPT.text

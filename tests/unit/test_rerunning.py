@@ -258,6 +258,15 @@ def test_a_template_with_a_mistake_is_named(reruns: Reruns) -> None:
     assert "own.sbatch.j2, line 2" in said
 
 
+@pytest.mark.parametrize("line", ["input=", "dataset=", "root="])
+def test_a_name_that_is_not_utf8_is_refused_with_the_remedy(reruns: Reruns, line: str) -> None:
+    script = reruns.edited(reruns.parent(), (line, f"{line}'{reruns.folder}/name'"))
+    script.write_bytes(script.read_bytes().replace(b"/name'", b"/\xff\xe9'"))
+    said = refused(reruns, script, EXIT_WRONG_EDIT)
+    assert f"{line} in the script: " in said
+    assert "remedy: rename it, or give a link to it whose name is UTF-8" in said
+
+
 def test_a_script_from_a_pipe_is_refused(reruns: Reruns) -> None:
     parent = reruns.parent()
     script = reruns.edited(parent)
