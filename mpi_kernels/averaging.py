@@ -29,7 +29,12 @@ from mpi_kernels.progress import ProgressFile, Tally
 from mpi_kernels.rows import Status
 
 _AXES = ("radial_axis", "radial_axis_edges")
-_FROM_ENTRY = ("definition", "instrument")
+_FROM_ENTRY = (
+    "definition", "instrument", "solid_angle_applied", "polarization_applied", "normalization_applied",
+    "monitor_applied",
+)  # fmt: skip
+_REFERENCE = "reduction/reference"
+"""How the patterns were made, which NXazint1d wants of their mean, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +180,8 @@ def _fill(file: h5py.File, source: h5py.File, mean: Mean, request: AverageReques
     data["I"].attrs.update({"units": "arbitrary units", "long_name": "mean intensity"})
     data["scatter"].attrs["long_name"] = "standard deviation of the frames around the mean"
     _note(entry, request)
+    if _REFERENCE in origin.parent:
+        source.copy(origin.parent[_REFERENCE], entry["reduction"])
 
 
 def _note(entry: h5py.Group, request: AverageRequest) -> None:

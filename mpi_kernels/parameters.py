@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from mpi_kernels.errors import InvalidParameters
 
@@ -238,14 +240,18 @@ def read_parameters(path: Path, kind: type[Parameters]) -> tuple[Parameters, str
         raise InvalidParameters(f"{path}: {error.strerror}", remedy="check --parameters") from error
     except ValueError as error:
         if isinstance(error, ValidationError):
-            raise InvalidParameters(f"{path}: {_problems(error)}", remedy=remedy) from error
+            raise InvalidParameters(f"{path}: {problems(error, kind)}", remedy=remedy) from error
         raise InvalidParameters(f"{path}: no JSON: {error}", remedy=remedy) from error
 
 
-def _problems(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        known = item["type"] != "extra_forbidden"
-        problems.append(f"{name}: {item['msg']}" if name and known else item["msg"] if known else f"{name}: unknown")
-    return "; ".join(problems)
+def problems(error: ValidationError, kind: type[BaseModel]) -> str:
+    """Word what is wrong with parameters, each with its name."""
+    return "; ".join(_problem(item, kind) for item in error.errors())
+
+
+def _problem(item: ErrorDetails, kind: type[BaseModel]) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg']}" if name else item["msg"]
+    near = get_close_matches(name, kind.model_fields, n=1)
+    return f"{name}: unknown" + (f", did you mean {near[0]}?" if near else "")

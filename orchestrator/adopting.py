@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import hashlib
 import itertools
 import logging
 import os
@@ -30,7 +31,6 @@ from orchestrator.records import (
     Retries,
     RunTag,
     SubmittedJob,
-    sha256_of,
 )
 from orchestrator.rerunning import ATTEMPT, parse_plan, user_name
 from orchestrator.runs import RECORDS, RunDirectory, write_atomically
@@ -197,9 +197,9 @@ def _read(path: Path) -> _Word:
     InvalidInput
         When one of the files can't be used, or isn't the requester's: a link could lead anywhere.
     """
-    text, owner = content_of(path, WORD_LIMIT)
+    content, owner = content_of(path, WORD_LIMIT)
     try:
-        told = _Told.model_validate_json(text)
+        told = _Told.model_validate_json(content)
     except ValidationError as error:
         places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise InvalidInput(f"{path}: {places}", remedy="rerun.sbatch writes these files; run it again") from error
@@ -219,9 +219,8 @@ def read_run(run: RunDirectory, run_id: str, parent: RunDirectory, user: str) ->
     InvalidInput
         When one of its files can't be used, isn't the user's, or is another run's.
     """
-    plan_text, script, template, submitted = (
-        _own(file, user) for file in (run.plan, run.script, run.template, run.submitted)
-    )
+    plan_text, script, template = (_own_text(file, user) for file in (run.plan, run.script, run.template))
+    submitted = _own(run.submitted, user)
     plan = parse_plan(run.plan, plan_text)
     if (plan.run_id, plan.run_directory) != (run_id, run.path) or plan.parent_run is None:
         raise InvalidInput(f"{run.plan}: isn't the plan of run {run_id} in this place", remedy="run it again")
@@ -233,31 +232,43 @@ def read_run(run: RunDirectory, run_id: str, parent: RunDirectory, user: str) ->
     )
 
 
-def _made(parent: RunDirectory, plan: JobPlan, submitted: str) -> Json:
+def _made(parent: RunDirectory, plan: JobPlan, submitted: bytes) -> Json:
     """Return how a run came about: what was handed to sbatch, and what had been edited in it."""
-    told: dict[str, Json] = {"how": "sbatch", "because": plan.because, "submitted_sha256": sha256_of(submitted)}
+    told: dict[str, Json] = {
+        "how": "sbatch",
+        "because": plan.because,
+        "submitted_sha256": hashlib.sha256(submitted).hexdigest(),
+    }
     try:
-        before = parent.rerun.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        before = parent.rerun.read_bytes()
+    except OSError as error:
         return told | {"edits_unknown_because": f"{parent.rerun}: {error}"}
-    texts = (before.splitlines(), submitted.splitlines())
-    lines = difflib.unified_diff(*texts, "rerun.sbatch", "as submitted", n=1, lineterm="")
+    # An editor may have written its user's comments in another encoding.
+    first, second = (text.decode(errors="backslashreplace").splitlines() for text in (before, submitted))
+    lines = difflib.unified_diff(first, second, "rerun.sbatch", "as submitted", n=1, lineterm="")
     edits = list(itertools.islice(lines, _DIFF_LINES))
-    return told | {"parent_sha256": sha256_of(before), "edits": "\n".join(edits)}
+    return told | {"parent_sha256": hashlib.sha256(before).hexdigest(), "edits": "\n".join(edits)}
 
 
-def _own(path: Path, user: str) -> str:
-    text, owner = content_of(path, _FILE_LIMIT)
+def _own_text(path: Path, user: str) -> str:
+    try:
+        return _own(path, user).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path}: {error}", remedy="see who changed it, and run it again") from error
+
+
+def _own(path: Path, user: str) -> bytes:
+    content, owner = content_of(path, _FILE_LIMIT)
     if user_name(owner) != user:
         raise InvalidInput(
             f"{path}: is {user_name(owner)}'s, and the job, or the word for it, is {user}'s",
             remedy="who runs rerun.sbatch has to own what it writes",
         )
-    return text
+    return content
 
 
-def content_of(path: Path, limit: int) -> tuple[str, int]:
-    """Return a file's text and whose it is, without following a link.
+def content_of(path: Path, limit: int) -> tuple[bytes, int]:
+    """Return what is in a file, and whose it is, without following a link.
 
     Raises
     ------
@@ -270,6 +281,6 @@ def content_of(path: Path, limit: int) -> tuple[str, int]:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
                 raise InvalidInput(f"{path}: no file, or one of more than {limit} bytes", remedy="run it again")
-            return stream.read(limit).decode(), found.st_uid
-    except (OSError, UnicodeDecodeError) as error:
+            return stream.read(limit), found.st_uid
+    except OSError as error:
         raise InvalidInput(f"{path}: {error}", remedy="see whether the run's directory was moved or removed") from error

@@ -38,10 +38,16 @@ class Aspect(StrEnum):
 _DECISIVE = frozenset({Aspect.PARAMETERS, Aspect.INPUT, Aspect.FILES, Aspect.TEMPLATE, Aspect.CODE})
 """The ingredients of a result. Scripts, resources and nodes must not change it."""
 
-_OF_THE_INSTALLATION = frozenset({"commit", "dirty", "locks_sha256", "interpreter", "container.path"})
+_OF_THE_INSTALLATION = frozenset(
+    {"commit", "dirty", "locks_sha256", "interpreter"}
+    | {f"container.{name}" for name in ("path", "real_path", "inode", "sha256_unknown_because")}
+)
 """What is said of the program beside the versions and the source of what computes."""
 _SOURCE = "loaded.source_sha256"
 """The kernels' own source, by which changed code is known whatever git says."""
+_IMAGE = "container.sha256"
+"""The container image: where it is known of both, what its file looks like doesn't matter."""
+_OF_THE_IMAGE = frozenset({"container.size", "container.mtime_ns", "container.sif_uuid"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +164,13 @@ def _software(run: RunDetail) -> Mapping[str, str]:
 
 
 def _beside(ours: Mapping[str, str], theirs: Mapping[str, str]) -> frozenset[str]:
-    """Return what doesn't decide: where the source itself isn't known of both, the commit stands for it."""
-    by_source = _SOURCE in ours and _SOURCE in theirs
-    return _OF_THE_INSTALLATION if by_source else _OF_THE_INSTALLATION - {"commit", "dirty"}
+    """Return what doesn't decide.
+
+    Where the source itself isn't known of both, the commit stands for it; and for the image's digest what its file was.
+    """
+    by_source, by_digest = (name in ours and name in theirs for name in (_SOURCE, _IMAGE))
+    installation = _OF_THE_INSTALLATION if by_source else _OF_THE_INSTALLATION - {"commit", "dirty"}
+    return installation | (_OF_THE_IMAGE if by_digest else {_IMAGE})
 
 
 def _flat(value: Json, name: str) -> Iterator[tuple[str, str]]:

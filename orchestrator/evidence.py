@@ -344,7 +344,8 @@ def _conclude_orderly(progress: KernelProgress | None) -> Conclusion:
 
 
 def _describe_failure(report: JobReport, progress: KernelProgress | None) -> str:
-    parts = [f"the job ended as {report.words}{_meaning(report)}"]
+    own = report.evidence is Evidence.JOB_RECORD  # which knows no more than the exit code
+    parts = [f"the job ended{'' if own else f' as {report.words}'}{_meaning(report)}"]
     if report.exit_code and not report.signal and report.state is not JobState.DEADLINE:  # there it is SLURM's own mark
         parts[0] += f", exit code {report.exit_code}"
         if report.state is JobState.FAILED and report.exit_code in _KERNEL_EXITS:

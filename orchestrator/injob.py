@@ -40,6 +40,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestrator.containers import container
 from orchestrator.errors import InvalidInput
 from orchestrator.runs import AttemptDirectory, RunDirectory, write_atomically
 
@@ -377,18 +378,6 @@ def locked_environment(checkout: Path) -> dict[str, object]:
     for lock in locks:
         whole.update(f"{lock.name} {file_sha256(lock)}\n".encode())
     return {"locks_sha256": whole.hexdigest()} if locks else {}
-
-
-def container(environment: Mapping[str, str]) -> dict[str, object]:
-    """Return which container image the job runs in; empty where it runs in none."""
-    image = environment.get("APPTAINER_CONTAINER") or environment.get("SINGULARITY_CONTAINER")
-    if not image:
-        return {}
-    known: dict[str, object] = {"path": image}
-    with suppress(OSError):  # it may be out of sight from inside
-        status = Path(image).stat()
-        known |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    return {"container": known}
 
 
 def installed_packages(path: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from orchestrator.errors import InvalidInput, OrchestratorError, RunDirectoryUnavailable
 from orchestrator.injob import EXIT_CANNOT_WRITE, JobHere
+from orchestrator.kernel_parameters import check_parameters
 from orchestrator.planning import repeated
 from orchestrator.provenance import PlannedRun, plan_from_json, write_directory
 from orchestrator.records import (
@@ -82,11 +83,14 @@ def make_again(request: Request, parameters: str, job: JobHere) -> JobPlan:
     """
     if not request.script.is_file():
         raise InvalidInput(f"{request.script}: isn't this script", remedy="hand it to bash or sbatch as a file")
+    for name, value in (("input", request.input), ("dataset", request.dataset), ("root", request.root)):
+        _check_encoding(name, str(value))
     parent = RunDirectory(request.parent)
     before = read_plan(parent)
     plan = _plan(request, before, read_parameters(parameters), job)
     directory = RunDirectory(plan.run_directory)
     if not directory.submitted.exists():
+        check_parameters([plan])
         try:
             _write(plan, parent, request)
         except OSError as error:
@@ -95,6 +99,16 @@ def make_again(request: Request, parameters: str, job: JobHere) -> JobPlan:
                 remedy="correct root= in the script: a folder with space, in which you may write",
             ) from error
     return plan
+
+
+def _check_encoding(name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"{name}= in the script: {value!a} isn't UTF-8, which scripts and records are written in",
+            remedy="rename it, or give a link to it whose name is UTF-8",
+        ) from error
 
 
 def read_plan(run: RunDirectory) -> JobPlan:
@@ -294,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("dataset", "because", "template"):
         parser.add_argument(f"--{name}", required=name == "dataset", default="")
     given = vars(parser.parse_args(arguments))
+    # Whoever wrote it in another encoding is understood all the same.
+    given["because"] = os.fsencode(given["because"]).decode(errors="backslashreplace")
     request = Request(**given | {"template": Path(given["template"]) if given["template"] else None})
     job = JobHere.from_environment(os.environ)
     try:

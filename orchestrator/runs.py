@@ -18,6 +18,7 @@ kernel. Its layout is part of the public interface: ``docs/reference/run-directo
         report.md, report.png the report of a chain's last step
         attempts/<n>/claim.json     who runs this attempt (the fence)
         attempts/<n>/retry.json     why there is this attempt after another one, and what it asks for
+        attempts/<n>/script.sbatch, template.sbatch.j2  those of an attempt that another one followed
         attempts/<n>/packages.txt   all Python packages that were installed, with their versions
         attempts/<n>/job.log        what the job printed
         attempts/<n>/events.jsonl   begin and end, written inside the job
@@ -140,6 +141,15 @@ class AttemptDirectory:
     @property
     def retry(self) -> Path:
         return self.path / "retry.json"
+
+    @property
+    def script(self) -> Path:
+        """The script of this attempt, once another one has followed; that of the newest is the run's."""
+        return self.path / "script.sbatch"
+
+    @property
+    def template(self) -> Path:
+        return self.path / "template.sbatch.j2"
 
     @property
     def packages(self) -> Path:

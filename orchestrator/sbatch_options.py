@@ -68,6 +68,12 @@ def shown(value: Value, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def _kind_of(character: str) -> str:
+    if "\ud800" <= character <= "\udfff":
+        return "half of a surrogate pair, as a name does that isn't UTF-8: rename it, or give a link to it"
+    return f"the control character {character!a}"
+
+
 def _one_line(text: str) -> None:
     if UNQUOTED.fullmatch(text) and not text.startswith("-"):
         return  # most of all
@@ -75,7 +81,7 @@ def _one_line(text: str) -> None:
         if character in "\r\n":
             raise ValueError("contains a newline, which would end the #SBATCH line")
         if not character.isprintable():
-            raise ValueError(f"contains the control character {character!a}")
+            raise ValueError(f"contains {_kind_of(character)}")
         if character in "\"'\\`":
             raise ValueError(f"contains {character}, which sbatch would take for quoting")
     if not text:

@@ -4,8 +4,8 @@ Two loops do the work, each in a thread of its own: *dispatch* (messages -> jobs
 (jobs -> states, progress, results). The doors have threads of their own. A loop that meets an obstacle says so
 once, waits longer each time, and goes on; nothing but `stop` ends it.
 
-Three more, *adopt*, *compare* and *record*, take in runs that people made without the service, look for those of which
-no word came, and write the records of those that have ended.
+Four more, *adopt*, *compare*, *record* and *examine*, take in runs that people made without the service, look for those
+of which no word came, write the records of those that have ended, and look at what they left: how valid it is.
 
 Of several services on one database each takes messages and submits runs; one at a time follows, by a lease, and the
 next one takes over when it is gone. A loop of its own, *presence*, tells the others that this one lives. Where a site
@@ -30,6 +30,7 @@ from typing import Self
 from orchestrator.adopting import Adopter
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import InvalidSettings, OrchestratorError, RunDirectoryUnavailable, StoreUnavailable
+from orchestrator.examining import examine_due
 from orchestrator.following import Follower
 from orchestrator.ispyb import Mirror
 from orchestrator.listening.door import Door, Handler, Verdict, backoff
@@ -37,7 +38,7 @@ from orchestrator.listening.spool import SpoolDoor
 from orchestrator.listening.stomp import StompDoor
 from orchestrator.provenance import Store
 from orchestrator.provenance.leases import PRESENCE_S
-from orchestrator.record_keeping import records_folder, write_due
+from orchestrator.record_keeping import records_folder, write_due, write_waiting
 from orchestrator.records import RawMessage, utc_now
 from orchestrator.settings import Settings
 from orchestrator.slurm.choice import choose
@@ -59,7 +60,10 @@ ADOPT_S = 5.0
 """How often is looked for runs that people made without the service."""
 
 RECORD_S = 2.0
-"""How often is looked for runs whose record is due."""
+"""How often is looked for runs whose record is due, and for those that are to be examined."""
+
+WAITS_LONG = timedelta(seconds=5)
+"""After this time the plan of a run that waits to be submitted is kept outside the database, too."""
 
 IDLE_S = 5.0
 """Longest sleep of the dispatch loop: what another process put into the store is seen after this time at the latest."""
@@ -189,7 +193,9 @@ class Service:
         self._comparison = Comparison(adopter=self.adopter)
         every_s = self.settings.reruns.compare_interval_s
         self._compare = Loop(name="compare", step=self._compare_step, interval_s=every_s, longest_pause_s=every_s)
+        self._kept_waiting: set[str] = set()
         self._record = Loop(name="record", step=self._record_step, interval_s=RECORD_S)
+        self._examine = Loop(name="examine", step=self._examine_step, interval_s=RECORD_S)
         self._ispyb: Loop | None = None
         if self.settings.ispyb is not None:
             self.mirror = Mirror(self.store, self.settings)
@@ -217,6 +223,7 @@ class Service:
         self._adopt.start()
         self._compare.start()
         self._record.start()
+        self._examine.start()
         if self._ispyb is not None:
             self._ispyb.start()
         for door in self.doors:
@@ -237,6 +244,7 @@ class Service:
         self._adopt.stop(10)
         self._compare.stop(10)
         self._record.stop(10)
+        self._examine.stop(10)
         self._presence.stop(10)
         self.gateway.close()
         try:
@@ -336,7 +344,13 @@ class Service:
             self._compare.interval_s = max(every_s, 10 * (time.monotonic() - started))
 
     def _record_step(self) -> None:
-        write_due(self.store, records_folder(self.settings))
+        with ExitStack() as both:
+            both.callback(write_waiting, self.store, self._kept_waiting, before=utc_now() - WAITS_LONG)
+            both.callback(write_due, self.store, records_folder(self.settings))
+
+    def _examine_step(self) -> None:
+        if examine_due(self.store):
+            self._record.wake()
 
     def _may_follow(self) -> bool:
         """Take or renew the lease of the one that follows, where there may be others."""

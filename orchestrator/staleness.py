@@ -1,4 +1,4 @@
-"""Whether what a run was made from is still what it was: its input, the files its parameters name, its template.
+"""Whether what a run was made from is still what it was: input, files that parameters name, template, container image.
 
 Looked at when somebody asks, by what the file system tells; no data is read but small files whose time is another now.
 Whether the frames themselves are the same is told by ``orchestrator verify``.
@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.injob import file_sha256
 from orchestrator.provenance import Ingredients, RunSummary, Store
+from orchestrator.provenance.lineage import IMAGE
 from orchestrator.records import sha256_of
 from orchestrator.rendering.template_folder import joined_texts, texts_by_name
 
@@ -49,6 +50,8 @@ class Staleness:
                 yield from _named(named)
         if texts_by_name(known.template_text) and self._now(known) != known.template_sha256:
             yield f"template {known.template_name} was changed since"
+        if "sha256" in known.container:  # else it may never have been in sight from here
+            yield from _named({**known.container, "parameter": IMAGE})
 
     def _now(self, known: Ingredients) -> str:
         """Return the digest that the text of a run's templates has now; no text where one is gone."""

@@ -243,8 +243,8 @@ class Comparison:
     def _kept(self) -> datetime | None:
         """Return until when a service before this one has compared; None where that isn't known."""
         try:
-            text, owner = content_of(self._note, WORD_LIMIT)
-            return datetime.fromisoformat(text.strip()) if owner == os.getuid() else None
+            content, owner = content_of(self._note, WORD_LIMIT)
+            return datetime.fromisoformat(content.decode().strip()) if owner == os.getuid() else None
         except (InvalidInput, ValueError):
             return None
 
@@ -290,10 +290,10 @@ def _said(job: RerunJob) -> RunDirectory | None:
     """Return the new run's directory as the job named it in its log; None where it didn't, or the log isn't its own."""
     path = _log_of(job)
     try:
-        text, owner = ("", 0) if path is None else content_of(path, WORD_LIMIT)
+        content, owner = (b"", 0) if path is None else content_of(path, WORD_LIMIT)
     except InvalidInput:
         return None
-    found = _SAID.search(text) if user_name(owner) == job.user else None
+    found = _SAID.search(content.decode(errors="replace")) if user_name(owner) == job.user else None
     return RunDirectory(Path(found[1])) if found else None
 
 

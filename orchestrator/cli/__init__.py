@@ -30,6 +30,7 @@ ENTRIES = (
     _command(_LOOK, "diff", "Say what two runs have different, and their results."),
     _command(_LOOK, "lineage", "Walk from a file back to the raw data, and forward."),
     _command(_LOOK, "verify", "Repeat a run from its record and compare the results."),
+    _command(_LOOK, "validate", "Check results against the NeXus standard."),
     _command(_LOOK, "export", "Write a run for archives, catalogues and papers."),
     _command(_LOOK, "messages", "List what came in, and what was refused and why."),
     _command(_RUN, "serve", "Run the service: take messages, submit jobs, follow them."),

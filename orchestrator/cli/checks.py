@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -34,6 +35,7 @@ from orchestrator.rendering import template_names
 from orchestrator.settings import Settings, SpoolSettings, StompSettings
 from orchestrator.slurm.choice import choose
 from orchestrator.slurm.failures import query_failure
+from orchestrator.validating import REMEDY
 
 LIMIT_S = 30.0
 """How long a check may take."""
@@ -131,7 +133,9 @@ def of_machine() -> list[Check]:
 
     What isn't there is no more than a warning: which of it is needed, a site's gateway and its jobs decide.
     """
-    looks = {"SLURM commands": _slurm_commands, "mpirun": _mpirun, "srun": _srun}
+    looks = {
+        "SLURM commands": _slurm_commands, "mpirun": _mpirun, "srun": _srun, "NeXus validator": _nexus_validator,
+    }  # fmt: skip
     return [Check(name=name, look=partial(_at_most_warned, name, look)) for name, look in looks.items()]
 
 
@@ -166,6 +170,13 @@ def _mpirun() -> str:
 def _srun() -> str:
     place = _place("srun", "needed where recipes have it as their launcher: install SLURM's commands (slurm-client)")
     return f"{slurm_release(_said('srun'))} ({place})"
+
+
+def _nexus_validator() -> str:
+    try:
+        return f"nexusformat {metadata.version('nexusformat')}"
+    except metadata.PackageNotFoundError as error:
+        raise NotFound("not installed: records will say that no result was validated", remedy=REMEDY) from error
 
 
 def _place(program: str, remedy: str) -> str:
@@ -213,7 +224,8 @@ def _database(settings: Settings) -> str:
     with Store.connect(settings.database) as store:
         status = store.schema_status()
     check_schema(status)
-    return f"{status.address} has schema {status.revision}, which this release needs"
+    searches = f"; text searches look at every run: {status.searches}" if status.searches else ""
+    return f"{status.address} has schema {status.revision}, which this release needs{searches}"
 
 
 def _broker(settings: StompSettings) -> Finding | str:

@@ -11,7 +11,7 @@ from rich.progress import track
 from orchestrator.cli.common import ExitCode, JsonOption, err, out, print_json, says_errors
 from orchestrator.cli.common import SiteOption as RequiredSite
 from orchestrator.provenance import SchemaStatus, Store
-from orchestrator.record_keeping import Finding, Imported, import_runs
+from orchestrator.record_keeping import Finding, Imported, import_runs, records_folder
 from orchestrator.record_keeping import check as compare
 from orchestrator.settings import load_settings
 
@@ -44,10 +44,13 @@ def upgrade(site: SiteOption = None, url: UrlOption = None) -> None:
     """
     with Store.connect(_address(site, url)) as store:
         before = store.upgrade()
+        searches = store.schema_status().searches
     if before.current:
         out.print(f"{before.address} has schema {before.newest} already")
     else:
         out.print(f"{before.address} upgraded from {before.revision or 'empty'} to {before.newest}")
+    if searches:
+        out.print(_row_by_row(searches))
 
 
 @app.command()
@@ -65,8 +68,14 @@ def status(site: SiteOption = None, url: UrlOption = None, json: JsonOption = Fa
         out.print(
             f"{found.address}\n  schema  {found.revision or 'none'}\n  needed  {found.newest}\n  {_advice(found)}"
         )
+        if found.searches:
+            out.print(f"  {_row_by_row(found.searches)}")
     if not found.current:
         raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _row_by_row(searches: str) -> str:
+    return f"text searches look at every run: {searches}"
 
 
 def _address(site: Path | None, url: str | None) -> str:
@@ -93,6 +102,13 @@ def check(
     digests: Annotated[
         bool, typer.Option("--digests/--no-digests", help="Whether results are read, and compared with what was made.")
     ] = True,
+    write_records: Annotated[
+        bool,
+        typer.Option(
+            "--write-records",
+            help="Have the service write the records anew that are gone, or don't tell what the database does.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Find what doesn't fit together: runs without a directory, directories without a run, files that were changed.
@@ -100,22 +116,26 @@ def check(
     Exit code 6 when there is something.
 
     - quickly, without reading results: `orchestrator db check --no-digests`
+    - after a record was lost or spoilt: `orchestrator db check --write-records`
     """
     settings = load_settings(site)
     findings: list[Finding] = []
     number = 0
+    roots = {settings.runs_root, settings.reruns.root}
     with Store.open(settings.database) as store:
-        looked_at = compare(store, settings.runs_root, digests=digests)
+        looked_at = compare(store, roots, records_folder(settings), digests=digests)
         for found in track(looked_at, "looked at", total=None, console=err, transient=True):
             if found is None:
                 number += 1
             else:
                 findings.append(found)
+        if write_records:
+            store.record_again({one.run_id for one in findings if one.kind == "record" and one.run_id is not None})
     if json:
         print_json(findings)
     else:
         for one in findings:
-            out.print(f"{one.kind}: {one.path}: {one.what}\n  {one.remedy}", markup=False)
+            _say(f"{one.kind}: {one.path}: {one.what}\n  {one.remedy}")
         out.print(f"{number} runs, {len(findings)} findings")
     if findings:
         raise typer.Exit(ExitCode.INCOMPLETE)
@@ -134,18 +154,27 @@ def import_(
     """Bring runs back from the records in their directories, after the database was lost.
 
     Runs that are there are left alone. A run that was under way is followed again by the service. Exit code 6 when a
-    directory couldn't be read.
+    directory couldn't be read, or isn't where it was.
 
     - all of a site: `orchestrator db upgrade && orchestrator db import /path/runs`
     """
-    with Store.open(load_settings(site).database) as store:
-        read = import_runs(store, folder.absolute())
+    settings = load_settings(site)
+    owner = (settings.runs_root if settings.runs_root.exists() else Path.cwd()).stat().st_uid
+    with Store.open(settings.database) as store:
+        read = import_runs(store, folder.absolute(), owner=owner)
         *_, done = [Imported(), *track(read, "runs read", total=None, console=err, transient=True)]
     if json:
         print_json(done)
     else:
         out.print(f"{len(done.new)} runs brought back, {len(done.known)} were there")
         for place, why in done.unusable.items():
-            out.print(f"{place}: {why}", markup=False)
-    if done.unusable:
+            _say(f"{place}: {why}")
+        for place, before in done.moved.items():
+            _say(f"{place}: the run's directory was {before}, which isn't there: move it back")
+    if done.unusable or done.moved:
         raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _say(text: str) -> None:
+    """Print a sentence with paths in it, whose names may be in another encoding."""
+    out.print(text.encode("utf-8", "backslashreplace").decode(), markup=False)

@@ -32,8 +32,11 @@ from orchestrator.provenance import (
     OutputIdentity,
     RunDetail,
 )
+from orchestrator.provenance.rows import container_of
 from orchestrator.records import FrameCounts, Json, Origin, RunState
 from orchestrator.runs import RunDirectory
+
+_ERRORS_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class Findings:
 
     sizes: Mapping[Path, int | None]
     """Bytes of files that the run made, None for those that are gone."""
+    parent_known: bool = True
+    """Whether the run that this one was made from is in the database."""
     reruns: Sequence[str] = ()
     """Ids of runs that have this one as their parent."""
     earlier: Sequence[Earlier] = ()
@@ -145,7 +150,7 @@ def _missing(counts: FrameCounts, *, ended: bool) -> str:
     announced = counts.written if counts.expected is None else max(counts.expected, counts.written)
     missing = announced - counts.processed - counts.failed
     if not missing:
-        return "" if counts.failed else ": all"
+        return ": all" if counts.processed and not counts.failed else ""
     return f", {missing} missing" if ended else f", {missing} to come"
 
 
@@ -160,6 +165,8 @@ def _result(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield "sha256", output.sha256
         if output.content_sha256 is not None:
             yield "content", f"sha256 {output.content_sha256}, the same for equal results"
+        if output.validation is not None:
+            yield "validity", "\n".join((output.validation.words, *output.validation.texts[:_ERRORS_SHOWN]))
     if not run.outputs:
         there = findings.sizes.get(expected)
         if run.plan.array is not None:
@@ -265,11 +272,26 @@ def _software(software: Mapping[str, Json]) -> Iterator[Field]:
     yield "program", f"orchestrator {versions.pop('orchestrator', 'of unknown version')}{_commit(software)}"
     yield "python", f"{software.get('python')} ({software.get('interpreter')})"
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions.items())
+    if image := container_of(dict(software)):
+        yield "container", _image(image)
     modules = software.get("modules")
     yield "modules", ", ".join(map(str, modules)) if isinstance(modules, list) and modules else "none"
     loaded = software.get("loaded")
     if isinstance(loaded, dict):
         yield "loaded", ", ".join(f"{name} {version}" for name, version in loaded.items()) + ", says the kernel"
+
+
+def _image(image: Mapping[str, Json]) -> str:
+    parts = [str(image["path"])] if "path" in image else []
+    if "stated" in image:
+        parts.append(f"{image['stated']}, says the site")
+    if "sif_uuid" in image:
+        parts.append(f"SIF {image['sif_uuid']}")
+    if "sha256" in image:
+        parts.append(f"sha256 {image['sha256']}")
+    elif "sha256_unknown_because" in image:
+        parts.append(f"digest unknown: {image['sha256_unknown_because']}")
+    return ", ".join(parts)
 
 
 def _commit(software: Mapping[str, Json]) -> str:
@@ -289,7 +311,9 @@ def _script(run: RunDetail) -> Iterator[Field]:
     newest = run.attempts[-1]
     yield "script", f"{directory.script.name}, sha256 {newest.script_sha256}{_ran(newest)}"
     yield "template", f"{newest.template_name}, in {directory.template.name}, sha256 {newest.template_sha256}"
-    yield "also there", f"{directory.message.name}, {directory.plan.name}, {directory.parameters.name}"
+    yield "again with", f"sbatch {directory.rerun}, or orchestrator rerun {run.summary.run_id[:8]}"
+    also = (directory.provenance, directory.message, directory.plan, directory.parameters)
+    yield "also there", ", ".join(path.name for path in also)
 
 
 def _ran(attempt: AttemptRecord) -> str:
@@ -318,7 +342,7 @@ def _request(run: RunDetail, findings: Findings) -> Iterator[Field]:
         yield "comes after", f"{one.run_id}, recipe {one.recipe}, {one.state or 'which does not exist'}"
     for one in findings.later:
         yield "before", f"{one.run_id}, recipe {one.recipe}, {one.state}"
-    yield from _made_again(run)
+    yield from _made_again(run, findings)
     for rerun in findings.reruns:
         yield "rerun", rerun
     for event in run.events:
@@ -327,10 +351,11 @@ def _request(run: RunDetail, findings: Findings) -> Iterator[Field]:
     yield "resources", ", ".join(resources_asked(run.plan.resources))
 
 
-def _made_again(run: RunDetail) -> Iterator[Field]:
+def _made_again(run: RunDetail, findings: Findings) -> Iterator[Field]:
     """Say from which run this one was made, why, and what was edited in its script."""
     if run.summary.parent_run:
-        yield "parent run", run.summary.parent_run
+        unknown = "" if findings.parent_known else ", which this database doesn't have (`orchestrator db import DIR`)"
+        yield "parent run", f"{run.summary.parent_run}{unknown}"
     if run.plan.because:
         yield "because", run.plan.because
     for event in run.events:

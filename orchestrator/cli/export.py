@@ -9,7 +9,8 @@ import typer
 
 from orchestrator.cli.common import JsonOption, SiteOption, err, out, print_json, says_errors
 from orchestrator.cli.run_argument import RunArgument
-from orchestrator.exporting import Account, Exported, Format
+from orchestrator.errors import InvalidInput
+from orchestrator.exporting import Account, Exported, Format, exported_text
 from orchestrator.exporting import export as write_export
 from orchestrator.service import open_store
 from orchestrator.settings import load_settings
@@ -24,8 +25,15 @@ def export(
         list[Format], typer.Option("--format", help="In which form. May be given again.", show_default=False)
     ],
     folder: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write into.", file_okay=False)
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder to write into. Without it methods, prov or record is printed.",
+            file_okay=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export wrote.")] = False,
     results_by_reference: Annotated[
         bool,
@@ -35,6 +43,7 @@ def export(
 ) -> None:
     """Write a run for archives, catalogues and papers.
 
+    - how the data was processed, for a paper: `orchestrator export 3f2a --format methods`
     - everything for a publication's supplement: `orchestrator export 3f2a --format ro-crate --format methods -o paper`
     - for the facility's catalogue: `orchestrator export latest --format scicat -o catalogue`
     - a crate without large results: `orchestrator export 3f2a --format ro-crate --results-by-reference -o crate`
@@ -43,6 +52,11 @@ def export(
     with open_store(settings) as store:
         detail = store.run(run)
     account = Account(detail=detail, site=settings.name, facility=settings.facility)
+    if folder is None:
+        if as_json or overwrite or results_by_reference:
+            raise InvalidInput("--json, --overwrite and --results-by-reference are about files", remedy="give -o too")
+        typer.echo(exported_text(account, formats), nl=False)
+        return
     exported = write_export(
         account, formats, folder.absolute(), overwrite=overwrite, results_by_reference=results_by_reference
     )

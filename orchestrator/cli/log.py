@@ -53,7 +53,9 @@ def _path(summary: RunSummary, attempt: int) -> Path:
 
 
 def _no_log(summary: RunSummary, path: Path) -> NotFound:
-    if summary.state.ended:
+    if summary.job is not None and not summary.run_directory.exists():
+        remedy = "the run's directory was moved or removed: `orchestrator db check --no-digests` looks for it"
+    elif summary.state.ended:
         remedy = f"the run is {summary.state}: {summary.reason}"
     else:
         remedy = f"the run is {summary.state}; add -f to wait for its job"

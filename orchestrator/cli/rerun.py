@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, err, out, print_json, print_table, says_errors
-from orchestrator.cli.finishing import follow_to_the_end
+from orchestrator.cli.finishing import follow_to_the_end, submit_now
 from orchestrator.cli.repeating import is_anothers, ours, plan_again
 from orchestrator.cli.run_argument import complete_run
 from orchestrator.cli.wording import parse_moment
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import InvalidInput, NotFound
+from orchestrator.kernel_parameters import check_parameters
 from orchestrator.provenance import RunDetail, RunSummary, Store
 from orchestrator.records import BatchScript, JobPlan, Json, RunState
 from orchestrator.rendering import rerun_script
@@ -95,6 +96,7 @@ def rerun(
             )
             for parent in parents
         ]
+        check_parameters(plans)
         if script:
             sys.stdout.write(_script(parents[0], plans[0], settings))
             return
@@ -107,10 +109,9 @@ def rerun(
         ids = [plan.run_id for plan in plans]
         if now or wait:
             dispatcher = Dispatcher(store=store, gateway=open_gateway(settings), settings=settings)
-            dispatcher.settle()
-            dispatcher.submit_planned()
+            submit_now(dispatcher, ids)
         if wait:
-            follow_to_the_end(dispatcher, lambda: any(not store.run(one).summary.state.ended for one in ids))
+            follow_to_the_end(dispatcher, ids)
         _print_runs([store.run(run_id).summary for run_id in ids], as_json=as_json, submitted=now or wait, wait=wait)
 
 

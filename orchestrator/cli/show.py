@@ -61,6 +61,7 @@ def show(
         (summary,) = with_waiting_reasons(store, [detail.summary])
         detail = replace(detail, summary=summary)
         reruns = [rerun.run_id for rerun in store.runs(parent=detail.summary.run_id, limit=MOST_RERUNS)]
+        parent_known = summary.parent_run is None or store.knows_run(summary.parent_run)
         stale = Staleness(store, settings.templates).reasons([summary]).get(summary.run_id, ())
         earlier, later = store.earlier_runs(detail.summary.run_id), store.later_runs(detail.summary.run_id)
     if script or template or message:
@@ -73,6 +74,7 @@ def show(
     options = "" if os.environ.get("ORCHESTRATOR_SITE") else f" --site {shlex.quote(str(site))}"
     findings = Findings(
         sizes=_sizes(detail),
+        parent_known=parent_known,
         reruns=reruns,
         earlier=earlier,
         later=later,

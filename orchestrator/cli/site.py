@@ -15,7 +15,8 @@ from rich.markup import escape
 
 from orchestrator.cli.common import ExitCode, JsonOption, out, print_json, says_errors
 from orchestrator.cli.wording import program_of
-from orchestrator.errors import InvalidTemplate, OrchestratorError
+from orchestrator.errors import InvalidInput, InvalidTemplate, OrchestratorError
+from orchestrator.kernel_parameters import check_parameters
 from orchestrator.planning import plan_recipe
 from orchestrator.records import CollectionStart
 from orchestrator.rendering import compile_template, render, template_names
@@ -44,7 +45,7 @@ def check(
     """Check a site file and all it refers to. Talks to no SLURM, broker or database, and changes nothing.
 
     Loads the file, compiles every template, renders every recipe's script for a made-up collection and has bash parse
-    it, and looks at the folders, the interpreter and the kernels' parameter names. Exit code 3 when something is wrong.
+    it, and looks at the folders, the interpreter and the kernels' parameters. Exit code 3 when something is wrong.
 
     - before the service gets it: `orchestrator site check new.toml`
     - what is wrong, for a script: `orchestrator site check new.toml --json | jq '.[] | select(.ok | not)'`
@@ -121,10 +122,7 @@ def _templates(settings: Settings) -> Iterator[Finding]:
 
 
 def _recipes(settings: Settings) -> Iterator[Finding]:
-    collection = CollectionStart(
-        uid="site-check", beamline=settings.name, detector="detector", visit="visit-1", dataset="/entry/data/data",
-        file=settings.allowed_roots[0] / "site-check.nxs", frames_expected=1,
-    )  # fmt: skip
+    collection = _made_up_collection(settings)
     for name in settings.recipes:
 
         def parsed(name: str = name) -> str:
@@ -133,6 +131,13 @@ def _recipes(settings: Settings) -> Iterator[Finding]:
             return f"script of {len(script.text.splitlines())} lines, bash parses it"
 
         yield _tried(f"recipe {name}", parsed)
+
+
+def _made_up_collection(settings: Settings) -> CollectionStart:
+    return CollectionStart(
+        uid="site-check", beamline=settings.name, detector="detector", visit="visit-1", dataset="/entry/data/data",
+        file=settings.allowed_roots[0] / "site-check.nxs", frames_expected=1,
+    )  # fmt: skip
 
 
 def _parse_with_bash(text: str, template: str) -> None:
@@ -191,7 +196,9 @@ def _interpreter(settings: Settings) -> Iterator[Finding]:
                 remedy="install this program into that interpreter, or correct the kernel's name",
             )  # fmt: skip
         else:
-            yield _parameter_names(kernel, settings, set(json_format.loads(done.stdout)["properties"]))
+            names = _parameter_names(kernel, settings, set(json_format.loads(done.stdout)["properties"]))
+            yield names
+            yield from _wrong_values(kernel, settings) if names.ok else ()
 
 
 def _parameter_names(kernel: str, settings: Settings, known: set[str]) -> Finding:
@@ -207,3 +214,13 @@ def _parameter_names(kernel: str, settings: Settings, known: set[str]) -> Findin
             remedy=f"it takes: {', '.join(sorted(known))}",
         )  # fmt: skip
     return Finding(subject=f"kernel {kernel}", ok=True, detail="takes all parameters")
+
+
+def _wrong_values(kernel: str, settings: Settings) -> Iterator[Finding]:
+    """Have a kernel look at what recipes give it, but for those that leave a part to the messages."""
+    for name, recipe in settings.recipes.items():
+        if recipe.kernel == kernel and not recipe.from_metadata:
+            try:
+                check_parameters([plan_recipe(name, _made_up_collection(settings), settings)])
+            except InvalidInput as error:
+                yield Finding(subject=f"recipe {name}", ok=False, detail=str(error), remedy=error.remedy)

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, out, print_json, print_table, says_errors
-from orchestrator.cli.finishing import follow_to_the_end
+from orchestrator.cli.finishing import follow_to_the_end, submit_now
 from orchestrator.cli.message_argument import MessageArgument, read_message
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.dispatching import Dispatcher
@@ -50,12 +50,12 @@ def submit(
         if isinstance(verdict, Rejected):
             raise InvalidMessage(f"{message}: {verdict.reason}", remedy="orchestrator schema shows what is expected")
         dispatcher.plan_waiting()
-        dispatcher.settle()
-        dispatcher.submit_planned()
         understood = understand(raw)
         uid = understood.uid
+        ids = [run.run_id for run in store.runs(uid=uid)]
+        submit_now(dispatcher, ids)
         if wait:
-            follow_to_the_end(dispatcher, lambda: any(not run.state.ended for run in store.runs(uid=uid)))
+            follow_to_the_end(dispatcher, ids)
         runs = store.runs(uid=uid)
         _print(store, raw, runs, duplicate=verdict.duplicate, as_json=as_json)
     good = {RunState.COMPLETE} if wait else set(RunState) - {RunState.REFUSED}

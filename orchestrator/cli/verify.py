@@ -9,14 +9,16 @@ import typer
 from rich.text import Text
 
 from orchestrator.cli.common import ExitCode, JsonOption, SiteOption, err, out, print_json, says_errors
-from orchestrator.cli.finishing import follow_to_the_end
+from orchestrator.cli.finishing import follow_to_the_end, submit_now
 from orchestrator.cli.repeating import ours, plan_again
 from orchestrator.cli.run_argument import RunArgument
 from orchestrator.cli.verdict import AbsoluteOption, RelativeOption, as_document, print_differences, print_results
 from orchestrator.contents import Verdict
 from orchestrator.dispatching import Dispatcher
 from orchestrator.errors import NotFound
+from orchestrator.examining import examine
 from orchestrator.provenance import RunDetail, Store
+from orchestrator.record_keeping import records_folder, write_due
 from orchestrator.records import Json, RunState, RunTag, utc_now
 from orchestrator.service import open_gateway, open_store
 from orchestrator.settings import Settings, load_settings
@@ -51,15 +53,27 @@ def verify(
                 f"run {first.summary.run_id} is {first.summary.state} and has no result on record",
                 remedy="verify a run that has ended with one",
             )
+        _check_inputs(first)
         second = _repeated(store, settings, first, ntasks)
         found = verified(first, second, rtol=rtol, atol=atol)
         _record(store, found)
+        write_due(store, records_folder(settings))
     if as_json:
         print_json(as_document(found))
     else:
         _print(found, second)
     if found.verdict is Verdict.DIFFERENT:
         raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+def _check_inputs(first: RunDetail) -> None:
+    """See that there is something to repeat the run from: without it no comparison would say anything."""
+    for path in {one.path: None for one in first.inputs}:
+        if not path.exists():
+            raise NotFound(
+                f"{path}, which run {first.summary.run_id} read, isn't there any more: it can't be repeated",
+                remedy="bring the file back, from the archive or from where it was moved",
+            )
 
 
 def _repeated(store: Store, settings: Settings, first: RunDetail, ntasks: int | None) -> RunDetail:
@@ -69,9 +83,9 @@ def _repeated(store: Store, settings: Settings, first: RunDetail, ntasks: int | 
     store.record_runs(first.message.message_id if first.message else None, [plan], note="", handled=False)
     err.print(f"repeating it as run {plan.run_id} …")
     dispatcher = Dispatcher(store=store, gateway=open_gateway(settings), settings=settings)
-    dispatcher.settle()
-    dispatcher.submit_planned()
-    follow_to_the_end(dispatcher, lambda: not store.run(plan.run_id).summary.state.ended)
+    submit_now(dispatcher, [plan.run_id])
+    follow_to_the_end(dispatcher, [plan.run_id])
+    examine(store, plan.run_id)  # a container image is told by its digest
     return store.run(plan.run_id)
 
 

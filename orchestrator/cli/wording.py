@@ -36,7 +36,9 @@ def seconds(duration_s: float | None) -> str:
 
 def size(size_bytes: int | None) -> str:
     """Word a file's size, with the exact number of bytes."""
-    return "size unknown" if size_bytes is None else f"{decimal(size_bytes)} ({size_bytes} bytes)"
+    if size_bytes is None:
+        return "size unknown"
+    return f"{size_bytes} bytes" if size_bytes < 1000 else f"{decimal(size_bytes)} ({size_bytes} bytes)"
 
 
 def counted(number: int, noun: str) -> str:

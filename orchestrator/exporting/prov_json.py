@@ -177,6 +177,7 @@ def _outputs(document: _Document, account: Account, attempt: str, inputs: list[s
             "schema:contentSize": output.size,
             "schema:sha256": output.sha256,
             "run:contentSha256": output.content_sha256,
+            "run:validity": None if output.validation is None else output.validation.words,
         }
         entity = document.add("entity", _file(output.path), about)
         at = _time(account.detail.summary.ended_at)

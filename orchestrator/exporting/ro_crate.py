@@ -20,10 +20,12 @@ from urllib.parse import quote_from_bytes
 from orchestrator.errors import InvalidInput
 from orchestrator.exporting.account import NOT_KNOWN, Account, InputFile, readable, run_uri, unit_of
 from orchestrator.exporting.software import Program
+from orchestrator.provenance import OutputIdentity
 from orchestrator.records import Parameter, utc_now
 
 METADATA = "ro-crate-metadata.json"
 _CONTEXT = ["https://w3id.org/ro/crate/1.1/context", "https://w3id.org/ro/terms/workflow-run/context"]
+_TERMS = "https://w3id.org/ro/terms/workflow-run#"
 _PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 _FACILITY, _AGENT, _LICENSE = "#facility", "#requester", "#license"
 _MEDIA_TYPES = {
@@ -124,6 +126,7 @@ def _document(account: Account, files: Sequence[_File], now: datetime) -> Entity
         *_requester(account),
         _license(account),
         *_other_runs(account),
+        *_image(account),
     ]
     return {"@context": _CONTEXT, "@graph": [_without_nothing(entity) for entity in graph]}
 
@@ -175,6 +178,7 @@ def _action(account: Account, files: Sequence[_File], inputs: Sequence[Entity]) 
         "endTime": _time(summary.ended_at),
         "actionStatus": f"http://schema.org/{status}ActionStatus",
         "error": None if account.succeeded else summary.reason or str(summary.state),
+        "containerImage": _ids(_image(account)),
         "environment": _ids(_environment(account)),
         "resourceUsage": _ids(_usage(account)),
     }
@@ -193,6 +197,19 @@ def _kernel(account: Account) -> Entity:
         "softwareVersion": ours.version,
         "softwareRequirements": [{"@id": _program(program)["@id"]} for program in account.programs],
     }
+
+
+def _image(account: Account) -> Iterator[Entity]:
+    """Yield the container image that the job ran in, where something proves or says which one it was."""
+    image = {} if account.newest is None else account.newest.container
+    if "sha256" in image or "stated" in image:
+        yield {
+            "@id": "#container-image",
+            "@type": "ContainerImage",
+            "additionalType": {"@id": f"{_TERMS}SIFImage"} if "sif_uuid" in image else None,
+            "name": readable(str(image.get("stated") or image["path"])),
+            "sha256": image.get("sha256"),
+        }
 
 
 def _program(program: Program) -> Entity:
@@ -231,8 +248,13 @@ def _described(account: Account) -> Mapping[Path, str]:
         directory.rerun: "Makes the run again, for whoever hands it to sbatch",
         directory.submitted: "The script that asked for the run, as it was handed to sbatch",
         directory.collection_end: "How the collection ended",
-        **{output.path: f"{output.kind} of the run" for output in account.results},
+        **{output.path: _result(output) for output in account.results},
     }
+
+
+def _result(output: OutputIdentity) -> str:
+    validity = "" if output.validation is None else f"; {output.validation.words}"
+    return f"{output.kind} of the run{validity}"
 
 
 def _input(item: InputFile, now: datetime) -> Entity:

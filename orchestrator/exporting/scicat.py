@@ -28,6 +28,7 @@ def dataset_document(account: Account) -> dict[str, Json]:
     email = None if facility is None else facility.contact_email
     owner = None if facility is None else facility.contact or facility.name
     started = plan.collection.started_at
+    keywords = (summary.kernel, summary.recipe, summary.beamline, readable(plan.collection.detector))
     document: dict[str, Json] = {
         "type": "derived",
         "datasetName": account.title,
@@ -41,7 +42,7 @@ def dataset_document(account: Account) -> dict[str, Json]:
         "numberOfFiles": len(account.results),
         "dataFormat": "NeXus" if any(one.path.suffix == ".nxs" for one in account.results) else None,
         "license": None if facility is None else facility.license,
-        "keywords": [summary.kernel, summary.recipe, summary.beamline, readable(plan.collection.detector)],
+        "keywords": list(dict.fromkeys(keywords)),
         "inputDatasets": [item.path.as_uri() for item in account.inputs],
         "usedSoftware": [str(program) for program in account.programs],
         "jobParameters": _job_parameters(account),

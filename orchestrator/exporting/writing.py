@@ -34,6 +34,9 @@ class Format(StrEnum):
     RECORD = "record"
 
 
+_ONE_TEXT = (Format.METHODS, Format.PROV, Format.RECORD)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """What was written."""
@@ -87,6 +90,22 @@ def export(
             remedy="check its permissions and the disk's space, or give another folder with -o",
         ) from error
     return Exported(run_id=account.run_id, written=tuple(targets), notes=tuple(_notes(account, formats)))
+
+
+def exported_text(account: Account, formats: Sequence[Format]) -> str:
+    """Return a run in one of the forms that are one text: `METHODS`, `PROV`, `RECORD`.
+
+    Raises
+    ------
+    InvalidInput
+        When it is to be several, or a form that is several files.
+    """
+    if len(formats) != 1 or formats[0] not in _ONE_TEXT:
+        raise InvalidInput(
+            f"only one of {', '.join(_ONE_TEXT)} can be printed", remedy="give a folder to write into with -o"
+        )
+    ((_, text),) = _texts(account, formats[0], Path())
+    return text
 
 
 def _texts(account: Account, form: Format, folder: Path) -> Iterator[tuple[Path, str]]:

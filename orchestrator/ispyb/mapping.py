@@ -157,6 +157,13 @@ class Mapper:
         for path in unattached:
             text = f"not attached, its path doesn't fit: {path}"
             yield self.message("WARNING", text, description=text)
+        yield from self._invalid(run)
+
+    def _invalid(self, run: RunDetail) -> Iterator[Cells]:
+        for made in run.outputs:
+            if made.validation is not None and made.validation.errors:
+                errors = "\n".join(made.validation.texts)
+                yield self.message("WARNING", f"{made.path.name}: {made.validation.words}", description=errors)
 
     def _attachments(self, run: RunDetail) -> tuple[tuple[Cells, ...], tuple[Path, ...]]:
         """Return the attachments, and files that can't be attached: half a path leads nowhere."""

@@ -22,6 +22,7 @@ from orchestrator.ispyb.mapping import Mapper
 from orchestrator.ispyb.schema import IspybSchema
 from orchestrator.ispyb.tables import DATA_COLLECTION, PARAMETER, PROCESSING_JOB, PROGRAM, SWEEP
 from orchestrator.ispyb.writing import Writer
+from orchestrator.kernel_parameters import check_parameters
 from orchestrator.planning import check_allowed, held_to_roots, plan_recipe, run_id_of
 from orchestrator.provenance import IspybIds, Store
 from orchestrator.records import CollectionStart, JobPlan, Json, utc_now
@@ -105,6 +106,7 @@ class Requests:
         values = dict(_values(request.parameters, self.settings))
         start = self._collection(request)
         plan = plan_recipe(request.recipe, start, self.settings, user_parameters=values)
+        check_parameters([plan])
         run_id = run_id_of(f"ispyb-job-{request.job}", request.recipe)
         directory = RunDirectory.under(
             self.settings.runs_root,

@@ -1,6 +1,6 @@
 """Provenance: what came in, what was decided, what ran and what came out, so that it can be explained and repeated."""
 
-from orchestrator.provenance.directory import write_directory
+from orchestrator.provenance.directory import write_directory, write_plan
 from orchestrator.provenance.documents import (
     encoded,
     end_from_json,
@@ -8,8 +8,10 @@ from orchestrator.provenance.documents import (
     input_from_json,
     plan_from_json,
     plan_to_json,
+    retry_from_json,
     start_from_json,
     start_to_json,
+    validation_from_json,
 )
 from orchestrator.provenance.mirrors import IspybIds, IspybRun, Mirrored
 from orchestrator.provenance.record import detail_of, record_of, record_schema, record_text
@@ -42,6 +44,7 @@ from orchestrator.provenance.rows import (
     Unanswered,
     UnsettledAttempt,
     UsedFile,
+    Validation,
     WaitingStart,
 )
 from orchestrator.provenance.schema import SchemaStatus
@@ -81,6 +84,7 @@ __all__ = [
     "Unanswered",
     "UnsettledAttempt",
     "UsedFile",
+    "Validation",
     "WaitingStart",
     "detail_of",
     "encoded",
@@ -92,7 +96,10 @@ __all__ = [
     "record_of",
     "record_schema",
     "record_text",
+    "retry_from_json",
     "start_from_json",
     "start_to_json",
+    "validation_from_json",
     "write_directory",
+    "write_plan",
 ]

@@ -8,11 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, union
 from sqlalchemy.orm import Session, defer
 
 from orchestrator.errors import NotFound
 from orchestrator.provenance.database import Database, batched
+from orchestrator.provenance.lineage import keep_image
 from orchestrator.provenance.rows import ActiveAttempt, AttemptStage
 from orchestrator.provenance.runs import add_event, event_row, lock_run
 from orchestrator.provenance.tables import AttemptRow, JobEventRow, RunRow
@@ -37,10 +38,10 @@ ActiveJob: TypeAlias = tuple[str, int, int | None]
 """Run, number of the attempt, job id."""
 
 _NEWEST = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
-# Nearly all attempts were submitted, few runs live. SQLite can't know, and would begin with all attempts, by the index
-# of their stages: of an expression there is none.
-_WAS_SUBMITTED = func.coalesce(AttemptRow.stage, AttemptStage.FAILED) == AttemptStage.SUBMITTED
-_HAS_A_LIVING_JOB = (RunRow.state.in_(FOLLOWED), _WAS_SUBMITTED)
+# Nearly all attempts were submitted, few are asked for. SQLite can't know, and would begin with all attempts, by the
+# index of their stages: of an expression there is none.
+WAS_SUBMITTED = func.coalesce(AttemptRow.stage, AttemptStage.FAILED) == AttemptStage.SUBMITTED
+_HAS_A_LIVING_JOB = (RunRow.state.in_(FOLLOWED), WAS_SUBMITTED)
 
 _REPORTS_AT_ONCE = 100
 """Most reports of one transaction; a database of many services locks that many runs at a time."""
@@ -91,11 +92,15 @@ class AttemptStore(Database):
 
     def ended_attempts(self, since: datetime) -> Sequence[ActiveAttempt]:
         """Return the attempts that had a job and ended at or after `since`, oldest run first."""
-        newest = (AttemptRow.number == RunRow.attempts) & (RunRow.ended_at >= since)
+        # Each in the index of its own: of the two together SQLite would look at every attempt.
+        newest = select(AttemptRow.run_id, AttemptRow.number).join(RunRow, _NEWEST).where(RunRow.ended_at >= since)
+        ended = select(AttemptRow.run_id, AttemptRow.number).where(AttemptRow.concluded_at >= since)
+        either = union(newest, ended).subquery()
         wanted = (
             select(AttemptRow, RunRow)
+            .join(either, (AttemptRow.run_id == either.c.run_id) & (AttemptRow.number == either.c.number))
             .join(RunRow, AttemptRow.run_id == RunRow.run_id)
-            .where(newest | (AttemptRow.concluded_at >= since), AttemptRow.stage == AttemptStage.SUBMITTED)
+            .where(WAS_SUBMITTED)
             .order_by(RunRow.ended_at, RunRow.run_id, AttemptRow.number)
         )
         with self.reading() as session:
@@ -190,6 +195,7 @@ class AttemptStore(Database):
         with self.writing() as session:
             _run, row = locked(session, tag)
             row.software = {**(row.software if isinstance(row.software, dict) else {}), **software}
+            keep_image(session, tag.run_id, dict(software))
 
 
 def identity_of(row: AttemptRow | None) -> JobIdentity | None:

@@ -111,6 +111,14 @@ class Database:
             yield session
 
     @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """Look at the database as it is at one moment, however many questions are asked."""
+        with self.reading() as session:
+            if self.url.get_backend_name() != "sqlite":  # which does so anyway
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
+    @contextmanager
     def writing(self) -> Iterator[Session]:
         """Change the database: all of it, durably, when the block ends; nothing when it raises."""
         with (

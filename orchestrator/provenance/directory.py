@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.provenance.documents import encoded, plan_to_json
 from orchestrator.provenance.rows import PlannedRun
 from orchestrator.records import BatchScript, Json
-from orchestrator.runs import RunDirectory, write_atomically
+from orchestrator.runs import AttemptDirectory, RunDirectory, write_atomically
+
+
+def write_plan(planned: PlannedRun) -> None:
+    """Write what a run is to be into its directory, long before its job.
+
+    Raises
+    ------
+    OSError
+        As the file system says.
+    """
+    directory = RunDirectory(planned.plan.run_directory)
+    directory.path.mkdir(parents=True, exist_ok=True)
+    if planned.message is not None:
+        write_atomically(directory.message, planned.message.body, durable=False)
+    write_atomically(directory.plan, _document(plan_to_json(planned.plan)), durable=False)
 
 
 def write_directory(planned: PlannedRun, script: BatchScript, *, rerun: str) -> Sequence[Path]:
@@ -41,6 +57,7 @@ def write_directory(planned: PlannedRun, script: BatchScript, *, rerun: str) -> 
         directory.template: script.template_text,
     }
     if planned.retry is not None:
+        _keep_texts(directory, directory.attempt(planned.tag.attempt - 1))
         files[attempt.retry] = json.dumps(encoded(planned.retry), indent=2) + "\n"
     if planned.message is not None:
         files[directory.message] = planned.message.body
@@ -49,6 +66,14 @@ def write_directory(planned: PlannedRun, script: BatchScript, *, rerun: str) -> 
     for path, text in ((directory.script, script.text), (directory.rerun, rerun)):
         write_atomically(path, text, mode=0o755, durable=False)
     return _write_parameters(planned)
+
+
+def _keep_texts(directory: RunDirectory, former: AttemptDirectory) -> None:
+    """Keep the script and the template of the attempt before, whose place the new ones take."""
+    for path, kept in ((directory.script, former.script), (directory.template, former.template)):
+        # It is there since a try of this attempt that made no job; or somebody has removed what was to be kept.
+        with suppress(FileExistsError, FileNotFoundError):
+            kept.hardlink_to(path)
 
 
 def _write_parameters(planned: PlannedRun) -> Sequence[Path]:

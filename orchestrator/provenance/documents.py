@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InvalidInput
-from orchestrator.provenance.rows import InputIdentity, InputMoment
+from orchestrator.provenance.rows import InputIdentity, InputMoment, Validation
 from orchestrator.records import (
     ArrayPlan,
     CollectionEnd,
@@ -107,6 +107,12 @@ def input_from_json(document: Json, at: InputMoment) -> InputIdentity:
     with _reading("input's identity"):
         values = _members(document)
         return InputIdentity(**values | {name: Path(values[name]) for name in ("path", "real_path")} | {"at": at})
+
+
+def validation_from_json(document: Json) -> Validation:
+    """Rebuild what a validator said; `InvalidInput` when the document isn't that."""
+    with _reading("validation"):
+        return Validation(**_members(document))
 
 
 _AS_IT_IS = {str, int, float, bool, type(None)}

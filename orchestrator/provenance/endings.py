@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from orchestrator.provenance.attempts import FOLLOWED, forget_reports, identity_of, locked
+from orchestrator.provenance.attempts import FOLLOWED, WAS_SUBMITTED, forget_reports, identity_of, locked
 from orchestrator.provenance.database import Database
 from orchestrator.provenance.documents import encoded, plan_from_json, retry_from_json
 from orchestrator.provenance.rows import MADE, AttemptEnd, AttemptStage
@@ -93,7 +93,7 @@ class EndingStore(Database):
             select(AttemptRow)
             .join(RunRow, AttemptRow.run_id == RunRow.run_id)
             .where(RunRow.state == RunState.CANCELLED, RunRow.ended_at >= since)
-            .where(AttemptRow.stage == AttemptStage.SUBMITTED, AttemptRow.job_state.is_(None))
+            .where(WAS_SUBMITTED, AttemptRow.job_state.is_(None))
         )
         with self.reading() as session:
             return [job for row in session.scalars(wanted) if (job := identity_of(row)) is not None]

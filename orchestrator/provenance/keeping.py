@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from sqlalchemy import select, true, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from orchestrator.errors import InvalidInput
 from orchestrator.provenance.adoptions import came_home
 from orchestrator.provenance.attempts import forget_reports, take_report
-from orchestrator.provenance.database import Database
+from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.documents import encoded
-from orchestrator.provenance.lineage import keep_used_files
-from orchestrator.provenance.messages import add_message
+from orchestrator.provenance.lineage import keep_image, keep_used_files
+from orchestrator.provenance.messages import bring_back_message
 from orchestrator.provenance.new_runs import add_runs
-from orchestrator.provenance.rows import Arrival, AttemptRecord, JobEvent, RunDetail
-from orchestrator.provenance.runs import input_row, keep_counts, output_row
-from orchestrator.provenance.tables import AttemptRow, JobEventRow, ParameterRow, RunRow
+from orchestrator.provenance.rows import Arrival, AttemptRecord, JobEvent, RunDetail, Validation
+from orchestrator.provenance.runs import input_row, keep_counts, lock_run, output_row
+from orchestrator.provenance.tables import AttemptRow, JobEventRow, OutputRow, ParameterRow, RunRow
 from orchestrator.provenance.texts import keep_texts
 from orchestrator.records import sha256_of
 
@@ -38,36 +41,95 @@ class RecordStore(Database):
         with self.reading() as session:
             return [(run_id, changes) for run_id, changes in session.execute(wanted)]
 
-    def mark_recorded(self, run_id: str, changes: int) -> None:
-        """Say that a run's record is written; it stays due when the run has changed since that was asked for."""
-        seen = (RunRow.run_id == run_id, RunRow.changes == changes)
-        with self.writing() as session:
-            session.connection().execute(update(RunRow).where(*seen).values(record_due=False))
+    def mark_recorded(self, run_id: str, changes: int, *, examination_due: bool = False) -> None:
+        """Say that a run's record is written; it stays due when the run has changed since that was asked for.
 
-    def import_run(self, detail: RunDetail, message: Arrival | None) -> bool:
+        Parameters
+        ----------
+        examination_due
+            Whether something of the run hasn't been looked at yet (`orchestrator.examining`).
+        """
+        seen = (RunRow.run_id == run_id, RunRow.changes == changes)
+        values = {"record_due": False, "examination_due": examination_due}
+        with self.writing() as session:
+            session.connection().execute(update(RunRow).where(*seen).values(values))
+
+    def due_examinations(self, limit: int = 20) -> Sequence[str]:
+        """Return the ids of ended runs of which something hasn't been looked at yet, the newest first."""
+        due = select(RunRow.run_id).where(RunRow.examination_due == true()).order_by(RunRow.ended_at.desc())
+        with self.reading() as session:
+            return session.scalars(due.limit(limit)).all()
+
+    def record_validation(self, run_id: str, path: Path, validation: Validation) -> None:
+        """Keep what a validator said of an output; nothing happens where the run has no such output any more."""
+        wanted = select(OutputRow).where(OutputRow.run_id == run_id, OutputRow.path == str(path))
+        with self.writing() as session:
+            lock_run(session, run_id)
+            for row in session.scalars(wanted):
+                row.validation = encoded(validation)
+
+    def knows_run(self, run_id: str) -> bool:
+        """Return whether there is a run of this id."""
+        with self.reading() as session:
+            return session.scalar(select(RunRow.run_id).where(RunRow.run_id == run_id)) is not None
+
+    def record_is_due(self, run_id: str) -> bool:
+        """Return whether a run's record is to be written."""
+        wanted = select(RunRow.run_id).where(RunRow.run_id == run_id, RunRow.record_due == true())
+        with self.reading() as session:
+            return session.scalar(wanted) is not None
+
+    def record_again(self, run_ids: Collection[str]) -> None:
+        """Have the records of ended runs written anew, whatever stands there."""
+        for lot in batched(sorted(run_ids)):
+            with self.writing() as session:
+                ended = (RunRow.run_id.in_(lot), RunRow.ended_at.is_not(None))
+                session.connection().execute(update(RunRow).where(*ended).values(record_due=True))
+
+    def import_run(self, detail: RunDetail, message: Arrival | None, *, recorded: bool = True) -> bool:
         """Make the rows of a run from its record, unless it is there.
 
         Parameters
         ----------
         message
             The message that asked for it, understood anew.
+        recorded
+            Whether the record stands where it belongs, so that it needn't be written.
 
         Returns
         -------
         bool
             Whether it was new.
+
+        Raises
+        ------
+        InvalidInput
+            When the record contradicts itself, so that no rows can be made of it.
         """
+        try:
+            return self._import_run(detail, message, recorded=recorded)
+        except IntegrityError as error:
+            raise InvalidInput(
+                f"the record of run {detail.summary.run_id} contradicts itself: {error.orig}",
+                remedy="take it from a backup, or leave it out",
+            ) from error
+
+    def _import_run(self, detail: RunDetail, message: Arrival | None, *, recorded: bool) -> bool:
         run_id = detail.summary.run_id
         with self.writing() as session:
             if session.get(RunRow, run_id) is not None:
                 return False
-            message_id = None if message is None else add_message(session, message)
+            message_id = None
+            if message is not None and detail.message is not None:
+                message_id = bring_back_message(session, message, detail.message)
             add_runs(session, [(message_id, detail.plan)])
             keep_texts(session, [text for attempt in detail.attempts for text in _texts(attempt)])
             run = session.get_one(RunRow, run_id)
             _fill(run, detail)
             _add_defaults(session, detail)
             session.add_all(_attempt_row(attempt) for attempt in detail.attempts)
+            for attempt in detail.attempts:
+                keep_image(session, run_id, attempt.software)
             session.add_all(_event_row(run_id, event) for event in detail.events)
             session.add_all(input_row(run_id, identity) for identity in detail.inputs)
             for identity in detail.inputs:
@@ -76,6 +138,9 @@ class RecordStore(Database):
             for attempt in detail.attempts:
                 if attempt.identity is not None:
                     came_home(session, detail.plan, attempt.identity)
+            session.flush()
+            if recorded:  # which the rows have just made due
+                session.connection().execute(update(RunRow).where(RunRow.run_id == run_id).values(record_due=False))
         return True
 
 
@@ -85,7 +150,7 @@ def _texts(attempt: AttemptRecord) -> tuple[str, ...]:
 
 def _fill(run: RunRow, detail: RunDetail) -> None:
     summary = detail.summary
-    run.state, run.reason, run.attempts = summary.state, summary.reason, len(detail.attempts)
+    run.state, run.reason, run.attempts = summary.state, summary.reason, summary.attempts
     run.created_at, run.ended_at = summary.created_at, summary.ended_at
     if summary.counts is not None:
         keep_counts(run, summary.counts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, delete, or_, select
@@ -10,9 +10,15 @@ from sqlalchemy.orm import Session
 
 from orchestrator.provenance.columns import storable
 from orchestrator.provenance.database import Database
-from orchestrator.provenance.rows import InputIdentity, UsedFile
-from orchestrator.provenance.tables import OutputRow, UsedFileRow
-from orchestrator.records import sha256_of
+from orchestrator.provenance.rows import InputIdentity, UsedFile, container_of
+from orchestrator.provenance.tables import AttemptRow, OutputRow, UsedFileRow
+from orchestrator.records import Json, sha256_of
+
+IMAGE = "container image"
+"""Role of the image that a run's job ran in."""
+
+_STATE = ("real_path", "size", "mtime_ns", "inode")
+"""What changes when an image's file does."""
 
 
 class LineageStore(Database):
@@ -38,6 +44,40 @@ class LineageStore(Database):
         wanted = select(UsedFileRow).where(UsedFileRow.run_id == run_id).order_by(UsedFileRow.id)
         with self.reading() as session:
             return [_used(row) for row in session.scalars(wanted)]
+
+    def image_digest(self, path: Path, found: Mapping[str, Json]) -> str | None:
+        """Return the digest of a container image that a run has recorded already; None where none has.
+
+        Parameters
+        ----------
+        path
+            With links resolved.
+        found
+            What the file is now: of another one the digest isn't known.
+        """
+        same = (
+            UsedFileRow.path_sha256 == path_digest(path),
+            UsedFileRow.role == IMAGE,
+            UsedFileRow.sha256.is_not(None),
+        )
+        newest = select(UsedFileRow.run_id).where(*same).order_by(UsedFileRow.id.desc()).limit(1)
+        wanted = select(AttemptRow.software).where(AttemptRow.run_id == newest.scalar_subquery())
+        with self.reading() as session:
+            images = [container_of(software) for software in session.scalars(wanted)]
+        digests = [one.get("sha256") for one in images if all(one.get(name) == found.get(name) for name in _STATE)]
+        return next((digest for digest in digests if isinstance(digest, str)), None)
+
+
+def keep_image(session: Session, run_id: str, software: Json) -> None:
+    """Keep inside a transaction in which container image a run's job ran, as far as it has a file."""
+    image = container_of(software)
+    path, digest = image.get("real_path"), image.get("sha256")
+    if not isinstance(path, str):
+        return
+    same = (UsedFileRow.run_id == run_id, UsedFileRow.role == IMAGE, UsedFileRow.path_sha256 == path_digest(path))
+    session.execute(delete(UsedFileRow).where(*same))
+    sha256 = digest if isinstance(digest, str) else None
+    session.add(UsedFileRow(run_id=run_id, role=IMAGE, path=path, path_sha256=path_digest(path), sha256=sha256))
 
 
 def path_digest(path: Path | str) -> str:

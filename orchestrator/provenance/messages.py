@@ -199,12 +199,13 @@ class _Recording:
         return {row.identity: row for row in self._session.scalars(wanted.with_for_update())}
 
 
-def add_message(session: Session, arrival: Arrival) -> int:
-    """Add one message inside a transaction unless it is there; return its number."""
+def bring_back_message(session: Session, arrival: Arrival, record: MessageRecord) -> int:
+    """Add a message inside a transaction as its record has it, unless it is there; return its number."""
     there = session.scalar(select(MessageRow.id).where(MessageRow.identity == _identity(arrival)))
     if there is not None:
         return there
     row = MessageRow(**_row(arrival))
+    row.repeats, row.last_received_at, row.handled_at = record.repeats, record.last_received_at, record.handled_at
     session.add(row)
     session.flush()
     return row.id

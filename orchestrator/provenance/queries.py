@@ -1,19 +1,19 @@
-"""Questions people ask: which runs are there, and everything about one of them."""
+"""Questions people ask about single runs: which one is meant, and everything about it; `listing` has the others."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, undefer
 
 from orchestrator.errors import NotFound
-from orchestrator.provenance.attempts import counts_of, identity_of, last_report
+from orchestrator.provenance.attempts import identity_of, last_report
 from orchestrator.provenance.database import Database, batched
-from orchestrator.provenance.documents import plan_from_json, retry_from_json
+from orchestrator.provenance.documents import plan_from_json, retry_from_json, validation_from_json
+from orchestrator.provenance.listing import begins, summary_of, with_newest_attempt
 from orchestrator.provenance.messages import message_record
 from orchestrator.provenance.rows import (
     AttemptEnd,
@@ -24,7 +24,7 @@ from orchestrator.provenance.rows import (
     MessageRecord,
     OutputIdentity,
     RunDetail,
-    RunSummary,
+    container_of,
 )
 from orchestrator.provenance.runs import input_identity
 from orchestrator.provenance.tables import (
@@ -37,7 +37,7 @@ from orchestrator.provenance.tables import (
     RunRow,
     TextRow,
 )
-from orchestrator.records import Parameter, RunState, RunTag
+from orchestrator.records import Parameter, RunTag
 
 LATEST = "latest"
 _CANDIDATES = 5
@@ -45,59 +45,6 @@ _CANDIDATES = 5
 
 class QueryStore(Database):
     """The store's part that answers people."""
-
-    def runs(
-        self,
-        *,
-        states: Sequence[RunState] = (),
-        beamline: str | None = None,
-        visit: str | None = None,
-        recipe: str | None = None,
-        uid: str | None = None,
-        parent: str | None = None,
-        since: datetime | None = None,
-        text: str | None = None,
-        id_begins: str = "",
-        limit: int = 50,
-        offset: int = 0,
-    ) -> Sequence[RunSummary]:
-        """Return runs, newest first.
-
-        Parameters
-        ----------
-        states
-            Only runs in one of these; all when empty.
-        uid
-            Only runs of this collection.
-        since
-            Only runs recorded at or after this moment.
-        text
-            Only runs that have this, in any case, in their id, recipe, uid, visit, file or reason.
-        id_begins
-            Only runs whose ids begin so.
-        """
-        exact = {
-            RunRow.beamline: beamline,
-            RunRow.visit: visit,
-            RunRow.recipe: recipe,
-            RunRow.collection_uid: uid,
-            RunRow.parent_run_id: parent,
-        }
-        wanted = _with_newest_attempt().where(
-            *(column == value for column, value in exact.items() if value is not None)
-        )
-        if states:
-            wanted = wanted.where(RunRow.state.in_(states))
-        if since is not None:
-            wanted = wanted.where(RunRow.created_at >= since)
-        if id_begins:
-            wanted = wanted.where(*_begins(id_begins))
-        if text:
-            searched = (RunRow.run_id, RunRow.recipe, RunRow.collection_uid, RunRow.visit, RunRow.file, RunRow.reason)
-            wanted = wanted.where(or_(*(column.icontains(text, autoescape=True) for column in searched)))
-        wanted = wanted.order_by(RunRow.created_at.desc(), RunRow.run_id.desc()).limit(limit).offset(offset)
-        with self.reading() as session:
-            return [_summary(run, attempt) for run, attempt in session.execute(wanted)]
 
     def find_run(self, name: str) -> str:
         """Return the full id of the run that `name` means: an id, the beginning of one, or ``latest``.
@@ -120,10 +67,10 @@ class QueryStore(Database):
         """
         with self.reading() as session:
             run_id = _resolve(session, name)
-            row, newest = session.execute(_with_newest_attempt().where(RunRow.run_id == run_id)).one()
+            row, newest = session.execute(with_newest_attempt().where(RunRow.run_id == run_id)).one()
             events = _events(session, run_id)
             return RunDetail(
-                summary=_summary(row, newest),
+                summary=summary_of(row, newest),
                 message=_message(session, row.message_id),
                 plan=plan_from_json(row.plan),
                 parameters=_parameters(session, run_id),
@@ -138,9 +85,8 @@ class QueryStore(Database):
 
     def ingredients_of(self, run_ids: Collection[str]) -> Mapping[str, Ingredients]:
         """Return what runs were made from, by their ids; those without an attempt are left out."""
-        newest = select(AttemptRow).join(
-            RunRow, (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
-        )
+        same = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
+        newest = select(AttemptRow).join(RunRow, same).options(undefer(AttemptRow.software))
         found: dict[str, Ingredients] = {}
         with self.reading() as session:
             for ids in batched(run_ids):
@@ -155,30 +101,13 @@ class QueryStore(Database):
                 found |= {row.run_id: _ingredients(row, inputs.get(row.run_id), texts) for row in attempts}
         return found
 
-    def counts_by_state(self) -> Mapping[RunState, int]:
-        """Return how many runs are in each state; states without runs are left out."""
-        wanted = select(RunRow.state, func.count()).group_by(RunRow.state)
-        with self.reading() as session:
-            return dict(session.execute(wanted).all())
-
-
-def _begins(beginning: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """Return the condition that an id begins so; all databases compare ids byte by byte, and use the index."""
-    first = beginning.lower()
-    return RunRow.run_id >= first, RunRow.run_id < first[:-1] + chr(ord(first[-1]) + 1)
-
-
-def _with_newest_attempt() -> Select[RunRow, AttemptRow]:
-    same = (AttemptRow.run_id == RunRow.run_id) & (AttemptRow.number == RunRow.attempts)
-    return select(RunRow, AttemptRow).outerjoin(AttemptRow, same)
-
 
 def _resolve(session: Session, name: str) -> str:
     newest = select(RunRow.run_id).order_by(RunRow.created_at.desc(), RunRow.run_id.desc())
     if name == LATEST:
         found = session.scalars(newest.limit(1)).all()
     elif re.fullmatch(r"[0-9a-f-]{1,36}", name.lower()):
-        found = session.scalars(newest.where(*_begins(name)).limit(_CANDIDATES + 1)).all()
+        found = session.scalars(newest.where(*begins(name)).limit(_CANDIDATES + 1)).all()
     else:
         found = []
     if len(found) == 1 or name in found:
@@ -195,29 +124,7 @@ def _ingredients(row: AttemptRow, seen: InputIdentity | None, texts: Mapping[str
         template_name=row.template_name,
         template_sha256=row.template_sha256,
         template_text=texts[row.template_sha256],
-    )
-
-
-def _summary(run: RunRow, attempt: AttemptRow | None) -> RunSummary:
-    return RunSummary(
-        run_id=run.run_id,
-        state=run.state,
-        reason=run.reason,
-        recipe=run.recipe,
-        kernel=run.kernel,
-        beamline=run.beamline,
-        visit=run.visit,
-        collection_uid=run.collection_uid,
-        file=Path(run.file),
-        run_directory=Path(run.run_directory),
-        requester=run.requester,
-        parent_run=run.parent_run_id,
-        created_at=run.created_at,
-        ended_at=run.ended_at,
-        attempts=run.attempts,
-        job=identity_of(attempt),
-        nodes="" if attempt is None else attempt.nodes,
-        counts=counts_of(run),
+        container=container_of(row.software),
     )
 
 
@@ -296,7 +203,12 @@ def _outputs(session: Session, run_id: str) -> tuple[OutputIdentity, ...]:
     rows = session.scalars(select(OutputRow).filter_by(run_id=run_id).order_by(OutputRow.id))
     return tuple(
         OutputIdentity(
-            path=Path(row.path), kind=row.kind, size=row.size, sha256=row.sha256, content_sha256=row.content_sha256
+            path=Path(row.path),
+            kind=row.kind,
+            size=row.size,
+            sha256=row.sha256,
+            content_sha256=row.content_sha256,
+            validation=None if row.validation is None else validation_from_json(row.validation),
         )
         for row in rows
     )

@@ -16,17 +16,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import InvalidInput
 from orchestrator.provenance.rows import RunDetail
-from orchestrator.records import Json
+from orchestrator.records import Json, sha256_of
 
 RECORD_VERSION = 1
 SCHEMA_ID = f"orchestrator/run-record/{RECORD_VERSION}"
 
 
 def record_of(detail: RunDetail) -> dict[str, Json]:
-    """Return a run's record; the message's body is base64, because it needn't be text."""
+    """Return a run's record; the message's body is base64, because it needn't be text, and has its digest beside it."""
     document = _adapter().dump_python(detail, mode="json", exclude={"message": {"raw": {"body"}}})
     if detail.message is not None:
-        document["message"]["raw"]["body"] = base64.b64encode(detail.message.raw.body).decode()
+        raw = detail.message.raw
+        document["message"]["raw"] |= {"body": base64.b64encode(raw.body).decode(), "sha256": raw.sha256}
     return {"record_version": RECORD_VERSION, **document}
 
 
@@ -64,7 +65,9 @@ def record_schema() -> dict[str, Json]:
     schema["properties"] = {"record_version": {"const": RECORD_VERSION}, **schema["properties"]}
     schema["required"] = ["record_version", *schema["required"]]
     body = {"type": "string", "contentEncoding": "base64", "description": "The message, byte for byte."}
-    schema["$defs"]["RawMessage"]["properties"]["body"] = body
+    digest = {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "SHA-256 of the body, in hexadecimal."}
+    schema["$defs"]["RawMessage"]["properties"] |= {"body": body, "sha256": digest}
+    schema["$defs"]["RawMessage"]["required"].append("sha256")
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID}
     return head | schema | {"title": "Run record", "description": "Everything that is known about one run."}
 
@@ -78,7 +81,10 @@ def _with_body(values: Mapping[str, Any]) -> dict[str, Any]:
     message = values.get("message")
     if not isinstance(message, dict) or not isinstance(message.get("raw"), dict):
         return dict(values)
-    raw = message["raw"] | {"body": base64.b64decode(str(message["raw"].get("body", "")), validate=True)}
+    raw = dict(message["raw"])
+    raw["body"] = base64.b64decode(str(raw.get("body", "")), validate=True)
+    if raw.pop("sha256", None) != (digest := sha256_of(raw["body"])):
+        raise ValueError(f"its SHA-256 is {digest}, not what sha256 says")
     return {**values, "message": message | {"raw": raw}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -193,6 +193,44 @@ class Ingredients:
     template_name: str
     template_sha256: str
     template_text: str
+    container: Mapping[str, Json] = field(default_factory=dict)
+    """The image that its job ran in, as the record has it; empty where it ran in none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What a validator said of a finished file, or why none was asked."""
+
+    validator: str = ""
+    """Name and version."""
+    definitions: str = ""
+    """Version of the NeXus definitions that it has."""
+    application: str | None = None
+    """The application definition that the file names; None where it names none: then only base classes count."""
+    errors: int = 0
+    warnings: int = 0
+    texts: tuple[str, ...] = ()
+    """The first errors, each with its place in the file."""
+    obstacle: str = ""
+    """Why it wasn't validated; empty when it was."""
+
+    @property
+    def valid(self) -> bool:
+        return not self.obstacle and not self.errors
+
+    @property
+    def words(self) -> str:
+        """The verdict in a sentence."""
+        if self.obstacle:
+            return f"not validated, because {self.obstacle}"
+        verdict = "valid NeXus" if self.valid else "NOT valid NeXus"
+        counts = f"{_number(self.errors, 'error')}, {_number(self.warnings, 'warning')}"
+        application = f"{self.application}, " if self.application else ""
+        return f"{verdict}: {counts} ({application}{self.validator}, definitions {self.definitions})"
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +245,8 @@ class OutputIdentity:
     sha256: str
     content_sha256: str | None = None
     """Of what is in it, whatever the way it was written (`orchestrator.contents`); None: no HDF5, or unreadable."""
+    validation: Validation | None = None
+    """None for what is no result, and before the service has come to it."""
 
 
 # ---------------------------------------------------------------------------------------------------- attempts
@@ -370,6 +410,17 @@ class AttemptRecord:
     end: AttemptEnd | None = None
     """None before it has ended, and for those that ended with their run by somebody's wish."""
 
+    @property
+    def container(self) -> Mapping[str, Json]:
+        """The container image that its job ran in, as far as it told; empty where it told of none."""
+        return container_of(self.software)
+
+
+def container_of(software: Json) -> Mapping[str, Json]:
+    """Return the container image that an attempt's software tells of; empty where it tells of none."""
+    found = software.get("container") if isinstance(software, dict) else None
+    return found if isinstance(found, dict) else {}
+
 
 # ----------------------------------------------------------------------------------------------------- queries
 
@@ -417,3 +468,14 @@ class RunDetail:
     def made_by_hand(self) -> bool:
         """Whether somebody made it with sbatch: what ran there was theirs, not the service's."""
         return any(event.kind == MADE for event in self.events)
+
+    @property
+    def unvalidated(self) -> tuple[OutputIdentity, ...]:
+        """Results that nobody has validated yet."""
+        return tuple(one for one in self.outputs if one.kind == "result" and one.validation is None)
+
+    @property
+    def undigested(self) -> tuple[AttemptRecord, ...]:
+        """Attempts of whose container image nobody has taken the digest yet, or said why there is none."""
+        told = {"sha256", "sha256_unknown_because"}
+        return tuple(one for one in self.attempts if "path" in one.container and not told & one.container.keys())

@@ -361,6 +361,7 @@ def output_row(run_id: str, output: OutputIdentity) -> OutputRow:
         size=output.size,
         sha256=output.sha256,
         content_sha256=output.content_sha256,
+        validation=None if output.validation is None else encoded(output.validation),
         recorded_at=utc_now(),
     )
 

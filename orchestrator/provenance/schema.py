@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
 from orchestrator.errors import InvalidSettings, StoreUnavailable
 from orchestrator.provenance.database import Database, sqlite_file
+from orchestrator.provenance.text_index import make_index, why_none
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class SchemaStatus:
     """Migrations to run, in order."""
     known: bool
     """False when the revision is of a newer release."""
+    searches: str = ""
+    """Why text searches look at every run, and what to do; empty when they have an index, or nothing is there yet."""
 
     @property
     def current(self) -> bool:
@@ -58,11 +61,12 @@ def schema_status(database: Database, *, migrations: Path = MIGRATIONS) -> Schem
     if file is not None and not file.exists():  # asking would make it
         return _status(database, None, migrations)
     with database.errors_named(), database.engine.connect() as connection:
-        return _status(database, _revision(connection), migrations)
+        status = _status(database, _revision(connection), migrations)
+        return replace(status, searches=why_none(connection)) if status.current else status
 
 
 def upgrade_schema(database: Database, *, migrations: Path = MIGRATIONS) -> SchemaStatus:
-    """Bring the schema to this release's revision; nothing happens when it is there already.
+    """Bring the schema to this release's revision, and make the index of texts; what is there already stays.
 
     Returns
     -------
@@ -84,6 +88,7 @@ def upgrade_schema(database: Database, *, migrations: Path = MIGRATIONS) -> Sche
         if not before.current:
             _migrate(connection, migrations)
             log.info("Database %s upgraded from %s to %s", before.address, revision or "nothing", before.newest)
+        make_index(connection)
     return before
 
 

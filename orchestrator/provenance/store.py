@@ -15,6 +15,7 @@ from orchestrator.provenance.intents import IntentStore
 from orchestrator.provenance.keeping import RecordStore
 from orchestrator.provenance.leases import LeaseStore
 from orchestrator.provenance.lineage import LineageStore
+from orchestrator.provenance.listing import ListingStore
 from orchestrator.provenance.messages import MessageStore
 from orchestrator.provenance.mirrors import MirrorStore
 from orchestrator.provenance.queries import QueryStore
@@ -32,6 +33,7 @@ class Store(
     AttemptStore,
     EndingStore,
     ChainStore,
+    ListingStore,
     QueryStore,
     LeaseStore,
     AdoptionStore,

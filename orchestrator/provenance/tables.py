@@ -65,6 +65,7 @@ class MessageRow(Base):
     __tablename__ = "messages"
     __table_args__ = (
         Index(None, "state", "id"),
+        Index(None, "kind", "id"),
         Index(None, "uid"),
         Index(None, "received_at"),
         _OPTIONS,
@@ -94,6 +95,7 @@ class RunRow(Base):
     __tablename__ = "runs"
     __table_args__ = (
         Index(None, "created_at", "run_id"),
+        Index(None, "ended_at"),
         Index(None, "state", "created_at"),
         Index(None, "beamline", "created_at"),
         Index(None, "visit", "created_at"),
@@ -102,6 +104,7 @@ class RunRow(Base):
         Index(None, "parent_run_id"),
         Index(None, "message_id"),
         Index(None, "record_due", "run_id"),
+        Index(None, "examination_due", "ended_at"),
         _OPTIONS,
     )
 
@@ -136,6 +139,7 @@ class RunRow(Base):
     not_before: Mapped[datetime | None]
     changes: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
     record_due: Mapped[bool | None]
+    examination_due: Mapped[bool | None]
 
 
 class PredecessorRow(Base):
@@ -285,6 +289,7 @@ class OutputRow(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Name(64))
     content_sha256: Mapped[str | None] = mapped_column(Name(64))
+    validation: Mapped[Json] = mapped_column(JsonText, nullable=True)
     recorded_at: Mapped[datetime]
 
 

@@ -86,7 +86,9 @@ def quote(text: str, *, bare: bool = True) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("contains half of a surrogate pair, which is no text") from None
+        raise ValueError(
+            "contains half of a surrogate pair, as a name does that isn't UTF-8: rename it, or give a link to it"
+        ) from None
     if bare and _BARE.fullmatch(text) and text not in _RESERVED:
         return text
     if text.isprintable():

@@ -17,23 +17,23 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from orchestrator import submitting
 from orchestrator.dispatching import Dispatcher
 from orchestrator.following import Follower
 from orchestrator.provenance import Store
+from orchestrator.submitting import calls, preparing, submitter
 
-STEPS: Mapping[str, tuple[type, str]] = {
+STEPS: Mapping[str, tuple[object, str]] = {
     "received: understood, planned": (Dispatcher, "receive"),
     "received: recorded, with its runs": (Store, "record_messages"),
     "read back": (Store, "planned_runs"),
-    "rendered": (submitting.Submitter, "_made_ready"),
+    "rendered": (preparing.Preparation, "made_ready"),
     "intents": (Store, "record_intents"),
-    "directories": (submitting.Submitter, "_written"),
-    "calls, without the gateway's processes": (submitting._Calls, "make"),  # noqa: SLF001 - it is what is measured
+    "directories": (submitter, "write_directories"),
+    "calls, without the gateway's processes": (calls.Calls, "make"),
     "outcomes": (Store, "record_outcomes"),
     "following": (Follower, "cycle"),
 }
-"""Names of steps and the methods that take them; what one step calls of another one counts for that one only."""
+"""Steps and the methods or functions that take them; what one step calls of another one counts for that one."""
 
 PROCESSES = ("slurmctld", "slurmrestd", "slurmdbd", "mariadbd", "munged", "java", "sbatch", "squeue", "scontrol")
 _TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")

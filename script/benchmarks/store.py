@@ -23,7 +23,18 @@ from rich.table import Table
 from sqlalchemy import Connection
 from targets import below, table_of
 
-from orchestrator.provenance import AttemptEnd, InputIdentity, InputMoment, OutputIdentity, Store, Submitted
+from orchestrator.provenance import (
+    AttemptEnd,
+    InputIdentity,
+    InputMoment,
+    IspybIds,
+    MessageKind,
+    Mirrored,
+    OutputIdentity,
+    Store,
+    Submitted,
+)
+from orchestrator.provenance.mirrors import LOOK_AGAIN_AFTER
 from orchestrator.records import (
     BatchScript,
     CollectionStart,
@@ -112,26 +123,34 @@ def _milliseconds(ask: Callable[[], object], repeats: int) -> list[float]:
 def _questions(store: Store, runs: int) -> Iterator[tuple[str, Callable[[], object]]]:
     some = _run_id(runs // 2)
     visit, recipe = f"cm{(runs // 2) // 200}-1", f"recipe{runs // 2 % 20}"
-    newest = store.runs(limit=50)
+    newest, far_behind = store.runs(limit=50), store.run(some).summary
     yield "newest 50", lambda: store.runs(limit=50)
-    yield "those of a page far behind", lambda: store.runs(limit=50, offset=5000)
+    yield "those of a page far behind", lambda: store.runs(limit=50, after=far_behind)
     yield "of a visit", lambda: store.runs(visit=visit)
     yield "of a beamline", lambda: store.runs(beamline="i07")
     yield "of a recipe", lambda: store.runs(recipe=recipe)
     yield "failed", lambda: store.runs(states=[RunState.FAILED])
     yield "active", lambda: store.runs(states=[state for state in RunState if not state.ended])
+    yield "failed or partial", lambda: store.runs(states=[RunState.FAILED, RunState.PARTIAL])
     yield "failed of a visit", lambda: store.runs(states=[RunState.FAILED], visit=visit)
     yield "since an hour", lambda: store.runs(since=utc_now() - timedelta(hours=1))
     yield "of a collection", lambda: store.runs(uid=f"scan-{runs // 2}")
     yield "made again from", lambda: store.runs(parent=some)
     yield "text that many have", lambda: store.runs(text="scan")
     yield "text that one has", lambda: store.runs(text=f"scan-{runs // 2}.")
+    yield "text that many had long ago", lambda: store.runs(text="cm12")
+    yield "text that no failed one has", lambda: store.runs(text="recipe7", states=[RunState.FAILED])
+    yield "text that none has", lambda: store.runs(text="out of memory")
     yield "beginning of an id", lambda: store.find_run(some[:8])
     yield "everything about one", lambda: store.run(some)
     yield "who made a file", lambda: store.makers_of(Path(f"/runs/{runs // 2}/result.nxs"))
     yield "who read a file", lambda: store.users_of(Path(f"/data/{runs // 2}.nxs"))
     yield "stale ones of a page", lambda: Staleness(store, Path("/templates")).reasons(newest)
-    yield "number in each state", store.counts_by_state
+    yield "number in each state, of 30 days", lambda: store.counts_by_state(utc_now() - timedelta(days=30))
+    yield "messages of a kind", lambda: store.messages(kind=MessageKind.END)
+    yield "what stands in ISPyB", lambda: (store.ispyb_counts(), store.ispyb_runs(), store.ispyb_runs(obstructed=True))
+    yield "ended in five minutes", lambda: store.ended_attempts(utc_now() - timedelta(minutes=5))
+    yield "unwanted jobs", lambda: store.unwanted_jobs(utc_now() - timedelta(days=1))
     yield "active jobs", store.active_jobs
     yield "records that are due", store.due_records
     yield "planned", lambda: store.planned_runs(100)
@@ -163,9 +182,15 @@ def _fill(store: Store, runs: int) -> None:
 
 
 _LOT = 20_000
-_TABLES = ("messages", "runs", "attempts", "parameters", "job_events", "inputs", "outputs", "used_files")
+_TABLES = ("messages", "runs", "attempts", "parameters", "job_events", "inputs", "outputs", "used_files", "ispyb_runs")
 _COUNTED = dict.fromkeys(("job_events", "inputs", "outputs", "used_files"), ("id",))
 """Columns that the database counts up."""
+
+
+_TIMES = {
+    *("created_at", "ended_at", "concluded_at", "recorded_at", "mirrored_at"),
+    *("received_at", "last_received_at", "handled_at", "intent_at", "latest_intent_at", "submitted_at"),
+}
 
 
 def _insert(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -184,12 +209,12 @@ def _insert(connection: Connection, table: str, columns: Sequence[str], rows: Se
 def _copy(table: str, base: dict[str, Any], n: int, runs: int) -> dict[str, Any]:
     """Return a row of run `n`: the first run's, but for what each run has of its own."""
     row = base | {"run_id": _run_id(n)} if "run_id" in base else dict(base)
-    for name in row.keys() & {"created_at", "ended_at", "received_at", "intent_at", "submitted_at", "recorded_at"}:
+    for name in row.keys() & _TIMES:
         row[name] = _earlier(row[name], (runs - n) * EVERY_S)
     if table == "messages":
         row |= {"id": n + 1, "identity": f"start:{n}", "uid": f"scan-{n}"}
     elif table == "runs":
-        state = "failed" if n % 100 == 0 else "partial" if n % 100 < 3 else "complete"
+        state = {0: "failed", 1: "partial", 2: "partial", 3: "cancelled"}.get(n % 100, "complete")
         row |= {
             "message_id": n + 1,
             "collection_uid": f"scan-{n}",
@@ -260,3 +285,9 @@ def _one_run(store: Store) -> None:
     store.record_output(tag.run_id, made)
     end = AttemptEnd(state=RunState.COMPLETE, reason="all frames", cause=JobState.COMPLETED, ended_at=utc_now())
     store.end_attempt(tag, identity, end)
+    now = utc_now() + LOOK_AGAIN_AFTER
+    store.enter_for_ispyb(now)
+    ids = IspybIds(data_collection=1, processing_job=1, program=1)
+    store.record_mirrored(
+        Mirrored(run_id=tag.run_id, state=RunState.COMPLETE, attempts=1, ids=ids, fingerprint=sha256_of(""), at=now)
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.records import JobState, Predecessor, RunState
+from tests.unit.images import IDENTIFIER
 from tests.unit.reduced_runs import reduced
 from tests.unit.site_with_runs import SiteWithRuns
 
@@ -78,6 +79,12 @@ def complete(site: SiteWithRuns) -> None:
     reduced(site)
 
 
+def in_container(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    image = {"path": "/images/a.sif", "sif_uuid": str(IDENTIFIER), "sha256": "a" * 64}
+    site.store.record_software(tag, {"container": image})
+
+
 def partial_rerun(site: SiteWithRuns) -> None:
     before = (Predecessor(recipe="average", run_id=OTHER[::-1], run_directory=site.folder),)
     reduced(site, state=RunState.PARTIAL, parent_run=OTHER, after=before, requester="gda")
@@ -102,7 +109,7 @@ def crate_of(site: SiteWithRuns, *options: str) -> Path:
 
 
 @pytest.mark.parametrize("options", [(), ("--results-by-reference",)], ids=["copied", "by reference"])
-@pytest.mark.parametrize("run", [complete, partial_rerun, failed, refused])
+@pytest.mark.parametrize("run", [complete, in_container, partial_rerun, failed, refused])
 def test_crate_of_any_run_keeps_every_requirement(
     site: SiteWithRuns, validate: Validate, run: Callable[[SiteWithRuns], None], options: tuple[str, ...]
 ) -> None:

@@ -510,6 +510,17 @@ def test_mirroring_again_changes_nothing(site: Site) -> None:
     assert site.ispyb.content_of(collection) == before
 
 
+def test_a_run_that_came_back_after_a_lost_database_stands_there_once(site: Site) -> None:
+    collection = site.with_data_collection("c-1")
+    site.complete("c-1")
+    mirrored_once(site)
+    before = site.ispyb.content_of(collection)
+    with site.store.writing() as session:  # an import doesn't know what was mirrored
+        session.execute(text("DELETE FROM ispyb_runs"))
+    mirrored_once(site)
+    assert site.ispyb.content_of(collection) == before
+
+
 def test_a_service_that_dies_between_the_two_commits_makes_no_second_job(site: Site) -> None:
     collection = site.with_data_collection("c-1")
     tag = site.complete("c-1")
@@ -668,6 +679,7 @@ def test_a_collection_that_had_no_run_is_taken_as_ispyb_knows_it(site: Site) -> 
         ("orch-nosuch", [], {}, "recipe 'nosuch' can't be asked for here (ask for azimuthal)"),
         ("orch-azimuthal", [(1, 50)], {}, "it wants images 1 to 50 of 200"),
         ("orch-azimuthal", [], {"mask": "/etc/passwd"}, "parameter mask: /etc/passwd: outside the allowed roots"),
+        ("orch-azimuthal", [], {"binz": "5"}, "kernel azimuthal: binz: unknown, did you mean bins?"),
         ("orch-azimuthal", [], {"mask": '["/etc/x"]'}, "parameter mask: /etc/x: outside the allowed roots"),
     ],
 )

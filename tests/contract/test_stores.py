@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,8 +41,10 @@ from orchestrator.provenance import (
     MessageState,
     NotSubmitted,
     OutputIdentity,
+    RunSummary,
     Store,
     Unanswered,
+    Validation,
     detail_of,
     plan_to_json,
     record_text,
@@ -61,6 +64,7 @@ from orchestrator.records import (
     JobPlan,
     JobReport,
     JobState,
+    Json,
     Origin,
     Parameter,
     Predecessor,
@@ -243,6 +247,54 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with private_mariadb(tmp_path_factory.mktemp("mariadb")) as url:
         yield url
+
+
+def _recorded_at_random(store: Store, chance: random.Random, number: int) -> str:
+    """Record a run whose words come from few, many at the same moment."""
+    words = ["scan", "SCAN", "50%", "a_b", 'say "no"', "x/y", "x\\y", "-", "é", "ø", "ab", "it's"]
+    start = a_start(
+        "".join(chance.choices(words, k=3)) + f"-{number}",
+        visit=chance.choice([None, "cm1-1", "cm1-2"]),
+        file=Path("/data", *chance.choices(["scan", "dark", "Å", "a b", "C*D"], k=2)),
+    )
+    run_id = planned(store, a_plan(start, recipe=chance.choice(words))).run_id
+    with store.writing() as session:
+        session.get_one(RunRow, run_id).created_at = NOON + timedelta(microseconds=chance.randrange(30))
+    return run_id
+
+
+def _change_at_random(store: Store, chance: random.Random, runs: list[str]) -> None:
+    """End most runs, and change afterwards what is said of some."""
+    reasons = ["all frames", "Node n1 died", "scan 50%", "", "äöü"]
+    for run_id in chance.sample(runs, 45):
+        store.finish_run(run_id, chance.choice([RunState.COMPLETE, RunState.FAILED]), chance.choice(reasons))
+    for run_id in chance.sample(runs, 20):
+        with store.writing() as session:
+            row = session.get_one(RunRow, run_id)
+            row.reason, row.visit = f"{chance.choice(reasons)} {row.reason}", chance.choice(["cm1-1", "other"])
+            row.created_at += timedelta(microseconds=chance.choice([0, 0, 1, 7]))
+    for run_id in chance.sample(runs, 5):
+        with store.writing() as session:
+            for table in ("parameters", "runs"):
+                session.execute(text(f"DELETE FROM {table} WHERE run_id = :run"), {"run": run_id})  # noqa: S608
+
+
+def _a_text(chance: random.Random, listed: Sequence[RunSummary]) -> str:
+    """Return a piece of what some run says, as it is or in other letters, or something that none does."""
+    run = chance.choice(listed)
+    words = chance.choice(_words_of(run)) or "nothing"
+    begin = chance.randrange(len(words))
+    piece = words[begin : begin + chance.choice([1, 2, 3, 4, 8, 40])] * chance.choice([1, 1, 1, 1, 50])
+    ascii_only = piece.isascii()  # SQLite and names on PostgreSQL know no other capitals
+    return chance.choice([piece, piece, piece.upper() if ascii_only else piece, piece + "x", "%%%", "_" * 3])
+
+
+def _words_of(run: RunSummary) -> tuple[str, ...]:
+    return run.run_id, run.recipe, run.collection_uid, run.visit or "", str(run.file), run.reason
+
+
+def _has(run: RunSummary, wanted: str) -> bool:
+    return any(wanted.lower() in words.lower() for words in _words_of(run))
 
 
 # ------------------------------------------------------------------------------------------------------- contract
@@ -596,6 +648,51 @@ class StoreContract:
         detail = store.run(run_id)
         assert detail.inputs == (opened, ended)
         assert detail.outputs == (log, result)
+
+    def test_what_a_validator_says_of_an_output_is_kept_with_it_and_makes_the_record_due(self, store: Store) -> None:
+        tag = submitted(store)
+        result = OutputIdentity(path=Path("/runs/1/µ.nxs"), kind="result", size=10, sha256="a" * 64)
+        store.record_output(tag.run_id, result)
+        store.finish_run(tag.run_id, RunState.COMPLETE, "", NOON)
+        assert store.run(tag.run_id).unvalidated == (result,)
+        ((_, changes),) = store.due_records()
+        store.mark_recorded(tag.run_id, changes, examination_due=True)
+        assert (store.due_records(), store.due_examinations()) == ([], [tag.run_id])
+        said = Validation(
+            validator="nexusformat 2.1.0", definitions="v2026.01", application="NXazint1d", errors=2, warnings=1,
+            texts=("/entry/µ: wrong", "'/': \"wrong\""),
+        )  # fmt: skip
+        store.record_validation(tag.run_id, result.path, said)
+        store.record_validation(tag.run_id, Path("/runs/1/another.nxs"), said)
+        assert store.run(tag.run_id).outputs == (replace(result, validation=said),)
+        assert store.run(tag.run_id).unvalidated == ()
+        ((_, changes),) = store.due_records()
+        store.mark_recorded(tag.run_id, changes - 1)
+        assert store.due_examinations() == [tag.run_id]
+        store.mark_recorded(tag.run_id, changes)
+        assert (store.due_records(), store.due_examinations()) == ([], [])
+
+    def test_the_digest_of_an_image_is_known_of_the_very_file_that_a_run_recorded(self, store: Store) -> None:
+        image: dict[str, Json] = {
+            "real_path": "/images/µ.sif",
+            "size": 5_000_000_000,
+            "mtime_ns": 7,
+            "inode": 2**63 + 1,
+        }
+        path = Path("/images/µ.sif")
+        assert store.image_digest(path, image) is None
+        for digest in ({}, {"sha256": "a" * 64}, {}):
+            tag = submitted(store)
+            store.record_software(tag, {"container": {"path": "/images/latest.sif", **image, **digest}})
+        assert store.run(tag.run_id).attempts[-1] in store.run(tag.run_id).undigested
+        assert store.image_digest(path, image) == "a" * 64
+        for change in ({"size": 1}, {"mtime_ns": 8}, {"inode": 2}):
+            assert store.image_digest(path, image | change) is None
+        assert [(used.role, used.path, used.sha256) for used in store.used_by(tag.run_id)] == [
+            ("container image", path, None)
+        ]
+        assert [used.sha256 for used in store.users_of(Path("/elsewhere.sif"), "a" * 64)] == ["a" * 64]
+        assert store.ingredients_of([tag.run_id])[tag.run_id].container["size"] == 5_000_000_000
 
     def test_a_run_ends_once_and_a_late_verdict_is_an_event(self, store: Store) -> None:
         tag = submitted(store)
@@ -961,7 +1058,7 @@ class StoreContract:
             return [ids.index(run.run_id) for run in store.runs(**filters)]
 
         assert found() == [2, 1, 0]
-        assert found(limit=1, offset=1) == [1]
+        assert found(limit=1, after=store.runs(limit=1)[0]) == [1]
         assert found(states=[RunState.FAILED, RunState.CANCELLED]) == [0]
         assert found(beamline="i15") == found(visit="cm1-2") == found(recipe="peaks_100%") == [1]
         assert found(beamline="I15") == found(uid="c-3") == []
@@ -970,7 +1067,37 @@ class StoreContract:
         assert found(text="0%") == [1]
         assert found(text="ÅNGSTRÖM" if store.url.get_backend_name() != "sqlite" else "ngstr") == [2]
         assert found(since=utc_now() + timedelta(hours=1)) == []
-        assert store.counts_by_state() == {RunState.PLANNED: 2, RunState.FAILED: 1}
+        assert store.counts_by_state(NOON) == {RunState.PLANNED: 2, RunState.FAILED: 1}
+        assert store.counts_by_state(utc_now() + timedelta(hours=1)) == {RunState.PLANNED: 2}
+
+    def test_a_text_is_found_with_the_index_as_by_looking_at_each_run(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("orchestrator.provenance.listing._LOOKED_THROUGH", 7)
+        monkeypatch.setattr("orchestrator.provenance.listing._MOMENTS_AT_ONCE", 3)
+        chance = random.Random(7)  # noqa: S311  the same each time
+        with Store.open(place.new(), create=True) as store:
+            runs = [_recorded_at_random(store, chance, number) for number in range(60)]
+            _change_at_random(store, chance, runs)
+            has_index = store.schema_status().searches == ""
+            assert has_index == (store.url.get_backend_name() != "mariadb")
+            listed = store.runs(limit=1000)
+            for most_moments in (5000, 4):
+                monkeypatch.setattr("orchestrator.provenance.listing._MOST_MOMENTS", most_moments)
+                for _ in range(150):
+                    wanted = _a_text(chance, listed)
+                    states = chance.choice([[], [], [RunState.FAILED], [RunState.FAILED, RunState.PLANNED]])
+                    visit = chance.choice([None, None, "cm1-1"])
+                    after = chance.choice([None, None, chance.choice(listed)])
+                    limit = chance.choice([1, 5, 50])
+                    found = store.runs(text=wanted, states=states, visit=visit, after=after, limit=limit)
+                    behind = listed if after is None else listed[listed.index(after) + 1 :]
+                    expected = [
+                        run
+                        for run in behind
+                        if _has(run, wanted) and run.state in (states or RunState) and visit in {None, run.visit}
+                    ]
+                    assert list(found) == expected[:limit], (wanted, states, visit, limit)
 
     def test_a_run_is_found_by_the_beginning_of_its_id(self, store: Store) -> None:
         with pytest.raises(NotFound, match="no run 'latest'"):
@@ -1114,6 +1241,9 @@ class StoreContract:
             store.upgrade()
             assert _differences(store) == []
             assert store.due_records() == [(runs[0][0], 0)]
+            assert store.due_examinations() == []
+            with store.reading() as session:
+                assert session.scalars(text("SELECT validation FROM outputs")).all() == [None]
             assert [one.run_id for one in store.makers_of(Path("/r/result.nxs"))] == [runs[0][0]]
             assert [(one.role, one.path) for one in store.used_by(runs[0][0])] == [
                 ("input", Path("/data/x")), ("source", Path("/data/x_1")),
@@ -1289,9 +1419,37 @@ class StoreContract:
             assert other.import_run(before, arrival)
             assert not other.import_run(before, arrival)
             after = other.run(tag.run_id)
+            assert other.knows_run(tag.run_id)
+            assert not other.knows_run("another")
+            assert not other.record_is_due(tag.run_id)  # it is there
+            other.record_again([tag.run_id])
+            assert other.record_is_due(tag.run_id)
         assert after.message is not None
-        assert after.message.raw == before.message.raw
-        assert replace(after, message=before.message) == before
+        number = after.message.message_id
+        assert after == replace(before, message=replace(before.message, message_id=number))
+
+    def test_a_run_that_was_never_submitted_has_no_attempt_after_its_return_either(
+        self, store: Store, place: Place
+    ) -> None:
+        plan = a_plan()
+        store.record_runs(None, [plan], note="")
+        tag = RunTag(run_id=plan.run_id, attempt=1)
+        assert store.record_intent(tag, SCRIPT, gateway="cli")
+        store.record_outcomes([NotSubmitted(tag=tag, reason="the partition is closed")])
+        store.finish_run(plan.run_id, RunState.CANCELLED, "not wanted", NOON)
+        before = store.run(plan.run_id)
+        with Store.open(place.new(), create=True) as other:
+            assert other.import_run(before, None)
+            assert other.run(plan.run_id) == before
+
+    def test_a_record_that_contradicts_itself_leaves_no_trace(self, store: Store, place: Place) -> None:
+        tag = submitted(store)
+        store.record_event(tag, "begin", {"host": "n1"}, NOON, sequence=0)
+        before = store.run(tag.run_id)
+        with Store.open(place.new(), create=True) as other:
+            with pytest.raises(InvalidInput, match="contradicts itself"):
+                other.import_run(replace(before, events=before.events * 2), None)
+            assert other.runs() == []
 
     # ------------------------------------------------------------------------------------------------- chains
 
@@ -1372,13 +1530,38 @@ class StoreContract:
 
 
 def _differences(store: Store) -> list[Any]:
+    options = {"compare_type": True, "compare_server_default": True, "include_name": _is_of_the_schema}
     with store.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        context = MigrationContext.configure(connection, opts=options)
         differences: list[Any] = compare_metadata(context, Base.metadata)
         return differences
 
 
+def _is_of_the_schema(name: str | None, kind: str, _parents: object) -> bool:
+    return not (kind == "table" and name is not None and name.startswith("run_texts"))
+
+
 # ------------------------------------------------------------------------------------------------------- backends
+
+
+def _spoil(store: Store) -> None:
+    """Change what a run says, in a transaction that fails."""
+    with store.writing() as session:
+        session.get_one(RunRow, store.runs(text="scan")[0].run_id).reason = "something else"
+        session.flush()
+        session.execute(text("UPDATE runs SET recipe = NULL"))
+
+
+def _indexed(store: Store) -> set[tuple[str, int]]:
+    """Return which trigrams of which moments the index has."""
+    with store.connected() as connection:
+        connection.exec_driver_sql("INSERT INTO run_texts (run_texts) VALUES ('integrity-check')")
+        connection.exec_driver_sql(
+            "CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab('main', run_texts, instance)"
+        )
+        found = connection.exec_driver_sql("SELECT term, doc FROM terms").all()
+        connection.exec_driver_sql("DROP TABLE temp.terms")
+    return {(term, moment) for term, moment in found}
 
 
 class TestSqlite(StoreContract):
@@ -1386,6 +1569,27 @@ class TestSqlite(StoreContract):
     @classmethod
     def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Place:
         return Place(new=lambda: f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/provenance.sqlite")
+
+    def test_the_index_of_texts_is_kept_as_it_would_be_made_and_outlives_a_vacuum(self, place: Place) -> None:
+        chance = random.Random(11)  # noqa: S311  the same each time
+        with Store.open(place.new(), create=True) as store:
+            runs = [_recorded_at_random(store, chance, number) for number in range(60)]
+            _change_at_random(store, chance, runs)
+            with pytest.raises(sqlalchemy.exc.IntegrityError):
+                _spoil(store)
+            kept = _indexed(store)
+            with store.engine.connect() as connection:
+                connection.connection.driver_connection.execute("VACUUM")  # type: ignore[union-attr]
+            assert _indexed(store) == kept
+            with store.connected() as connection:
+                connection.exec_driver_sql("DROP TABLE run_texts")
+                for name in connection.exec_driver_sql(
+                    "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+                ).scalars():
+                    connection.exec_driver_sql(f"DROP TRIGGER {name}")
+            store.upgrade()
+            assert _indexed(store) == kept
+            assert len(kept) > 1000
 
     def test_a_second_service_is_refused_naming_the_first_and_the_remedy(self, url: str, tmp_path: Path) -> None:
         (tmp_path / "another way.sqlite").symlink_to(url.removeprefix("sqlite:///"))
@@ -1528,6 +1732,27 @@ class TestPostgresql(ServerContract):
     @classmethod
     def place(cls, postgresql: str) -> Place:
         return _server_place(postgresql)
+
+    def test_who_may_not_add_pg_trgm_searches_row_by_row_until_somebody_else_has(self, place: Place) -> None:
+        url = sqlalchemy.make_url(place.new())
+        name = url.database
+        with Store.connect(url.render_as_string(hide_password=False)) as owner:
+            with owner.connected() as connection:
+                connection.execute(text("CREATE ROLE plain LOGIN PASSWORD 'plain'"))
+                connection.execute(text("GRANT ALL ON SCHEMA public TO plain"))
+                connection.execute(text(f"REVOKE CREATE ON DATABASE {name} FROM plain"))
+            with Store.open(
+                url.set(username="plain", password="plain").render_as_string(hide_password=False), create=True
+            ) as store:
+                assert "CREATE EXTENSION pg_trgm" in store.schema_status().searches
+                run_id = planned(store).run_id
+                store.finish_run(run_id, RunState.FAILED, "Node n1 died")
+                assert [run.run_id for run in store.runs(text="node N1")] == [run_id]
+                with owner.connected() as connection:
+                    connection.execute(text("CREATE EXTENSION pg_trgm"))
+                store.upgrade()
+                assert store.schema_status().searches == ""
+                assert [run.run_id for run in store.runs(text="node N1")] == [run_id]
 
     def test_a_user_without_rights_is_told_so(self, place: Place) -> None:
         url = sqlalchemy.make_url(place.new())

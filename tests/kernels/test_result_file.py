@@ -49,6 +49,16 @@ def test_nexus_validator_finds_no_error_in_the_base_classes(result: Path, capsys
     assert errors == 0, capsys.readouterr().out
 
 
+def test_nexus_validator_finds_nothing_wrong_with_the_average_of_a_result(
+    result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    average = tmp_path / "average.nxs"
+    assert run_kernel(result, average, kernel="average", dataset="/entry/data").returncode == 0
+    assert validate_application(str(average)) == (0, 0), capsys.readouterr().out
+    _warnings, errors = validate_file(str(average))
+    assert errors == 0, capsys.readouterr().out
+
+
 def test_opens_as_a_line_plot_by_default(result: Path) -> None:
     with h5py.File(result) as file:
         data = file[file.attrs["default"]][file[file.attrs["default"]].attrs["default"]]

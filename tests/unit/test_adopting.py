@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from orchestrator.provenance import RunDetail, plan_to_json
 from orchestrator.records import JobState, Origin, Retries, RetryRule, RunState, sha256_of, utc_now
 from orchestrator.rerunning import user_name
 from orchestrator.runs import RECORDS, RunDirectory
-from tests.unit.reruns import Reruns
+from tests.unit.reruns import IN_A_JOB, Reruns, plan_of
 
 NOBODY = 65534
 
@@ -125,6 +126,19 @@ def test_edits_of_a_script_that_is_gone_are_said_to_be_unknown(reruns: Reruns, p
     assert "edits" not in made.detail
 
 
+def test_a_script_that_was_edited_in_another_encoding_comes_home(reruns: Reruns, parent: RunDetail) -> None:
+    script = reruns.edited(parent, ("because=", "because='caf_'  # _t_"))
+    script.write_bytes(script.read_bytes().replace(b"caf_'  # _t_", b"caf\xe9'  # \xe9t\xe9"))
+    run_id = plan_of(reruns.made(script, **IN_A_JOB)).run_id
+    assert reruns.adopter.adopt_all() == 1
+    run = reruns.trip.store.run(run_id)
+    (made,) = run.events
+    assert run.plan.because == "caf\\xe9"
+    assert isinstance(made.detail, dict)
+    assert "+because='caf\\xe9'  # \\xe9t\\xe9" in str(made.detail["edits"])
+    assert made.detail["submitted_sha256"] == hashlib.sha256(script.read_bytes()).hexdigest()
+
+
 # ------------------------------------------------------------------------------------------------ what isn't trusted
 
 
@@ -189,7 +203,7 @@ def test_files_that_are_too_large_or_none_are_refused(reruns: Reruns, parent: Ru
         ("[]", "Input should be an object"),
         ("{}", "run_id: Field required"),
         ('{"surprise": 1}', "surprise: Extra inputs"),
-        ("\udcff", "can't decode"),
+        ("\udcff", "Invalid JSON"),
     ],
 )
 def test_a_word_that_is_none_is_put_aside_with_the_reason(

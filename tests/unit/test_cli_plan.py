@@ -139,6 +139,15 @@ def test_an_unknown_parameter_of_the_kernel_is_found(site: Path) -> None:
     assert "bins" in str(finding["remedy"])
 
 
+def test_a_value_that_the_kernel_does_not_take_is_found(site: Path) -> None:
+    change(site, "bins = 500", "bins = 0")
+    assert orchestrator("site", "check", site)[0] == 0  # a message may have a part in it
+    change(site, 'from_metadata = { bins = "azimuthal_bins" }', "")
+    (finding,) = check(site)
+    assert finding["subject"] == "recipe azimuthal"
+    assert finding["detail"] == "kernel azimuthal: bins: Input should be greater than or equal to 1"
+
+
 @pytest.mark.parametrize(
     ("line", "subject"),
     [

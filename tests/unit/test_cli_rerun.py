@@ -5,8 +5,10 @@ from __future__ import annotations
 import getpass
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -144,6 +146,24 @@ def test_mistakes_are_named_and_nothing_is_recorded(
     site.call("rerun", *words, code=code)
     assert told in " ".join(site.said.split())
     assert len(site.store.runs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--set", "binz=5"), "kernel azimuthal: binz: unknown, did you mean bins?"),
+        (("--set", "bins=0", "--print"), "kernel azimuthal: bins: Input should be greater than or equal to 1"),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_refused_before_there_is_a_job(
+    site: SiteWithRuns, words: tuple[str, ...], told: str
+) -> None:
+    site.submitted(python=Path(sys.executable))
+    site.call("rerun", "latest", "--unset", "range", *words, code=ExitCode.INVALID_INPUT)
+    assert told in " ".join(site.said.split())
+    assert len(site.store.runs()) == 1
+    (again,) = site.told("rerun", "latest", "--unset", "range", "--set", "bins=5", "--json")
+    assert again["state"] == "planned"
 
 
 def test_a_run_without_a_script_has_none_to_print(site: SiteWithRuns) -> None:

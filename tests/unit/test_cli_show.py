@@ -45,7 +45,7 @@ def test_it_answers_everything_about_a_complete_run(site: SiteWithRuns) -> None:
     assert told["Frames"]["lag"].startswith("median 4 ms, worst 1.50 s")
     result = site.directory(tag).result
     assert told["Result"]["result"] == str(result)
-    assert told["Result"]["size"].endswith(f"({result.stat().st_size} bytes); the file is there")
+    assert told["Result"]["size"] == f"{result.stat().st_size} bytes; the file is there"
     assert len(told["Result"]["sha256"]) == 64
     assert told["Result"]["content"] == f"sha256 {'c' * 64}, the same for equal results"
     processed = told["What was processed"]
@@ -161,6 +161,13 @@ def test_parent_and_reruns_are_named(site: SiteWithRuns) -> None:
     child = site.planned("c-1", parent_run=parent.run_id)
     assert sections(site.call("show", child.run_id))["Asked for"]["parent run"] == parent.run_id
     assert sections(site.call("show", parent.run_id))["Asked for"]["rerun"] == child.run_id
+
+
+def test_a_parent_that_the_database_does_not_have_is_said_to_be_unknown(site: SiteWithRuns) -> None:
+    run_id = site.planned(parent_run="11111111-1111-4111-8111-111111111111").run_id
+    assert "11111111-1111-4111-8111-111111111111, which this database doesn't have" in site.call("show", run_id)
+    known = site.planned("c-2", parent_run=run_id).run_id
+    assert "which this database doesn't have" not in site.call("show", known)
 
 
 def test_script_template_and_message_come_byte_for_byte(site: SiteWithRuns) -> None:

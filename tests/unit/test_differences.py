@@ -202,6 +202,17 @@ def test_verify_of_a_run_without_a_result_is_refused(site: SiteWithRuns) -> None
 # ------------------------------------------------------------------------------------------------ stale, and lineage
 
 
+def test_verify_of_a_run_whose_input_is_gone_is_refused_and_nothing_is_recorded(site: SiteWithRuns) -> None:
+    tag = site.complete()
+    before = site.store.run(tag.run_id)
+    (site.folder / "c-1.h5").unlink(missing_ok=True)
+    site.call("verify", tag.run_id, code=ExitCode.NOT_FOUND)
+    assert f"{site.folder}/c-1.h5, which run {tag.run_id} read, isn't there any more" in " ".join(site.said.split())
+    assert "bring the file back" in site.said
+    assert site.store.run(tag.run_id) == before
+    assert len(site.store.runs()) == 1
+
+
 def test_a_run_is_stale_when_its_input_is_gone_or_changed(site: SiteWithRuns) -> None:
     tag = site.complete()
     file = site.folder / "raw.h5"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import dispatching, planning, submitting
+from orchestrator import dispatching, planning
 from orchestrator.dispatching import cancel
 from orchestrator.errors import GatewayUnavailable, RunDirectoryUnavailable
 from orchestrator.listening.door import Accepted, Rejected
@@ -21,6 +21,7 @@ from orchestrator.provenance import MessageState, PlannedRun, Store
 from orchestrator.records import CollectionStart, JobReport, RunState, RunTag
 from orchestrator.settings import Settings
 from orchestrator.slurm.memory import Meets
+from orchestrator.submitting import submitter
 from tests.unit.trip import Trip
 
 
@@ -377,7 +378,7 @@ def test_two_services_on_one_database_double_nothing(trip: Trip) -> None:
 def test_more_runs_than_one_round_takes_cannot_hide_those_behind_them(
     trip: Trip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submitting, "ROUND", 2)
+    monkeypatch.setattr(submitter, "ROUND", 2)
     for uid in ("blocked-1", "blocked-2", "blocked-3", "good-1", "good-2", "good-3"):
         trip.start(uid)
     trip.dispatcher.plan_waiting()

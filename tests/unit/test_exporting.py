@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from prov.model import ProvAgent, ProvDocument
 
 from orchestrator.cli.common import ExitCode
-from orchestrator.provenance import InputIdentity, InputMoment, OutputIdentity, detail_of
+from orchestrator.provenance import InputIdentity, InputMoment, OutputIdentity, Validation, detail_of
 from orchestrator.records import ArrayPlan, JobState, Predecessor, RunState
 from tests.unit.reduced_runs import TOLD, nexus, reduced
 from tests.unit.site_with_runs import SiteWithRuns
@@ -55,6 +55,30 @@ def test_all_formats_at_once_are_listed_with_what_they_could_not_say(site: SiteW
     ]  # fmt: skip
     assert all(Path(path).exists() for path in told["written"])
     assert [note.partition(":")[0] for note in told["notes"]] == ["scicat", "ro-crate"]
+
+
+@pytest.mark.parametrize(
+    ("form", "file"), [("methods", "methods.md"), ("prov", "prov.json"), ("record", "provenance.json")]
+)
+def test_a_form_that_is_one_text_is_printed_without_a_folder(site: SiteWithRuns, form: str, file: str) -> None:
+    reduced(site)
+    assert site.call("export", "latest", "--format", form) == (exported(site, form) / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("scicat",), "only one of methods, prov, record can be printed"),
+        (("methods", "--format", "prov"), "only one of methods, prov, record can be printed"),
+        (("methods", "--json"), "are about files"),
+    ],
+)
+def test_what_needs_a_folder_says_so(site: SiteWithRuns, words: tuple[str, ...], told: str) -> None:
+    reduced(site)
+    assert not site.call("export", "latest", "--format", *words, code=ExitCode.INVALID_INPUT)
+    said = " ".join(site.said.split())
+    assert told in said
+    assert "-o" in said
 
 
 @pytest.mark.parametrize("form", ["ro-crate", "methods"])
@@ -158,6 +182,29 @@ def test_crate_has_the_files_of_the_run_and_names_what_it_read(site: SiteWithRun
     assert "#parameter-dark" not in crate  # has no value
     parts = {part["@id"] for part in crate["./"]["hasPart"]}
     assert {"message.json", "attempts/1/job.log", "result.nxs", *read} <= parts
+
+
+def test_crate_and_prov_say_how_valid_the_result_is(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    said = Validation(validator="nexusformat 2.1.0", definitions="v2026.01", errors=1, texts=("/entry: wrong",))
+    site.store.record_validation(tag.run_id, site.directory(tag).result, said)
+    assert crate_of(site)["result.nxs"]["description"] == f"result of the run; {said.words}"
+    assert said.words in (exported(site, "prov") / "prov.json").read_text()
+
+
+def test_crate_names_the_container_image_with_its_digest(site: SiteWithRuns) -> None:
+    tag = reduced(site)
+    image = {"path": "/images/a.sif", "sif_uuid": "u", "sha256": "a" * 64}
+    site.store.record_software(tag, {"container": image})
+    crate = crate_of(site)
+    assert crate[f"urn:uuid:{tag.run_id}"]["containerImage"] == {"@id": "#container-image"}
+    assert crate["#container-image"] == {
+        "@id": "#container-image",
+        "@type": "ContainerImage",
+        "additionalType": {"@id": "https://w3id.org/ro/terms/workflow-run#SIFImage"},
+        "name": "/images/a.sif",
+        "sha256": "a" * 64,
+    }
 
 
 def test_crate_can_leave_results_where_they_are(site: SiteWithRuns) -> None:

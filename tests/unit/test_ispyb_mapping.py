@@ -14,7 +14,7 @@ from orchestrator.ispyb.data_collections import stands_for
 from orchestrator.ispyb.fitting import TextColumn
 from orchestrator.ispyb.mapping import MAX_IMAGE, Mapper, Rows
 from orchestrator.ispyb.tables import ATTACHMENT, MESSAGE, PARAMETER, PROCESSING_JOB, PROGRAM, USED, grants, rights
-from orchestrator.provenance import RunDetail
+from orchestrator.provenance import RunDetail, Validation
 from orchestrator.records import JobState, Origin, Parameter, RunState
 from orchestrator.settings.ispyb import ImportanceRanks
 from tests.unit.site_with_runs import SiteWithRuns
@@ -169,3 +169,17 @@ def test_a_file_template_stands_for_names_with_digits_where_it_has_signs(
     template: str, name: str, matches: bool
 ) -> None:
     assert stands_for(template, name) is matches
+
+
+def test_a_result_that_is_not_valid_is_a_warning_with_its_errors(site: SiteWithRuns) -> None:
+    tag = site.complete()
+    result = site.directory(tag).result
+    assert [one["severity"] for one in rows(site.store.run(tag.run_id)).messages] == ["INFO"]
+    valid = Validation(validator="nexusformat 2.1.0", definitions="v2026.01")
+    site.store.record_validation(tag.run_id, result, valid)
+    assert [one["severity"] for one in rows(site.store.run(tag.run_id)).messages] == ["INFO"]
+    site.store.record_validation(tag.run_id, result, replace(valid, errors=2, texts=("/a: wrong", "/b: wrong")))
+    message = rows(site.store.run(tag.run_id)).messages[-1]
+    assert message["severity"] == "WARNING"
+    assert str(message["message"]).startswith("result.nxs: NOT valid NeXus: 2 errors, 0 warnings")
+    assert message["description"] == "/a: wrong\n/b: wrong"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mpi_kernels.errors import InvalidParameters
+from mpi_kernels.kernels import KERNELS
 from mpi_kernels.parameters import AzimuthalParameters, read_parameters
 
 
@@ -30,6 +33,8 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "monitor twice": ({"monitor": 5, "monitor_dataset": "/entry/i0"}, "give one of them"),
     "sample of no thickness": ({"thickness_m": 0}, "thickness_m: .*greater than 0"),
     "absolute scale negative": ({"absolute_scale": -2}, "absolute_scale: .*greater than 0"),
+    "nearly a name": ({"bin": 5}, r"bin: unknown, did you mean bins\?"),
+    "no name": ({"something": 5}, "something: unknown$"),
     "range backward": ({"radial_range": [2, 1]}, "the lower edge must be below"),
 }
 
@@ -66,3 +71,30 @@ def test_without_parameters_nothing_is_split_or_scaled(tmp_path: Path) -> None:
     parameters = read(tmp_path, {})
     assert (parameters.splitting, parameters.dead_time_s, parameters.transmission) == ("no", None, None)
     assert parameters.absolute_scale == 1
+
+
+# --------------------------------------------------------------------------------------- asked before a job is made
+
+
+def asked(kernel: str, *sets: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mpi_kernels.checking", kernel],
+        input=json.dumps(sets),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "average"])
+def test_kernels_say_whether_they_take_parameters(kernel: str) -> None:
+    good, wrong = asked(kernel, {}, {}), asked(kernel, {}, {"something": 1}, {"something": 1, "more": 2})
+    assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
+    assert wrong.stdout.splitlines() == ["something: unknown", "something: unknown; more: unknown"]
+    assert (wrong.returncode, wrong.stderr) == (2, "")
+
+
+def test_of_what_is_no_kernel_nothing_is_said_of_parameters() -> None:
+    other = asked("report", {"something": 1})
+    assert (other.returncode, other.stdout) == (2, "")
+    assert other.stderr.startswith("error: give one of azimuthal, projection, average")

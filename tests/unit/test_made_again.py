@@ -118,6 +118,19 @@ def test_a_parent_that_never_had_a_script_refuses_the_rerun_with_the_remedy(reru
     assert "say which with --template" in summary.reason
 
 
+def test_a_parent_that_is_not_in_the_database_refuses_the_rerun_with_the_remedy(
+    reruns: Reruns, parent: RunDetail
+) -> None:
+    unknown = "11111111-1111-4111-8111-111111111111"
+    plan = replace(again(parent.plan, root=reruns.folder), parent_run=unknown, template_of=unknown)
+    reruns.trip.store.record_runs(None, [plan], note="")
+    reruns.trip.dispatcher.submit_planned()
+    summary = reruns.trip.store.run(plan.run_id).summary
+    assert summary.state is RunState.REFUSED
+    assert f"there is no run '{unknown}': its template was to be rendered" in summary.reason
+    assert "`orchestrator db import` its directory" in summary.reason
+
+
 def test_so_many_reruns_have_jobs_as_the_site_says_and_others_go_before_them(reruns: Reruns, parent: RunDetail) -> None:
     trip = reruns.trip
     reruns_settings = trip.settings.reruns.model_copy(update={"at_most": 2})

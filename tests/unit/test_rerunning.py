@@ -63,12 +63,12 @@ def test_without_edits_the_new_run_is_the_parents_with_nothing_changed(reruns: R
 def test_an_edit_is_the_users_and_the_others_keep_who_decided_them(reruns: Reruns) -> None:
     parent = reruns.parent()
     script = reruns.edited(
-        parent, ("bins = ", "bins = 2000"), ("unit = ", "mask = [1, 2]"), ("because=", "because=why")
+        parent, ("bins = ", "bins = 2000"), ("unit = ", "radial_range = [1, 2]"), ("because=", "because=why")
     )
     plan = plan_of(reruns.made(script))
     place = f"rerun of {parent.summary.run_id}"
     users = [Parameter(name=name, value=value, origin=Origin.USER, place=place)
-             for name, value in (("bins", 2000), ("mask", [1, 2]))]  # fmt: skip
+             for name, value in (("bins", 2000), ("radial_range", [1, 2]))]  # fmt: skip
     kept = [one for one in parent.plan.parameters if one.name not in {"bins", "unit"}]
     assert sorted(plan.parameters, key=lambda one: one.name) == sorted([*users, *kept], key=lambda one: one.name)
     assert (plan.parent_run, plan.because) == (parent.summary.run_id, "why")
@@ -201,6 +201,21 @@ def test_a_broken_edit_makes_nothing_and_is_named(reruns: Reruns) -> None:
     assert [path.name for path in parent.summary.run_directory.parent.iterdir()] == [parent.summary.run_directory.name]
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("binz = 5", "kernel azimuthal: binz: unknown, did you mean bins?"),
+        ("bins = 0", "kernel azimuthal: bins: Input should be greater than or equal to 1"),
+    ],
+)
+def test_an_edit_that_the_kernel_does_not_take_makes_nothing_and_is_named(reruns: Reruns, line: str, told: str) -> None:
+    parent = reruns.parent()
+    said = refused(reruns, reruns.edited(parent, ("bins = ", line)), EXIT_WRONG_EDIT)
+    assert told in said
+    assert "remedy: `orchestrator schema kernel/azimuthal` has what it takes" in said
+    assert [path.name for path in parent.summary.run_directory.parent.iterdir()] == [parent.summary.run_directory.name]
+
+
 def test_a_directory_that_was_moved_is_named_with_the_remedy(reruns: Reruns) -> None:
     parent = reruns.parent()
     script = reruns.edited(parent)
@@ -241,6 +256,15 @@ def test_a_template_with_a_mistake_is_named(reruns: Reruns) -> None:
     own.write_text("#!/bin/bash\n{{ nothing }}\n")
     said = refused(reruns, reruns.edited(reruns.parent(), ("template=", f"template={own}")), EXIT_WRONG_EDIT)
     assert "own.sbatch.j2, line 2" in said
+
+
+@pytest.mark.parametrize("line", ["input=", "dataset=", "root="])
+def test_a_name_that_is_not_utf8_is_refused_with_the_remedy(reruns: Reruns, line: str) -> None:
+    script = reruns.edited(reruns.parent(), (line, f"{line}'{reruns.folder}/name'"))
+    script.write_bytes(script.read_bytes().replace(b"/name'", b"/\xff\xe9'"))
+    said = refused(reruns, script, EXIT_WRONG_EDIT)
+    assert f"{line} in the script: " in said
+    assert "remedy: rename it, or give a link to it whose name is UTF-8" in said
 
 
 def test_a_script_from_a_pipe_is_refused(reruns: Reruns) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ from orchestrator.provenance import (
     record_text,
 )
 from orchestrator.provenance.record import record_schema
-from orchestrator.record_keeping import check, import_runs, write_due
-from orchestrator.records import FrameCounts, JobState, RawMessage, Resources, Retry, RunState, RunTag
+from orchestrator.record_keeping import check, import_runs, write_due, write_waiting
+from orchestrator.records import FrameCounts, JobState, RawMessage, Resources, Retry, RunState, RunTag, utc_now
 from orchestrator.rerunning import user_name
 from orchestrator.runs import RECORDS, RunDirectory
 from tests.unit.site_with_runs import NOON, SCRIPT, SiteWithRuns
+from tests.unit.trip import Trip
 
 NOBODY = 65534
 
@@ -40,6 +43,7 @@ def write_files(site: SiteWithRuns, tag: RunTag) -> RunDirectory:
     """Write what the service writes before a job."""
     run, detail = site.directory(tag), site.store.run(tag.run_id)
     run.plan.write_text(json.dumps(plan_to_json(detail.plan)))
+    run.parameters.write_text(json.dumps(detail.plan.parameter_values()))
     run.script.write_text(SCRIPT.text)
     run.template.write_text(SCRIPT.template_text)
     if detail.message is not None:
@@ -106,6 +110,13 @@ def test_a_body_that_is_no_base64_is_refused(site: SiteWithRuns) -> None:
     document = as_file(site.store.run(site.complete().run_id))
     document["message"]["raw"]["body"] = "!"
     with pytest.raises(InvalidInput, match=r"message\.raw\.body"):
+        detail_of(document)
+
+
+def test_a_body_of_another_digest_is_refused(site: SiteWithRuns) -> None:
+    document = as_file(site.store.run(site.complete().run_id))
+    document["message"]["raw"]["body"] = "e30="
+    with pytest.raises(InvalidInput, match=r"message\.raw\.body: its SHA-256 is 44136fa3"):
         detail_of(document)
 
 
@@ -253,15 +264,51 @@ def test_a_run_that_was_under_way_is_followed_again(site: SiteWithRuns) -> None:
     assert detail.message.raw.body == before.message.raw.body
 
 
-def test_a_run_whose_job_never_began_comes_back_as_unknown_and_says_what_to_look_for(site: SiteWithRuns) -> None:
+def test_a_run_whose_job_had_not_begun_is_looked_for_before_anything_is_submitted(site: SiteWithRuns) -> None:
     tag = site.submitted()
     write_files(site, tag)
     lose_the_database(site)
     site.call("db", "import", str(site.folder / "runs"))
+    assert site.store.run(tag.run_id).summary.state is RunState.SUBMITTING
+    (unsettled,) = site.store.unsettled_attempts()
+    assert unsettled.tag == tag
+    assert "nothing says that its job had begun" in unsettled.reason
+    assert site.store.planned_runs() == []
+
+
+def test_a_run_that_waits_to_be_submitted_survives_the_database(site: SiteWithRuns) -> None:
+    tag, kept = site.planned(), set[str]()
+    before = site.store.run(tag.run_id)
+    write_waiting(site.store, kept, before=utc_now() + timedelta(seconds=1))
+    assert kept == {tag.run_id}
+    lose_the_database(site)
+    site.call("db", "import", str(site.folder / "runs"))
+    after = site.store.run(tag.run_id)
+    assert (after.plan, after.summary.state, after.attempts) == (before.plan, RunState.PLANNED, ())
+    ((planned),) = site.store.planned_runs()
+    assert before.message is not None
+    assert planned.message is not None
+    assert planned.message.body == before.message.raw.body
+
+
+def test_only_runs_that_wait_for_long_are_kept_outside_the_database(site: SiteWithRuns) -> None:
+    tag, kept = site.planned(), {"gone on"}
+    write_waiting(site.store, kept, before=utc_now() - timedelta(seconds=1))
+    assert kept == set()
+    assert not site.directory(tag).path.exists()
+
+
+def test_a_planned_run_in_a_directory_that_is_not_its_own_is_never_submitted(site: SiteWithRuns) -> None:
+    tag = site.planned()
+    copy = site.folder / "runs" / "copy"
+    copy.mkdir(parents=True)
+    (copy / "plan.json").write_text(json.dumps(plan_to_json(site.store.run(tag.run_id).plan)))
+    lose_the_database(site)
+    said = site.call("db", "import", str(site.folder / "runs"), code=ExitCode.INCOMPLETE)
+    assert f"{copy}: the run's directory was {site.directory(tag).path}, which isn't there: move it back" in said
     summary = site.store.run(tag.run_id).summary
     assert summary.state is RunState.UNKNOWN
-    assert f"look for run-{tag.run_id} in SLURM" in summary.reason
-    assert site.store.planned_runs() == []
+    assert f"which was {site.directory(tag).path} when it was planned" in summary.reason
 
 
 @pytest.mark.parametrize(("name", "content"), [("provenance.json", "{"), ("provenance.json", '{"record_version": 9}'),
@@ -277,7 +324,119 @@ def test_what_cannot_be_read_is_named_and_holds_up_no_other(site: SiteWithRuns, 
     assert done["new"] == [tag.run_id]
     ((place, why),) = done["unusable"].items()
     assert place.startswith(str(bad))
-    assert name in why
+    assert name in place + why
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"summary": {"run_id": "another"}}, "summary.run_id is another, and that of plan"),
+        ({"attempts": {"script_text": "rm -rf /"}}, "the script of attempt 1 isn't that of its SHA-256"),
+        ({"attempts": {"template_sha256": "0" * 64}}, "the template of attempt 1 isn't that of its SHA-256"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_not_believed(
+    site: SiteWithRuns, change: dict[str, dict[str, str]], told: str
+) -> None:
+    tag = site.complete()
+    write_due(site.store, site.folder / RECORDS)
+    document = json.loads(site.directory(tag).provenance.read_text())
+    ((part, values),) = change.items()
+    (document[part][0] if part == "attempts" else document[part]).update(values)
+    site.directory(tag).provenance.write_text(json.dumps(document))
+    lose_the_database(site)
+    said = site.call("db", "import", str(site.folder / "runs"), code=ExitCode.INCOMPLETE)
+    assert told in said
+    assert "take it from a backup, or leave it out" in said
+    assert site.store.runs() == []
+
+
+def test_a_record_of_events_that_cannot_be_is_refused(site: SiteWithRuns) -> None:
+    detail = site.store.run(site.complete().run_id)
+    lose_the_database(site)
+    with pytest.raises(InvalidInput, match="contradicts itself"):
+        site.store.import_run(replace(detail, events=detail.events * 2), None)
+
+
+def test_what_the_owner_of_the_folder_wrote_is_believed_only_if_it_is_the_services_account(site: SiteWithRuns) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can give files to another user")
+    tag = site.complete()
+    write_files(site, tag)
+    write_due(site.store, site.folder / RECORDS)
+    home = site.directory(tag).path.parent
+    for path in (home, *home.glob("**/*")):
+        os.chown(path, NOBODY, NOBODY)
+    lose_the_database(site)
+    *_, done = import_runs(site.store, home, owner=os.getuid())
+    assert done.new == [tag.run_id]
+    assert site.store.run(tag.run_id).made_by_hand
+
+
+@pytest.mark.parametrize("whose", ["runs/{0}", "runs/{0}/plan.json"])
+def test_a_plan_that_a_user_wrote_is_never_submitted(site: SiteWithRuns, whose: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can give files to another user")
+    tag = site.planned()
+    site.directory(tag).path.mkdir(parents=True)
+    site.directory(tag).plan.write_text(json.dumps(plan_to_json(site.store.run(tag.run_id).plan)))
+    os.chown(site.folder / whose.format(tag.run_id), NOBODY, NOBODY)
+    lose_the_database(site)
+    [*_, done] = import_runs(site.store, site.folder / "runs", owner=os.getuid())
+    assert done.new == [tag.run_id]
+    assert site.store.run(tag.run_id).summary.state is RunState.UNKNOWN
+    assert site.store.planned_runs() == []
+
+
+def test_a_user_takes_neither_the_place_nor_the_directory_of_another_run(site: SiteWithRuns) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can give files to another user")
+    tag = site.submitted()
+    run = write_files(site, tag)
+    forged = run.path.with_name("a" * 8)
+    shutil.copytree(run.path, forged)
+    for path in (forged, *forged.glob("**/*")):
+        os.chown(path, NOBODY, NOBODY)
+    lose_the_database(site)
+    [*_, done] = import_runs(site.store, site.folder / "runs", owner=os.getuid())
+    assert done.new == [tag.run_id]
+    assert not site.store.run(tag.run_id).made_by_hand
+    ((place, why),) = done.unusable.items()
+    assert place == str(forged)
+    assert f"is that of {run.path}" in why
+
+
+def test_each_attempt_keeps_its_own_script_outside_the_database(trip: Trip) -> None:
+    trip.site_says(retries={"failed": {"times": 1, "memory_factor": 2.0}}, resources={"ntasks": 1, "memory_mb": 100})
+    job = trip.submitted()
+    trip.job_begins()
+    trip.gateway.set_state(job, JobState.FAILED, exit_code=1)
+    trip.job_ends(1)
+    trip.gateway.set_state(job, "FAILED", exit_code=1)
+    trip.follower.cycle()
+    trip.dispatcher.submit_planned()
+    before = trip.run()
+    assert len(before.attempts) == 2
+    trip.store.close()
+    Path(trip.folder / "store.sqlite").unlink()
+    trip.store = Store.open(trip.settings.database)
+    [*_] = import_runs(trip.store, trip.settings.runs_root, owner=os.getuid())
+    after = trip.run()
+    assert [one.script_text for one in after.attempts] == [one.script_text for one in before.attempts]
+    assert [one.retry for one in after.attempts] == [one.retry for one in before.attempts]
+
+
+@pytest.mark.parametrize(("name", "content"), [("claim.json", "{"), ("claim.json", "{}"), ("retry.json", "[")])
+def test_a_run_under_way_whose_files_cannot_be_read_is_named(site: SiteWithRuns, name: str, content: str) -> None:
+    tag = site.submitted()
+    write_files(site, tag)
+    file = site.attempt(tag).path / name
+    file.write_text(content)
+    lose_the_database(site)
+    said = site.call("db", "import", str(site.folder / "runs"), code=ExitCode.INCOMPLETE)
+    assert f"{file}: " in said
+    assert "take it from a backup, or leave it out" in said
+    assert site.store.runs() == []
 
 
 def test_of_a_record_that_a_user_owns_only_the_plan_is_taken_and_never_run(site: SiteWithRuns) -> None:
@@ -292,7 +451,7 @@ def test_of_a_record_that_a_user_owns_only_the_plan_is_taken_and_never_run(site:
     for path in (run.path, *run.path.glob("*.*")):
         os.chown(path, NOBODY, NOBODY)
     lose_the_database(site)
-    [*_, done] = import_runs(site.store, site.folder / "runs")
+    [*_, done] = import_runs(site.store, site.folder / "runs", owner=os.getuid())
     assert done.new == [tag.run_id]
     detail = site.store.run(tag.run_id)
     assert detail.summary.requester == user_name(NOBODY)
@@ -311,7 +470,7 @@ def test_a_run_is_imported_once(site: SiteWithRuns) -> None:
 
 
 def found(site: SiteWithRuns, *, digests: bool = True) -> list[tuple[str, str | None, Path]]:
-    findings = check(site.store, site.folder / "runs", digests=digests)
+    findings = check(site.store, [site.folder / "runs"], site.folder / RECORDS, digests=digests)
     return [(one.kind, one.run_id, one.path) for one in findings if one is not None]
 
 
@@ -329,6 +488,15 @@ def test_a_store_and_directories_that_fit_are_clean(site: SiteWithRuns, whole: R
     assert site.call("db", "check") == "1 runs, 0 findings\n"
 
 
+def test_every_run_is_looked_at_also_where_the_list_has_several_pages(
+    site: SiteWithRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.record_keeping.checking._PAGE", 2)
+    runs = {site.complete(f"c-{number}", job_id=number).run_id for number in range(1, 6)}
+    assert {run_id for _, run_id, _ in found(site)} == runs
+    assert [*check(site.store, site.folder / "runs")].count(None) == len(runs)
+
+
 def test_a_directory_that_is_gone_is_found(site: SiteWithRuns, whole: RunTag) -> None:
     path = site.directory(whole).path
     path.rename(site.folder / "moved")
@@ -340,7 +508,7 @@ def test_a_directory_that_is_gone_is_found(site: SiteWithRuns, whole: RunTag) ->
 def test_a_directory_without_a_run_is_found_with_the_way_back(site: SiteWithRuns, whole: RunTag) -> None:
     lose_the_database(site)
     run = site.directory(whole)
-    assert found(site) == [("no run", None, run.provenance)]
+    assert found(site) == [("no run", whole.run_id, run.provenance)]
     assert f"`orchestrator db import {run.path}` brings it back" in site.call("db", "check", code=ExitCode.INCOMPLETE)
     site.call("db", "import", str(run.path))
     assert found(site) == []
@@ -360,6 +528,84 @@ def test_a_result_that_was_changed_is_found_unless_it_is_not_to_be_read(site: Si
     assert found(site, digests=False) == []
     result.unlink()
     assert found(site) == [("digest", whole.run_id, result)]
+
+
+def test_a_directory_that_was_moved_is_found_where_it_is_and_import_says_so(site: SiteWithRuns, whole: RunTag) -> None:
+    path = site.directory(whole).path
+    moved = path.rename(path.with_name("moved"))
+    assert found(site) == [("no directory", whole.run_id, path)]
+    said = site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert f"no directory: {path}: the run's directory isn't there: it is {moved}\n  move it back" in said
+    lose_the_database(site)
+    said = site.call("db", "import", str(site.folder / "runs"), code=ExitCode.INCOMPLETE)
+    assert f"{moved / 'provenance.json'}: the run's directory was {path}, which isn't there: move it back" in said
+    moved.rename(path)
+    assert found(site) == []
+
+
+def test_a_copy_of_a_directory_is_no_run_of_its_own(site: SiteWithRuns, whole: RunTag) -> None:
+    path = site.directory(whole).path
+    shutil.copytree(path, path.with_name("copy"))
+    assert found(site) == [("copy", whole.run_id, path.with_name("copy"))]
+    assert "copy of that run's directory" in site.call("db", "check", code=ExitCode.INCOMPLETE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("plan.json", "{}"), ("plan.json", None), ("parameters.json", '{"bins": 7}'), ("message.json", "{}")],
+)
+def test_what_a_rerun_would_go_by_and_was_changed_is_found(
+    site: SiteWithRuns, whole: RunTag, name: str, content: str | None
+) -> None:
+    file = site.directory(whole).path / name
+    changed = file.read_text().replace('"partition": "live"', '"partition": "other"') if content is None else content
+    file.write_text(changed)
+    assert found(site) == [("digest", whole.run_id, file)]
+    said = site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert f"`orchestrator show {whole.run_id} --" in said
+
+
+def test_any_edit_of_a_record_is_found_and_the_service_writes_it_anew_when_told_to(
+    site: SiteWithRuns, whole: RunTag
+) -> None:
+    record = site.directory(whole).provenance
+    document = json.loads(record.read_text())
+    document["outputs"][0]["sha256"] = "0" * 64
+    record.write_text(json.dumps(document))
+    assert found(site) == [("record", whole.run_id, record)]
+    said = site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert f"record: {record}: doesn't tell what the database does: outputs\n" in said
+    assert "--write-records" in said
+    assert write_due(site.store, site.folder / RECORDS) == 0
+    site.call("db", "check", "--write-records", code=ExitCode.INCOMPLETE)
+    assert "a service that runs writes it" in site.call("db", "check", code=ExitCode.INCOMPLETE)
+    assert write_due(site.store, site.folder / RECORDS) == 1
+    assert found(site) == []
+
+
+def test_the_record_of_somebody_elses_directory_is_looked_for_where_it_is(site: SiteWithRuns, whole: RunTag) -> None:
+    elsewhere = site.folder / RECORDS / f"{whole.run_id}.json"
+    elsewhere.parent.mkdir()
+    site.directory(whole).provenance.rename(elsewhere)
+    assert found(site) == []
+    elsewhere.write_text("{}")
+    assert found(site) == [("record", whole.run_id, elsewhere)]
+
+
+def test_a_directory_that_cannot_be_read_is_named_by_check_and_import(site: SiteWithRuns, whole: RunTag) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can look with another user's eyes")
+    closed = site.directory(whole).path
+    for folder in (*site.folder.parents, site.folder, *site.folder.glob("**/")):
+        folder.chmod(folder.stat().st_mode | 0o755)
+    closed.chmod(0o700)
+    os.seteuid(NOBODY)
+    try:
+        assert found(site)[0][0] == "unreadable"
+        *_, done = import_runs(site.store, site.folder / "runs", owner=0)
+    finally:
+        os.seteuid(0)
+    assert done.unusable == {str(closed): f"{closed}: Permission denied"}
 
 
 def test_a_record_that_is_gone_unreadable_or_of_another_end_is_found(site: SiteWithRuns, whole: RunTag) -> None:

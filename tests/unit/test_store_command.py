@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.common import ExitCode
 from orchestrator.cli.db import app
-from orchestrator.provenance import Store
+from orchestrator.provenance import Store, text_index
 from orchestrator.provenance.schema import MIGRATIONS, revisions
 from orchestrator.settings import load_settings
 
@@ -34,6 +34,15 @@ def test_status_tells_what_to_do_before_and_that_all_is_well_after(url: str) -> 
     assert f"upgraded from empty to {KNOWN[-1]}" in run("upgrade", "--url", url)
     assert f"has schema {KNOWN[-1]} already" in run("upgrade", "--url", url)
     assert "up to date" in run("status", "--url", url)
+
+
+def test_a_database_that_can_not_index_texts_says_so_and_what_to_do(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(text_index._NEEDED, "sqlite", "CREATE VIRTUAL TABLE run_texts USING fts55(words)")
+        assert "text searches look at every run: it takes SQLite 3.34" in run("upgrade", "--url", url)
+        assert "text searches look at every run: it takes SQLite 3.34" in run("status", "--url", url)
+    assert "text searches" not in run("upgrade", "--url", url)
+    assert "text searches" not in run("status", "--url", url)
 
 
 def test_status_is_json_for_scripts(url: str) -> None:

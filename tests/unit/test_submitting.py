@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import submitting
 from orchestrator.dispatching import cancel
 from orchestrator.errors import StoreUnavailable, SubmitRefused
 from orchestrator.provenance import Outcome, PlannedRun, Store
 from orchestrator.records import BatchScript, JobIdentity, JobPlan, RunState, SubmittedJob
 from orchestrator.slurm.memory import Meets
+from orchestrator.submitting import preparing
 from tests.unit.trip import Trip
 
 
@@ -23,7 +23,7 @@ def trip(tmp_path: Path) -> Trip:
 
 
 def test_a_call_that_would_come_long_after_its_intent_is_not_made(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = submitting.write_directory
+    write = preparing.write_directory
 
     def slowly(planned: PlannedRun, script: BatchScript, *, rerun: str) -> Sequence[Path]:
         trip.clock.ahead += timedelta(seconds=200)  # the machine was suspended, or the file system hung
@@ -32,7 +32,7 @@ def test_a_call_that_would_come_long_after_its_intent_is_not_made(trip: Trip, mo
     trip.start()
     trip.dispatcher.plan_waiting()
     with monkeypatch.context() as patch:
-        patch.setattr(submitting, "write_directory", slowly)
+        patch.setattr(preparing, "write_directory", slowly)
         assert trip.dispatcher.submit_planned() == 0
     assert trip.run().summary.state is RunState.PLANNED
     assert trip.dispatcher.submit_planned() == 1
@@ -68,7 +68,7 @@ def test_late_word_of_a_directory_that_was_not_written_says_nothing_of_a_later_i
 
 
 def test_a_fault_in_one_run_holds_up_no_other(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
-    render = submitting.render
+    render = preparing.render
 
     def faulty(plan: JobPlan, attempt: int, templates: Path) -> BatchScript:
         if plan.collection.uid == "bad":
@@ -78,7 +78,7 @@ def test_a_fault_in_one_run_holds_up_no_other(trip: Trip, monkeypatch: pytest.Mo
     trip.start("bad")
     trip.start("good")
     trip.dispatcher.plan_waiting()
-    monkeypatch.setattr(submitting, "render", faulty)
+    monkeypatch.setattr(preparing, "render", faulty)
     with pytest.raises(ZeroDivisionError):
         trip.dispatcher.submit_planned()
     assert trip.run("good").summary.state is RunState.PENDING

@@ -289,7 +289,7 @@ def test_a_directory_that_is_imported_says_so_too(ground: Ground) -> None:
     owner = {"cluster": job.cluster, "job_id": str(job.job_id), "restarts": 0}
     claim.write_text(json.dumps(owner | {"claimed_at": utc_now().isoformat()}))
     ground.later()
-    *_, done = import_runs(ground.store, scratch)
+    *_, done = import_runs(ground.store, scratch, owner=os.getuid())
     assert done.new == [plan.run_id]
     assert ground.told()[CAME_HOME] == plan.run_id
 
