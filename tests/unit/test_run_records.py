@@ -494,7 +494,8 @@ def test_every_run_is_looked_at_also_where_the_list_has_several_pages(
     monkeypatch.setattr("orchestrator.record_keeping.checking._PAGE", 2)
     runs = {site.complete(f"c-{number}", job_id=number).run_id for number in range(1, 6)}
     assert {run_id for _, run_id, _ in found(site)} == runs
-    assert [*check(site.store, site.folder / "runs")].count(None) == len(runs)
+    looked_at = [*check(site.store, [site.folder / "runs"], site.folder / RECORDS)]
+    assert looked_at.count(None) == len(runs)
 
 
 def test_a_directory_that_is_gone_is_found(site: SiteWithRuns, whole: RunTag) -> None:
