@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
@@ -40,7 +41,9 @@ log = logging.getLogger(__name__)
 
 ASIDE = "refused"
 """Folder for what can't be used."""
-_WORD_LIMIT, _FILE_LIMIT = 64 * 1024, 4 * 1024 * 1024
+COMPARED = "compared"
+"""Folder of what `orchestrator.unreported` keeps."""
+WORD_LIMIT, _FILE_LIMIT = 64 * 1024, 4 * 1024 * 1024
 """Bytes: of a file in the drop folder, and of one in a run's directory."""
 _DIFF_LINES = 400
 _MODE = 0o1777
@@ -66,7 +69,7 @@ class Adopter:
         drop = self.settings.reruns.drop
         new = not drop.exists()
         drop.mkdir(parents=True, exist_ok=True)
-        for own in (drop / ASIDE, drop / RECORDS):
+        for own in (drop / ASIDE, drop / RECORDS, drop / COMPARED):
             own.mkdir(exist_ok=True)
             if own.lstat().st_uid != os.getuid() or own.is_symlink():
                 raise OSError(errno.EPERM, "somebody else's, and has to be the service's", str(own))
@@ -110,25 +113,34 @@ class Adopter:
             return False
         path.unlink(missing_ok=True)
         if new:
-            log.info("run %s of %s came home: %s", word.plan.run_id, word.plan.requester, word.plan.run_directory)
+            plan = word.run.plan
+            log.info("run %s of %s came home: %s", plan.run_id, plan.requester, plan.run_directory)
         return new
 
     def _record(self, word: _Word) -> bool:
-        tag = RunTag(run_id=word.plan.run_id, attempt=ATTEMPT)
-        identity = self._identity(word, tag)
-        job = SubmittedJob(identity=identity, gateway=self.gateway.name, adopted=True)
-        intent = Intent(tag=tag, script=word.script)
-        return self.store.record_adopted(word.plan, intent, job, word.made, word.job.submitted_at)
+        return self.adopt(word.run, self._identity(word), word.job.submitted_at)
 
-    def _identity(self, word: _Word, tag: RunTag) -> JobIdentity:
+    def adopt(self, run: MadeRun, job: JobIdentity, at: datetime) -> bool:
+        """Record a run that somebody made, and its job; return whether it is new.
+
+        Raises
+        ------
+        InvalidInput
+            When the job is another run's.
+        """
+        intent = Intent(tag=run.tag, script=run.script)
+        submitted = SubmittedJob(identity=job, gateway=self.gateway.name, adopted=True)
+        return self.store.record_adopted(run.plan, intent, submitted, run.made, at)
+
+    def _identity(self, word: _Word) -> JobIdentity:
         """Return the job as SLURM knows it; as it named itself where SLURM doesn't know it any more."""
         if word.slurm:
             try:
-                for report in self.gateway.find(tag, since=word.job.submitted_at - CLOCK_JUMP):
+                for report in self.gateway.find(word.run.tag, since=word.job.submitted_at - CLOCK_JUMP):
                     if report.identity.job_id == word.job.job_id:
                         return report.identity
             except GatewayUnavailable as error:
-                log.info("run %s: %s; its own word is taken", tag.run_id, error)
+                log.info("run %s: %s; its own word is taken", word.run.tag.run_id, error)
         return word.job
 
     def _put_aside(self, path: Path, error: InvalidInput) -> None:
@@ -139,16 +151,28 @@ class Adopter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Word:
-    """What is known of a run that came home."""
+class MadeRun:
+    """What is known of a run that somebody made with ``rerun.sbatch``."""
 
     plan: JobPlan
     script: BatchScript
+    made: Json
+    """How it came about."""
+
+    @property
+    def tag(self) -> RunTag:
+        """Its only attempt."""
+        return RunTag(run_id=self.plan.run_id, attempt=ATTEMPT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Word:
+    """What was left in the drop folder, and the run that it names."""
+
+    run: MadeRun
     job: JobIdentity
     slurm: bool
     """Whether it is SLURM's job, and not a process that somebody started."""
-    made: Json
-    """How it came about."""
 
 
 class _Told(BaseModel):
@@ -173,25 +197,38 @@ def _read(path: Path) -> _Word:
     InvalidInput
         When one of the files can't be used, or isn't the requester's: a link could lead anywhere.
     """
-    content, owner = _content(path, _WORD_LIMIT)
+    content, owner = content_of(path, WORD_LIMIT)
     try:
         told = _Told.model_validate_json(content)
     except ValidationError as error:
         places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise InvalidInput(f"{path}: {places}", remedy="rerun.sbatch writes these files; run it again") from error
-    run = RunDirectory(told.run_directory)
-    plan_text, script, template = (_own_text(file, owner) for file in (run.plan, run.script, run.template))
-    submitted = _own(run.submitted, owner)
-    plan = parse_plan(run.plan, plan_text)
-    if (plan.run_id, plan.run_directory) != (told.run_id, run.path) or plan.parent_run is None:
-        raise InvalidInput(f"{run.plan}: isn't the plan of run {told.run_id} in this place", remedy="run it again")
+    parent, user = RunDirectory(told.parent_directory), user_name(owner)
     return _Word(
-        # Trying again is for what the service decided itself: it would run what others wrote.
-        plan=replace(plan, requester=user_name(owner), retries=Retries(), submit_as=None),
-        script=BatchScript(text=script, template_name=plan.template, template_text=template),
+        run=read_run(RunDirectory(told.run_directory), told.run_id, parent, user),
         job=JobIdentity(cluster=told.cluster, job_id=told.job_id, submitted_at=told.submitted_at),
         slurm=told.slurm,
-        made=_made(RunDirectory(told.parent_directory), plan, submitted),
+    )
+
+
+def read_run(run: RunDirectory, run_id: str, parent: RunDirectory, user: str) -> MadeRun:
+    """Read a run that a user made of another one, from its directory.
+
+    Raises
+    ------
+    InvalidInput
+        When one of its files can't be used, isn't the user's, or is another run's.
+    """
+    plan_text, script, template = (_own_text(file, user) for file in (run.plan, run.script, run.template))
+    submitted = _own(run.submitted, user)
+    plan = parse_plan(run.plan, plan_text)
+    if (plan.run_id, plan.run_directory) != (run_id, run.path) or plan.parent_run is None:
+        raise InvalidInput(f"{run.plan}: isn't the plan of run {run_id} in this place", remedy="run it again")
+    return MadeRun(
+        # Trying again is for what the service decided itself: it would run what others wrote.
+        plan=replace(plan, requester=user, retries=Retries(), submit_as=None),
+        script=BatchScript(text=script, template_name=plan.template, template_text=template),
+        made=_made(parent, plan, submitted),
     )
 
 
@@ -213,25 +250,31 @@ def _made(parent: RunDirectory, plan: JobPlan, submitted: bytes) -> Json:
     return told | {"parent_sha256": hashlib.sha256(before).hexdigest(), "edits": "\n".join(edits)}
 
 
-def _own_text(path: Path, owner: int) -> str:
+def _own_text(path: Path, user: str) -> str:
     try:
-        return _own(path, owner).decode()
+        return _own(path, user).decode()
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path}: {error}", remedy="see who changed it, and run it again") from error
 
 
-def _own(path: Path, owner: int) -> bytes:
-    content, whose = _content(path, _FILE_LIMIT)
-    if whose != owner:
+def _own(path: Path, user: str) -> bytes:
+    content, owner = content_of(path, _FILE_LIMIT)
+    if user_name(owner) != user:
         raise InvalidInput(
-            f"{path}: is {user_name(whose)}'s, and the word for it is {user_name(owner)}'s",
+            f"{path}: is {user_name(owner)}'s, and the job, or the word for it, is {user}'s",
             remedy="who runs rerun.sbatch has to own what it writes",
         )
     return content
 
 
-def _content(path: Path, limit: int) -> tuple[bytes, int]:
-    """Return what is in a file, and whose it is."""
+def content_of(path: Path, limit: int) -> tuple[bytes, int]:
+    """Return what is in a file, and whose it is, without following a link.
+
+    Raises
+    ------
+    InvalidInput
+        When it can't be read, isn't a file, or has more than `limit` bytes.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:

@@ -304,6 +304,37 @@ class RunTag:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RerunTag:
+    """What a job of a ``rerun.sbatch`` carries: which run it makes again.
+
+    Its name says so to the end, in accounting too. Who renames the job before it begins leaves the comment.
+    """
+
+    parent: str
+
+    @property
+    def job_name(self) -> str:
+        """SLURM job name."""
+        return f"rerun-{self.parent}"
+
+    @property
+    def comment(self) -> str:
+        """SLURM job comment, until the job has made its run and takes that run's."""
+        return f"orchestrator rerun={self.parent}"
+
+    @classmethod
+    def of_job(cls, name: str, comment: str) -> RerunTag | None:
+        """Return the tag of a job with this name and comment; None when it isn't one of a ``rerun.sbatch``."""
+        found = _RERUN_NAME.fullmatch(name) or _RERUN_COMMENT.fullmatch(comment)
+        return cls(parent=found[1]) if found else None
+
+
+_RUN_ID = "([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+_RERUN_NAME = re.compile(f"rerun-{_RUN_ID}")
+_RERUN_COMMENT = re.compile(f"orchestrator rerun={_RUN_ID}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Submission:
     """One attempt of a run, ready for a gateway."""
 
@@ -405,6 +436,18 @@ class JobReport:
     """From accounting: ``elapsed_s``, ``cpu_s``, ``max_rss_bytes`` and the like."""
     earlier: tuple[JobReport, ...] = ()
     """From accounting: the job's starts before this one, which SLURM ended to requeue it; the oldest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunJob:
+    """A job of a ``rerun.sbatch`` that somebody handed to sbatch, as SLURM tells of it."""
+
+    report: JobReport
+    tag: RerunTag
+    user: str
+    """Whose job it is."""
+    working_directory: Path | None
+    """Where it was handed over."""
 
 
 # ----------------------------------------------------------------------------------------------------- results

@@ -5,8 +5,8 @@
 
 Prints the new run's directory, in which everything is as the service would have made it; what is left is to run its
 script. Needs neither the service nor its database. For them a file is left in the drop folder, whose owner is the
-requester; where that isn't possible, a line on standard error says so and the run goes on: accounting knows it by its
-name. The job takes the name that the service looks for.
+requester; where that isn't possible, a line on standard error says so and the run goes on: the service finds its job
+in SLURM by its name (`orchestrator.unreported`). The job takes the comment that the service looks for.
 
 A job that SLURM requeues is the same run again. Exit codes: 2 an edit is wrong, or the parent's record can't be used;
 74 the new directory can't be written.
@@ -36,6 +36,7 @@ from orchestrator.records import (
     JobPlan,
     Json,
     RawMessage,
+    RerunTag,
     Resources,
     Retries,
     RunTag,
@@ -143,7 +144,7 @@ def _plan(request: Request, before: JobPlan, parameters: Mapping[str, Json], job
         plan = repeated(
             before,
             parameters,
-            run_id=str(uuid.uuid5(_NAMESPACE, f"{before.run_id} {job.cluster} {job.job_id} {number}")),
+            run_id=rerun_id(before.run_id, job.cluster, job.job_id, number),
             root=root,
             requester=user_name(os.getuid()),
             because=request.because,
@@ -157,6 +158,11 @@ def _plan(request: Request, before: JobPlan, parameters: Mapping[str, Json], job
             # The service can't submit as this user, so it tries nothing again.
             return replace(plan, retries=Retries(), submit_as=None)
     raise AssertionError("numbers end")
+
+
+def rerun_id(parent: str, cluster: str, job_id: str, number: int = 0) -> str:
+    """Return the id of the run that a job makes of another one; `number` counts the jobs that have had the same id."""
+    return str(uuid.uuid5(_NAMESPACE, f"{parent} {cluster} {job_id} {number}"))
 
 
 def _check_tasks(plan: JobPlan, environment: Mapping[str, str]) -> None:
@@ -270,15 +276,19 @@ def leave_word(plan: JobPlan, job: JobHere, request: Request) -> None:
 
 
 def _known_to_slurm(plan: JobPlan) -> JobIdentity | None:
-    """Give the job the name that the service looks for, and return its identity; None where SLURM doesn't do that."""
+    """Give the job the comment of its run, and return its identity; None where SLURM doesn't do that.
+
+    Its name goes on saying which run was made again, or says so from now on: not every accounting keeps comments.
+    """
     tag = RunTag(run_id=plan.run_id, attempt=ATTEMPT)
+    name = RerunTag(parent=str(plan.parent_run)).job_name
     job_id = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ["SLURM_JOB_ID"])
-    update = ["scontrol", "update", f"JobId={job_id}", f"Name={tag.job_name}", f"Comment={tag.comment}"]
+    update = ["scontrol", "update", f"JobId={job_id}", f"Name={name}", f"Comment={tag.comment}"]
     try:
         subprocess.run(update, check=True, capture_output=True, text=True, timeout=30)
         found = CliGateway(query_timeout_s=30).find(tag, since=utc_now() - CLOCK_JUMP)
     except subprocess.CalledProcessError as error:
-        _warn(f"the job couldn't take the name {tag.job_name}: {error.stderr.strip()}")
+        _warn(f"the job couldn't take the comment {tag.comment!r}: {error.stderr.strip()}")
     except (OSError, subprocess.SubprocessError, OrchestratorError) as error:
         _warn(f"SLURM couldn't be asked about this job: {error}")
     else:
@@ -311,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         leave_word(plan, job, request)
     except OSError as error:
-        _warn(f"{request.drop}: {error.strerror}: the service isn't told of this run; its directory has it all")
+        _warn(f"{request.drop}: {error.strerror}: no word for the service; it looks for this job in SLURM")
     sys.stdout.write(f"{plan.run_directory}\n")
     return 0
 

@@ -4,8 +4,8 @@ Two loops do the work, each in a thread of its own: *dispatch* (messages -> jobs
 (jobs -> states, progress, results). The doors have threads of their own. A loop that meets an obstacle says so
 once, waits longer each time, and goes on; nothing but `stop` ends it.
 
-Three more, *adopt*, *record* and *examine*, take in runs that people made without the service, write the records of
-those that have ended, and look at what they left: how valid it is.
+Four more, *adopt*, *compare*, *record* and *examine*, take in runs that people made without the service, look for those
+of which no word came, write the records of those that have ended, and look at what they left: how valid it is.
 
 Of several services on one database each takes messages and submits runs; one at a time follows, by a lease, and the
 next one takes over when it is gone. A loop of its own, *presence*, tells the others that this one lives. Where a site
@@ -43,6 +43,7 @@ from orchestrator.records import RawMessage, utc_now
 from orchestrator.settings import Settings
 from orchestrator.slurm.choice import choose
 from orchestrator.slurm.gateway import Gateway
+from orchestrator.unreported import LEASE, Comparison
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +190,9 @@ class Service:
         self._follow = Loop(name="follow", step=self._follow_step, interval_s=gateway.poll_interval_s)
         self.adopter = Adopter(store=self.store, gateway=self.gateway, settings=self.settings)
         self._adopt = Loop(name="adopt", step=self._adopt_step, interval_s=ADOPT_S)
+        self._comparison = Comparison(adopter=self.adopter)
+        every_s = self.settings.reruns.compare_interval_s
+        self._compare = Loop(name="compare", step=self._compare_step, interval_s=every_s, longest_pause_s=every_s)
         self._kept_waiting: set[str] = set()
         self._record = Loop(name="record", step=self._record_step, interval_s=RECORD_S)
         self._examine = Loop(name="examine", step=self._examine_step, interval_s=RECORD_S)
@@ -217,6 +221,7 @@ class Service:
         self._dispatch.start()
         self._follow.start()
         self._adopt.start()
+        self._compare.start()
         self._record.start()
         self._examine.start()
         if self._ispyb is not None:
@@ -237,6 +242,7 @@ class Service:
             self._ispyb.stop(10)
             self.mirror.close()
         self._adopt.stop(10)
+        self._compare.stop(10)
         self._record.stop(10)
         self._examine.stop(10)
         self._presence.stop(10)
@@ -325,6 +331,17 @@ class Service:
             ) from error
         if adopted:
             self._follow.wake()
+
+    def _compare_step(self) -> None:
+        every_s = self.settings.reruns.compare_interval_s
+        if self.store.shared and not self.store.hold_lease(LEASE, for_s=self._compare.interval_s + TAKE_OVER_S):
+            return
+        started = time.monotonic()
+        try:
+            if self._comparison.look():
+                self._follow.wake()
+        finally:
+            self._compare.interval_s = max(every_s, 10 * (time.monotonic() - started))
 
     def _record_step(self) -> None:
         with ExitStack() as both:

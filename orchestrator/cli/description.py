@@ -12,10 +12,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.chaining import Earlier
-from orchestrator.cli.job_description import Field, describe_history, describe_job, describe_retry, member
+from orchestrator.cli.job_description import (
+    Field,
+    describe_history,
+    describe_job,
+    describe_lost,
+    describe_retry,
+    member,
+)
 from orchestrator.cli.wording import resources_asked, seconds, size, when
 from orchestrator.evidence import KernelProgress, describe_frames
-from orchestrator.provenance import MADE, AttemptRecord, InputIdentity, InputMoment, OutputIdentity, RunDetail
+from orchestrator.provenance import (
+    CAME_HOME,
+    LOST,
+    MADE,
+    AttemptRecord,
+    InputIdentity,
+    InputMoment,
+    OutputIdentity,
+    RunDetail,
+)
 from orchestrator.provenance.rows import container_of
 from orchestrator.records import FrameCounts, Json, Origin, RunState
 from orchestrator.runs import RunDirectory
@@ -329,6 +345,9 @@ def _request(run: RunDetail, findings: Findings) -> Iterator[Field]:
     yield from _made_again(run, findings)
     for rerun in findings.reruns:
         yield "rerun", rerun
+    for event in run.events:
+        if event.kind == LOST and not member(event, CAME_HOME):
+            yield "rerun", f"no run of it is known: {describe_lost(event)}\n{member(event, 'remedy')}"
     yield "resources", ", ".join(resources_asked(run.plan.resources))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from orchestrator.cli.wording import counted, resources_asked, seconds, size, when
 from orchestrator.evidence import EXIT_PARTIAL
-from orchestrator.provenance import AttemptRecord, JobEvent, RunDetail
+from orchestrator.provenance import CAME_HOME, LOST, AttemptRecord, JobEvent, RunDetail
 from orchestrator.records import Evidence, JobReport, JobState, Json, Retry
 from orchestrator.runs import RunDirectory
 from orchestrator.slurm.states import end_reason
@@ -186,6 +186,21 @@ def _retry_event(event: JobEvent) -> tuple[Json, ...]:
     return "another attempt is to follow, because", f"{member(event, 'because')}:", changed or "the same again"
 
 
+def describe_lost(event: JobEvent) -> str:
+    """Tell of a job that made a run again of which none is known: whose, how it ended, and why."""
+    code, signal = member(event, "exit_code"), member(event, "signal")
+    ending = "" if code is None else f", exit code {code}{f', signal {signal}' if signal else ''}"
+    who = f"job {member(event, 'cluster')}:{member(event, 'job_id')} of {member(event, 'user')}"
+    return f"{who}, {member(event, 'words')}{ending}, {when(event.at)}: {member(event, 'because')}"
+
+
+def _lost_event(event: JobEvent) -> tuple[Json, ...]:
+    if run := member(event, CAME_HOME):
+        job = f"{member(event, 'cluster')}:{member(event, 'job_id')}"
+        return "a job of which no word had come,", f"{job} of {member(event, 'user')}, made it again as run {run}"
+    return "it was made again, and no run of that is known:", describe_lost(event)
+
+
 def _in_ispyb(event: JobEvent) -> str:
     if (reason := member(event, "reason")) is not None:
         return f"not in ISPyB: {reason}"
@@ -199,6 +214,7 @@ _TOLD: Mapping[str, Callable[[JobEvent], tuple[Json, ...]]] = {
         f"because: {member(event, 'because')}" if member(event, "because") else "",
         "with edits" if member(event, "edits") else "as it was",
     ),
+    LOST: _lost_event,
     "verified": lambda event: (
         f"{member(event, 'first')} was repeated as {member(event, 'second')}:",
         member(event, "verdict"),

@@ -16,6 +16,8 @@ from orchestrator.provenance.documents import (
 from orchestrator.provenance.mirrors import IspybIds, IspybRun, Mirrored
 from orchestrator.provenance.record import detail_of, record_of, record_schema, record_text
 from orchestrator.provenance.rows import (
+    CAME_HOME,
+    LOST,
     MADE,
     ActiveAttempt,
     Arrival,
@@ -49,6 +51,8 @@ from orchestrator.provenance.schema import SchemaStatus
 from orchestrator.provenance.store import Store
 
 __all__ = [
+    "CAME_HOME",
+    "LOST",
     "MADE",
     "ActiveAttempt",
     "Arrival",

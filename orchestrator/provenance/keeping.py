@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from orchestrator.errors import InvalidInput
+from orchestrator.provenance.adoptions import came_home
 from orchestrator.provenance.attempts import forget_reports, take_report
 from orchestrator.provenance.database import Database, batched
 from orchestrator.provenance.documents import encoded
@@ -134,6 +135,9 @@ class RecordStore(Database):
             for identity in detail.inputs:
                 keep_used_files(session, run_id, identity)
             session.add_all(output_row(run_id, output) for output in detail.outputs)
+            for attempt in detail.attempts:
+                if attempt.identity is not None:
+                    came_home(session, detail.plan, attempt.identity)
             session.flush()
             if recorded:  # which the rows have just made due
                 session.connection().execute(update(RunRow).where(RunRow.run_id == run_id).values(record_due=False))

@@ -361,6 +361,12 @@ MADE = "made"
 """Kind of the event of a run that somebody made with sbatch: how that came about."""
 
 
+LOST = "rerun-lost"
+"""Kind of the event of a run that a job of somebody's made again, or was to, without a run coming home."""
+CAME_HOME = "came_home_as"
+"""What says in such an event which run it was, once that has come home after all."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
     """Something that happened to a job."""

@@ -30,7 +30,7 @@ from orchestrator.provenance import (
     retry_from_json,
 )
 from orchestrator.provenance.rows import MADE
-from orchestrator.records import JobIdentity, JobPlan, RawMessage, Retries, Retry, RunState, RunTag, sha256_of
+from orchestrator.records import JobIdentity, JobPlan, RawMessage, RerunTag, Retries, Retry, RunState, RunTag, sha256_of
 from orchestrator.rerunning import read_plan, user_name
 from orchestrator.runs import RECORDS, AttemptDirectory, RunDirectory
 
@@ -194,7 +194,8 @@ def _made_by_hand(run: RunDirectory, requester: str | None) -> RunDetail:
     begun = bool(attempts) and attempts[-1].identity is not None
     if attempts and not begun:
         attempts = (*attempts[:-1], replace(attempts[-1], stage=AttemptStage.FAILED, failure=f"{NOTE}: it never began"))
-    reason = f"{NOTE}, where nothing says that its job had begun; look for run-{plan.run_id} in SLURM"
+    name = RerunTag(parent=str(plan.parent_run)).job_name
+    reason = f"{NOTE}, where nothing says that its job had begun; look for {name} in SLURM"
     state, told = (RunState.RUNNING, "") if begun else (RunState.UNKNOWN, reason)
     detail = _detail_of(run, plan, attempts, state, told)
     at = detail.summary.created_at

@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import InvalidInput
-from orchestrator.records import BatchScript, JobPlan, Json
+from orchestrator.records import BatchScript, JobPlan, Json, RerunTag
 from orchestrator.rendering.shell_quoting import quote
 from orchestrator.sbatch_options import directive
 
-JOB_NAME = "rerun-"
-"""Begins the name of the jobs of such scripts, before the parent's run id: accounting finds them by it."""
+LOG = "rerun-{job_id}.log"
+"""What such a script prints, where it was handed over."""
+SAID = ("The new run is in ", "; what its job prints ")
+"""Before and after the new directory, in a line of that."""
 
 END_OF_PARAMETERS = "END_OF_PARAMETERS"
 
@@ -45,6 +47,7 @@ def rerun_script(plan: JobPlan, script: BatchScript, *, root: Path, drop: Path) 
     drop
         The folder in which it leaves word for the service.
     """
+    tag = RerunTag(parent=plan.run_id)
     return f"""#!/bin/bash
 # Makes a run again:  sbatch {_comment(quote(f"{plan.run_directory}/rerun.sbatch"))}
 #
@@ -55,8 +58,9 @@ def rerun_script(plan: JobPlan, script: BatchScript, *, root: Path, drop: Path) 
 # From any login node, by whoever may read the input. Copy this file if you want to change something: the block below,
 # and what SLURM is asked for. The new run gets a directory of its own with this one as its parent, and what you change
 # is recorded as yours. The service and its database needn't run.{_without_slurm(plan)}
-{directive("job-name", f"{JOB_NAME}{plan.run_id}")}
-#SBATCH --output=rerun-%j.log
+{directive("job-name", tag.job_name)}
+{directive("comment", tag.comment)}
+#SBATCH --output={LOG.replace("{job_id}", "%j")}
 {chr(10).join(_taken_over(script.text))}
 
 # ------------------------------------------------------------------------------------------- what you may change
@@ -86,7 +90,7 @@ export SLURM_EXPORT_ENV=ALL PYTHONSAFEPATH=1
 {_modules(plan.modules)}{_job(plan)}
 run=$(parameters | "$python" -m orchestrator.rerunning --parent "$parent" --script "$0" --input "$input" \\
     --dataset "$dataset" --because "$because" --template "$template" --root "$root" --drop "$drop") || exit
-echo "The new run is in $run; what its job prints is in attempts/1/job.log there."
+echo "{SAID[0]}$run{SAID[1]}is in attempts/1/job.log there."
 cd "$run" || exit
 exec bash script.sbatch >> attempts/1/job.log 2>&1
 """

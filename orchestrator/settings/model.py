@@ -117,6 +117,8 @@ class RerunSettings(Model):
     """Where they leave word for the service; ``.reruns`` below the runs root when left out."""
     at_most: int = Field(default=20, ge=1)
     """How many runs that are made again through the service may have a job at the same time."""
+    compare_interval_s: Seconds = 60.0
+    """How often SLURM's jobs of those made with sbatch are compared with the store."""
 
 
 class ResourceRequest(Model):

@@ -13,13 +13,13 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 
 from orchestrator.errors import GatewayUnavailable, OutcomeUnknown
-from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
+from orchestrator.records import JobIdentity, JobReport, RerunJob, RunTag, Submission, SubmittedJob
 from orchestrator.slurm import lookup, parsing
 from orchestrator.slurm.environment import for_jobs
 from orchestrator.slurm.failures import query_failure, submit_failure
@@ -139,7 +139,7 @@ class CliGateway(Gateway):
 
     def with_accounted(self, queued: Sequence[JobReport], tag: RunTag, earliest: datetime) -> tuple[JobReport, ...]:
         """Add to the controller's jobs with a tag those that only accounting knows any more."""
-        return lookup.with_accounted(queued, tag, earliest, lambda: self._accounting(earliest))
+        return lookup.with_accounted(queued, tag, earliest, lambda: self._accounting(earliest, f"--user={os.getuid()}"))
 
     def poll(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         if not jobs:
@@ -148,7 +148,16 @@ class CliGateway(Gateway):
         # An answer that is lost leaves nothing to compare the next one with: that one is asked for whole.
         before, self._view = self._view, None
         self._view = view = self._view_for(jobs, before)
-        return view.told_of(jobs)
+        told = view.told_of(jobs)
+        return told if len(told) == len(jobs) else {**told, **self._of_others([job for job in jobs if job not in told])}
+
+    def _of_others(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
+        """Return the reports of jobs that aren't this user's: somebody made a run again with sbatch."""
+        cluster = self._known().cluster
+        ids = sorted({job.job_id for job in jobs if job.cluster == cluster})
+        queue = {report.identity.job_id: report for report in (self._by_id(*ids) if ids else ())}
+        found = ((job, queue[job.job_id]) for job in jobs if job.job_id in queue)
+        return {job: replace(report, identity=job) for job, report in found if parsing.is_same_job(job, report)}
 
     def _view_for(self, jobs: Sequence[JobIdentity], before: QueueView | None) -> QueueView:
         now_s = time.monotonic()
@@ -161,9 +170,21 @@ class CliGateway(Gateway):
 
     def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         def ask(since: datetime, ids: Sequence[int]) -> list[JobReport]:
-            return self._accounting(since, f"--jobs={','.join(map(str, ids))}")
+            return self._accounting(since, "--allusers", f"--jobs={','.join(map(str, ids))}")
 
         return lookup.accounted(jobs, self._known().cluster, ask, at_once=_IDS_PER_CALL) if jobs else {}
+
+    def queued_reruns(self) -> Sequence[RerunJob]:
+        cluster = self._known().cluster
+        text = self._ask(
+            "squeue", "--noheader", "--all", "--local", "--states=all", f"--Format={parsing.RERUN_QUEUE_FORMAT}"
+        )
+        return parsing.parse_queued_reruns(text, cluster=cluster)
+
+    def accounted_reruns(self, *, since: datetime) -> Sequence[RerunJob]:
+        cluster = self._known().cluster
+        everybody = ("--allusers", "--allocations", f"--format={parsing.RERUN_ACCOUNT_FORMAT}")
+        return parsing.parse_accounted_reruns(self._sacct(since, *everybody), cluster=cluster)
 
     def cancel(self, job: JobIdentity) -> None:
         if lookup.may_be_ended(job, self._one(job.job_id), self.account):
@@ -179,34 +200,43 @@ class CliGateway(Gateway):
         return parsing.parse_squeue(self._squeue(), cluster=cluster)
 
     def _squeue(self, *, states: str = "all") -> str:
-        """Return all of this user's jobs: naming ids would fail for one that is purged, and load everybody's jobs."""
+        """Return all of this user's jobs: naming ids would load everybody's."""
         return self._ask(
             "squeue", "--noheader", "--all", "--local", f"--states={states}", f"--user={os.getuid()}",
             f"--Format={parsing.QUEUE_FORMAT}",
         )  # fmt: skip
 
     def _one(self, job_id: int) -> JobReport | None:
+        return next(iter(self._by_id(job_id)), None)
+
+    def _by_id(self, *job_ids: int) -> list[JobReport]:
+        """Return those of some jobs that the controller knows, whosever they are."""
         cluster = self._known().cluster
         command = ("--noheader", "--all", "--local", "--states=all", f"--Format={parsing.QUEUE_FORMAT}")
-        answer = self._run("squeue", *command, f"--jobs={job_id}")
-        if answer.code != 0 and _INVALID_ID not in answer.err:
+        answer = self._run("squeue", *command, f"--jobs={','.join(map(str, job_ids))}")
+        if answer.code != 0 and _INVALID_ID not in answer.err:  # what it says of a single one that is purged
             raise query_failure("squeue", answer.err)
-        return next(iter(parsing.parse_squeue(answer.out, cluster=cluster)), None)
+        return parsing.parse_squeue(answer.out, cluster=cluster)
 
     def _accounting(self, since: datetime, *selection: str) -> list[JobReport]:
+        cluster = self._known().cluster
+        text = self._sacct(since, f"--format={parsing.ACCOUNT_FORMAT}", *selection)
+        return parsing.parse_sacct(text, cluster=cluster)
+
+    def _sacct(self, since: datetime, *selection: str) -> str:
         """Return the records of jobs that had not ended before `since`; the end allows for a clock that is ahead."""
         cluster = self._known().cluster
         until = datetime.now(UTC) + timedelta(days=1)
         answer = self._run(
             "sacct", "--noheader", "--parsable2", f"--delimiter={parsing.SEPARATOR}", "--duplicates", "--units=K",
-            f"--user={os.getuid()}", f"--starttime={since:%Y-%m-%dT%H:%M:%S}", f"--endtime={until:%Y-%m-%dT%H:%M:%S}",
+            f"--starttime={since:%Y-%m-%dT%H:%M:%S}", f"--endtime={until:%Y-%m-%dT%H:%M:%S}",
             # The controller's cluster: slurm.conf here may name another one, of which sacct would tell instead.
-            f"--clusters={cluster}", f"--format={parsing.ACCOUNT_FORMAT}", *selection,
+            f"--clusters={cluster}", *selection,
         )  # fmt: skip
         if answer.code == 0:
-            return parsing.parse_sacct(answer.out, cluster=cluster)
+            return answer.out
         if _ACCOUNTING_ABSENT.search(answer.err):
-            return []
+            return ""
         raise query_failure("sacct", answer.err)
 
     # ---------------------------------------------------------------------------------------- how it is asked

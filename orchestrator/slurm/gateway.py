@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from orchestrator.errors import GatewayError, GatewayUnavailable, SubmitRefused
-from orchestrator.records import JobIdentity, JobReport, RunTag, Submission, SubmittedJob
+from orchestrator.records import JobIdentity, JobReport, RerunJob, RunTag, Submission, SubmittedJob
 
 CLOCK_DIFFERENCE = timedelta(minutes=5)
 """How far SLURM's clock may be from ours when a job is looked for that was submitted since a moment of ours."""
@@ -149,6 +149,33 @@ class Gateway(ABC):
     @abstractmethod
     def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         """Ask accounting about all `jobs` in one call; unknown ones are left out. Empty where there is no accounting.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When accounting is configured but can't be asked.
+        """
+
+    @abstractmethod
+    def queued_reruns(self) -> Sequence[RerunJob]:
+        """List everybody's jobs that carry a `RerunTag`, as the controller has them; an array is one.
+
+        Where the site lets users see their own jobs only (``PrivateData=jobs``), and the service's account is neither
+        operator nor administrator, others' jobs are missing: nothing tells that from there being none.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When the controller can't be asked.
+        """
+
+    @abstractmethod
+    def accounted_reruns(self, *, since: datetime) -> Sequence[RerunJob]:
+        """List from accounting such jobs that hadn't ended by `since`. Empty where there is no accounting.
+
+        That takes a while where there are many jobs. Those that were held, or waited for another one, until they were
+        cancelled are missing: for SLURM there was no time in which they could have run. Of a job that was requeued it
+        is the last start; the submit time in its identity is that of the first start that hadn't ended by `since`.
 
         Raises
         ------

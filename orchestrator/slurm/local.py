@@ -25,6 +25,7 @@ from orchestrator.records import (
     JobIdentity,
     JobReport,
     JobState,
+    RerunJob,
     RunTag,
     Submission,
     SubmittedJob,
@@ -117,6 +118,12 @@ class LocalGateway(Gateway):
     def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         self._ready()
         return self._reports(jobs, Evidence.ACCOUNTING)
+
+    def queued_reruns(self) -> Sequence[RerunJob]:
+        return ()  # what people run with bash is no job of this queue
+
+    def accounted_reruns(self, *, since: datetime) -> Sequence[RerunJob]:  # noqa: ARG002 - as above
+        return ()
 
     def cancel(self, job: JobIdentity) -> None:
         self._ready()

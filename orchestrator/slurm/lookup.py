@@ -25,8 +25,7 @@ def with_accounted(
             return tuple(queued)
         raise
     known = {report.identity.job_id for report in queued}
-    first = {record.identity.job_id: record.identity for record in reversed(records)}
-    purged = [identity for job_id, identity in first.items() if job_id not in known]
+    purged = [identity for identity in parsing.first_identities(records) if identity.job_id not in known]
     return (*queued, *parsing.latest_of(purged, records).values())
 
 

@@ -12,11 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from enum import Enum, auto
+from pathlib import Path
 from threading import Lock
 from typing import ClassVar
 
 from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown, SubmitRefused, UnknownJob
-from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, RunTag, Submission, SubmittedJob, utc_now
+from orchestrator.records import (
+    BatchScript,
+    Evidence,
+    JobIdentity,
+    JobReport,
+    JobState,
+    RerunJob,
+    RerunTag,
+    RunTag,
+    Submission,
+    SubmittedJob,
+    utc_now,
+)
 from orchestrator.slurm.arrays import fold
 from orchestrator.slurm.directives import array_tasks
 from orchestrator.slurm.gateway import Gateway, GatewayInfo
@@ -71,6 +84,8 @@ class MemoryGateway(Gateway):
         """The rows of each job array."""
         self._after: dict[JobIdentity, tuple[JobIdentity, ...]] = {}
         self._late: list[Submission] = []
+        self._reruns: dict[JobIdentity, RerunJob] = {}
+        """Jobs that others handed over, as they were then."""
 
     # ------------------------------------------------------------------------------------------- the contract
 
@@ -122,6 +137,18 @@ class MemoryGateway(Gateway):
         accounted = self._accounted()
         return {job: accounted[job] for job in jobs if job in accounted}
 
+    def queued_reruns(self) -> Sequence[RerunJob]:
+        self._called("queued_reruns")
+        return [
+            replace(self._reruns[job], report=self._controller[job]) for job in self._reruns if job in self._controller
+        ]
+
+    def accounted_reruns(self, *, since: datetime) -> Sequence[RerunJob]:
+        self.calls.append("accounted_reruns")
+        told = {job: report for job, report in self._accounted().items() if job in self._reruns}
+        lived = (job for job, report in told.items() if report.ended_at is None or report.ended_at >= since)
+        return [replace(self._reruns[job], report=told[job]) for job in lived]
+
     def cancel(self, job: JobIdentity) -> None:
         self._called("cancel")
         if job not in self._controller and job not in self._accounted():
@@ -130,6 +157,17 @@ class MemoryGateway(Gateway):
             self.set_state(job, "CANCELLED by 0")
 
     # --------------------------------------------------------------------------------------- the test's levers
+
+    def hand_over(self, tag: RerunTag, *, user: str, working_directory: Path) -> JobIdentity:
+        """Let somebody hand a ``rerun.sbatch`` to sbatch."""
+        script = BatchScript(text="#!/bin/bash\n", template_name="", template_text="")
+        none = RunTag(run_id=tag.parent, attempt=0)
+        with self._lock:
+            identity = self._accept(Submission(tag=none, script=script, working_directory=working_directory))
+        report = replace(self._controller[identity], name=tag.job_name, comment=tag.comment)
+        self._keep(report)
+        self._reruns[identity] = RerunJob(report=report, tag=tag, user=user, working_directory=working_directory)
+        return identity
 
     def set_state(
         self,

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
-from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, RunTag, Scalar
+from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, RerunJob, RerunTag, RunTag, Scalar
 from orchestrator.slurm import arrays
 from orchestrator.slurm.states import job_state
 
@@ -32,6 +33,13 @@ ACCOUNT_FIELDS = (
 )  # fmt: skip
 ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
 """For ``sacct --parsable2 --duplicates --format``."""
+
+_OF_A_RERUN = ("UserName", "WorkDir")
+_RERUN_QUEUE_FIELDS = (*QUEUE_FIELDS[:-2], *_OF_A_RERUN, *QUEUE_FIELDS[-2:])
+_RERUN_ACCOUNT_FIELDS = (*ACCOUNT_FIELDS[:-2], *_OF_A_RERUN, *ACCOUNT_FIELDS[-2:])
+RERUN_QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in _RERUN_QUEUE_FIELDS)
+RERUN_ACCOUNT_FORMAT = ",".join(_RERUN_ACCOUNT_FIELDS).replace("UserName", "User")
+"""The same for everybody's jobs, among which those of a ``rerun.sbatch`` are looked for."""
 
 _JOB_ID = re.compile(r"(?P<job>\d+)(\+(?P<offset>\d+))?(_(?P<tasks>\d+|\[[^\]]*\]))?")
 """``7``, the tasks of an array ``7_4`` or ``7_[5-9%2]``, the second component of a heterogeneous job ``7+1``."""
@@ -78,6 +86,42 @@ def parse_sacct(text: str, *, cluster: str) -> list[JobReport]:
         elif reports:
             reports[-1] = _with_step(reports[-1], fields)
     return reports
+
+
+def parse_queued_reruns(text: str, *, cluster: str) -> list[RerunJob]:
+    """Return the jobs of a ``rerun.sbatch`` in ``squeue --noheader --Format=RERUN_QUEUE_FORMAT``; an array is one."""
+    found = [(_queued(fields, cluster), fields) for fields in _rerun_fields(text, _RERUN_QUEUE_FIELDS)]
+    return rerun_jobs(arrays.folded(report for report, _ in found), _owners(found))
+
+
+def parse_accounted_reruns(text: str, *, cluster: str) -> list[RerunJob]:
+    """Return the same from ``sacct --allocations`` with `RERUN_ACCOUNT_FORMAT`; of a requeued job the last start."""
+    found = [(_accounted(fields, cluster), fields) for fields in _rerun_fields(text, _RERUN_ACCOUNT_FIELDS)]
+    reports = [report for report, _ in found]
+    return rerun_jobs(latest_of(first_identities(reports), reports).values(), _owners(found))
+
+
+def rerun_jobs(reports: Iterable[JobReport], owners: Mapping[int, tuple[str, str]]) -> list[RerunJob]:
+    """Return those jobs that carry a `RerunTag`; `owners` has user and working directory by the job's id."""
+    jobs = []
+    for report in reports:
+        tag = RerunTag.of_job(report.name, report.comment)
+        user, folder = owners[report.identity.job_id]
+        if tag is not None:
+            place = Path(folder) if folder.startswith("/") else None
+            jobs.append(RerunJob(report=report, tag=tag, user=user, working_directory=place))
+    return jobs
+
+
+def _rerun_fields(text: str, names: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Give the fields of records that may be of a ``rerun.sbatch``: most of a cluster's many aren't, and are let be."""
+    for record in records(text):
+        if "rerun" in record and (fields := _fields(record, names)) is not None:
+            yield fields
+
+
+def _owners(found: Iterable[tuple[JobReport, Mapping[str, str]]]) -> dict[int, tuple[str, str]]:
+    return {report.identity.job_id: (fields["UserName"], fields["WorkDir"]) for report, fields in found}
 
 
 def records(text: str) -> list[str]:
@@ -223,6 +267,12 @@ def tagged(reports: Iterable[JobReport], tag: RunTag, earliest: datetime) -> lis
     """
     ours = (report for report in reports if report.name == tag.job_name or report.comment == tag.comment)
     return [report for report in ours if report.identity.submitted_at >= earliest]
+
+
+def first_identities(reports: Sequence[JobReport]) -> list[JobIdentity]:
+    """Return the jobs in accounting's records, oldest first: one for each id, as it was submitted."""
+    first = {report.identity.job_id: report.identity for report in reversed(reports)}
+    return list(first.values())
 
 
 def latest_of(jobs: Iterable[JobIdentity], records: Iterable[JobReport]) -> dict[JobIdentity, JobReport]:

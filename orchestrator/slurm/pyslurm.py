@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown, SubmitRefused
-from orchestrator.records import Evidence, JobIdentity, JobReport, RunTag, Submission, SubmittedJob
+from orchestrator.records import Evidence, JobIdentity, JobReport, RerunJob, RunTag, Submission, SubmittedJob
 from orchestrator.slurm import arrays, lookup, parsing
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.environment import for_jobs
@@ -148,6 +148,12 @@ class PyslurmGateway(Gateway):
 
     def account(self, jobs: Sequence[JobIdentity]) -> Mapping[JobIdentity, JobReport]:
         return self._commands.account(jobs)
+
+    def queued_reruns(self) -> Sequence[RerunJob]:
+        return self._commands.queued_reruns()
+
+    def accounted_reruns(self, *, since: datetime) -> Sequence[RerunJob]:
+        return self._commands.accounted_reruns(since=since)
 
     def cancel(self, job: JobIdentity) -> None:
         report = next(iter(self._jobs(ids=[job.job_id])), None)

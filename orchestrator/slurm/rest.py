@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from orchestrator.errors import GatewayError, GatewayUnavailable, OutcomeUnknown
-from orchestrator.records import JobIdentity, JobReport, Json, RunTag, Submission, SubmittedJob
+from orchestrator.records import JobIdentity, JobReport, Json, RerunJob, RunTag, Submission, SubmittedJob
 from orchestrator.slurm import lookup, parsing, rest_documents, rest_failures, rest_policy
 from orchestrator.slurm.gateway import Gateway, GatewayInfo, check_folder
 from orchestrator.slurm.rest_connection import Connection, Query, Reply
@@ -135,6 +135,14 @@ class RestGateway(Gateway):
 
         return lookup.accounted(jobs, self._known().info.cluster, ask, at_once=_IDS_PER_CALL) if jobs else {}
 
+    def queued_reruns(self) -> Sequence[RerunJob]:
+        server = self._known()
+        document = self._ask(f"/slurm/v{server.version}/jobs").document
+        return rest_documents.queued_reruns(document, cluster=server.info.cluster)
+
+    def accounted_reruns(self, *, since: datetime) -> Sequence[RerunJob]:
+        return rest_documents.accounted_reruns(self._records(since), cluster=self._known().info.cluster)
+
     def cancel(self, job: JobIdentity) -> None:
         found = self._one(job.job_id, self._user)
         if lookup.may_be_ended(job, _report(found), self.account):
@@ -196,16 +204,19 @@ class RestGateway(Gateway):
         return next(iter(rest_documents.queued(reply.document, cluster=server.info.cluster)), None)
 
     def _accounting(self, since: datetime, chosen: Query) -> list[JobReport]:
-        """Return the records of jobs that had not ended before `since`; the end allows for a clock that is ahead."""
+        return rest_documents.accounted(self._records(since, chosen), cluster=self._known().info.cluster)
+
+    def _records(self, since: datetime, chosen: Query = ()) -> Json:
+        """Return accounting's jobs that had not ended before `since`; the end allows for a clock that is ahead."""
         server = self._known()
         if not server.info.accounting:
-            return []
+            return None
         end = datetime.now(UTC) + timedelta(days=1)
         window = [("start_time", f"uts{since.timestamp():.0f}"), ("end_time", f"uts{end.timestamp():.0f}")]
         every_run = [("show_duplicates", "true")] if server.version >= NEW_QUERIES else []
         query = [*window, *every_run, *chosen]
         reply = self._ask(f"/slurmdb/v{server.version}/jobs", query=query, absent=rest_failures.NOTHING_FOUND)
-        return rest_documents.accounted(reply.document, cluster=server.info.cluster)
+        return reply.document
 
     def _chosen(self, job_ids: Iterable[int]) -> Query:
         """Return the question's part that names jobs: a list with commas at first, later the name for each."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, Json, Scalar
-from orchestrator.slurm import arrays
+from orchestrator.records import Evidence, JobIdentity, JobReport, JobState, Json, RerunJob, Scalar
+from orchestrator.slurm import arrays, parsing
 from orchestrator.slurm.states import job_state
 
 Fields = Mapping[str, Json]
@@ -108,6 +108,25 @@ def queued(document: Json, *, cluster: str) -> list[Queued]:
     return [Queued(report=report, user=users.get(report.identity, "")) for report in arrays.folded(rows)]
 
 
+def queued_reruns(document: Json, *, cluster: str) -> list[RerunJob]:
+    """Return the jobs of a ``rerun.sbatch`` in ``/slurm/…/jobs``; an array is one job."""
+    found = [(_at_controller(job, cluster), job) for job in _reruns(document)]
+    owners = {
+        report.identity.job_id: (_text(job.get("user_name")), _text(job.get("current_working_directory")))
+        for report, job in found
+    }
+    return parsing.rerun_jobs(arrays.folded(report for report, _ in found), owners)
+
+
+def _reruns(document: Json) -> Iterator[Fields]:
+    """Give those jobs that may be of a ``rerun.sbatch``: most of a cluster's many aren't, and are let be."""
+    for job in map(_fields, _list(_fields(document).get("jobs"))):
+        comment = job.get("comment")
+        words = (job.get("name"), comment if isinstance(comment, str) else _fields(comment).get("job"))
+        if any("rerun" in _text(word) for word in words):
+            yield job
+
+
 def count_of(document: Json, user: str) -> int:
     """Return how many jobs of a user's ``/slurm/…/jobs`` has, each task of an array for itself."""
     jobs = queued(document, cluster="")
@@ -148,6 +167,17 @@ def accounted(document: Json, *, cluster: str) -> list[JobReport]:
     jobs = map(_fields, _list(_fields(document).get("jobs")))
     reports = [_in_accounting(job, cluster) for job in jobs if _text(job.get("cluster")) in {"", cluster}]
     return sorted(reports, key=lambda report: (report.identity.submitted_at, min(report.tasks, default=0)))
+
+
+def accounted_reruns(document: Json, *, cluster: str) -> list[RerunJob]:
+    """Return the jobs of a ``rerun.sbatch`` in ``/slurmdb/…/jobs``; of a requeued one the last start."""
+    jobs = [job for job in _reruns(document) if _text(job.get("cluster")) in {"", cluster}]
+    found = [(_in_accounting(job, cluster), job) for job in jobs]
+    owners = {
+        report.identity.job_id: (_text(job.get("user")), _text(job.get("working_directory"))) for report, job in found
+    }
+    reports = sorted((report for report, _ in found), key=lambda report: report.identity.submitted_at)
+    return parsing.rerun_jobs(parsing.latest_of(parsing.first_identities(reports), reports).values(), owners)
 
 
 def _in_accounting(job: Fields, cluster: str) -> JobReport:

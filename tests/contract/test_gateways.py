@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import pwd
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -31,11 +32,14 @@ from orchestrator.records import (
     JobIdentity,
     JobReport,
     JobState,
+    RerunJob,
+    RerunTag,
     RunTag,
     Submission,
     SubmittedJob,
     utc_now,
 )
+from orchestrator.sbatch_options import directive
 from orchestrator.slurm.cli import CliGateway
 from orchestrator.slurm.gateway import Gateway
 from orchestrator.slurm.local import LocalGateway
@@ -129,6 +133,19 @@ def _if_hopeless(report: JobReport) -> JobReport | None:
     """Return the report of a job that won't run any more, because it is cancelled or waits for what can't come."""
     hopeless = report.state is JobState.CANCELLED or "NeverSatisfied" in report.reason
     return report if hopeless else None
+
+
+def some_rerun() -> RerunTag:
+    return RerunTag(parent=str(uuid.uuid4()))
+
+
+def _of(jobs: Sequence[RerunJob], tag: RerunTag) -> RerunJob | None:
+    return next((job for job in jobs if job.tag == tag), None)
+
+
+def _if_ended(jobs: Sequence[RerunJob], tag: RerunTag) -> RerunJob | None:
+    job = _of(jobs, tag)
+    return job if job is not None and job.report.state.ended else None
 
 
 class GatewayContract:
@@ -368,6 +385,49 @@ class GatewayContract:
     def goes_on(self, gateway: Gateway, job: JobIdentity, work: Work) -> None:
         """Let the gateway in memory play a job; the others run it by themselves."""
 
+    # ------------------------------------------------------------------------------------ reruns that people hand over
+
+    def hand_over(self, gateway: Gateway, folder: Path, work: Work, tag: RerunTag) -> int:
+        """Hand a script to sbatch as a user does; return the job's id."""
+        raise NotImplementedError
+
+    def test_jobs_of_reruns_are_listed_with_user_folder_and_parent(self, gateway: Gateway, tmp_path: Path) -> None:
+        before, tag = utc_now(), some_rerun()
+        self.submit(gateway, tmp_path, SUCCEEDS)
+        job_id = self.hand_over(gateway, tmp_path, FAILS, tag)
+        job = eventually(lambda: _if_ended(gateway.queued_reruns(), tag))
+        assert (job.report.identity.cluster, job.report.identity.job_id) == (gateway.check().cluster, job_id)
+        assert before.replace(microsecond=0) <= job.report.identity.submitted_at <= utc_now()
+        assert (job.tag, job.user, job.working_directory) == (tag, pwd.getpwuid(os.getuid()).pw_name, tmp_path)
+        assert (job.report.state, job.report.exit_code, job.report.signal) == (JobState.FAILED, 3, None)
+        assert (job.report.name, job.report.evidence) == (tag.job_name, Evidence.CONTROLLER)
+        assert job.report.ended_at is not None
+        accounted = eventually(lambda: _if_ended(gateway.accounted_reruns(since=before), tag))
+        assert accounted.report.evidence is Evidence.ACCOUNTING
+        assert (accounted.report.identity, accounted.report.state) == (job.report.identity, JobState.FAILED)
+        assert (accounted.tag, accounted.user, accounted.working_directory) == (tag, job.user, tmp_path)
+        assert accounted.report.exit_code == self.three_in_accounting
+        assert accounted.report.ended_at == job.report.ended_at
+
+    def test_rerun_that_never_began_is_listed_with_its_end(self, gateway: Gateway, tmp_path: Path) -> None:
+        tag = some_rerun()
+        self.hand_over(gateway, tmp_path, Work(body="true", lines=self.held, play=stays_pending), tag)
+        waiting = eventually(lambda: _of(gateway.queued_reruns(), tag))
+        assert waiting.report.state is JobState.PENDING
+        gateway.cancel(waiting.report.identity)
+        job = eventually(lambda: _if_ended(gateway.queued_reruns(), tag))
+        assert (job.report.state, job.report.started_at) == (JobState.CANCELLED, None)
+
+    def test_reruns_that_ended_before_the_window_are_not_listed_from_accounting(
+        self, gateway: Gateway, tmp_path: Path
+    ) -> None:
+        tag = some_rerun()
+        self.hand_over(gateway, tmp_path, SUCCEEDS, tag)
+        job = eventually(lambda: _if_ended(gateway.queued_reruns(), tag))
+        eventually(lambda: _if_ended(gateway.accounted_reruns(since=job.report.identity.submitted_at), tag))
+        assert job.report.ended_at is not None
+        assert _of(gateway.accounted_reruns(since=job.report.ended_at + timedelta(seconds=2)), tag) is None
+
     # ----------------------------------------------------------------------------------------------- refusals
 
     def test_refused_submission_says_why_and_leaves_no_job(self, gateway: Gateway, tmp_path: Path) -> None:
@@ -477,6 +537,12 @@ class TestMemory(GatewayContract):
         assert isinstance(gateway, MemoryGateway)
         work.play(gateway, job)
 
+    def hand_over(self, gateway: Gateway, folder: Path, work: Work, tag: RerunTag) -> int:
+        assert isinstance(gateway, MemoryGateway)
+        job = gateway.hand_over(tag, user=pwd.getpwuid(os.getuid()).pw_name, working_directory=folder)
+        work.play(gateway, job)
+        return job.job_id
+
     def test_job_that_comes_after_another_cannot_be_told_to_run_before(
         self, gateway: MemoryGateway, tmp_path: Path
     ) -> None:
@@ -558,6 +624,14 @@ class TestLocal(ScriptsRun):
 
         yield make
         self.end_all(made[-1:])
+
+    def hand_over(self, gateway: Gateway, folder: Path, work: Work, tag: RerunTag) -> NoReturn:  # noqa: ARG002 - the contract's
+        pytest.skip("without SLURM a rerun is a process that somebody started, and no job")
+
+    def test_no_job_of_a_rerun_is_known(self, gateway: LocalGateway, tmp_path: Path) -> None:
+        self.submit(gateway, tmp_path, SUCCEEDS)
+        assert gateway.queued_reruns() == ()
+        assert gateway.accounted_reruns(since=utc_now() - timedelta(days=1)) == ()
 
     def end_all(self, gateways: list[LocalGateway]) -> None:
         for gateway in gateways:
@@ -813,8 +887,63 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         private.down()
 
 
+class OnTheStack(ScriptsRun):
+    """What holds on the real SLURM of the private stack, accounting included, whichever way it is asked."""
+
+    @pytest.fixture(autouse=True)
+    def _stack(self, cluster: Stack) -> None:
+        self.environment = os.environ | cluster.environment()
+
+    def hand_over(self, gateway: Gateway, folder: Path, work: Work, tag: RerunTag) -> int:  # noqa: ARG002 - as above
+        return self.sbatch(folder, work, tag)
+
+    def sbatch(self, folder: Path, work: Work, tag: RerunTag, *options: str) -> int:
+        script = folder / "rerun.sbatch"
+        own = (directive("job-name", tag.job_name), directive("comment", tag.comment))
+        script.write_text("\n".join(["#!/bin/bash", *own, work.lines, work.body, ""]))
+        command = ["sbatch", "--parsable", *options, str(script)]
+        done = subprocess.run(command, cwd=folder, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    def test_rerun_that_somebody_gave_another_name_is_known_by_its_comment(
+        self, gateway: Gateway, tmp_path: Path
+    ) -> None:
+        before, tag = utc_now(), some_rerun()
+        self.sbatch(tmp_path, SUCCEEDS, tag, "--job-name=peaks")
+        job = eventually(lambda: _if_ended(gateway.queued_reruns(), tag))
+        assert job.report.name == "peaks"
+        # By this stack's setting: AccountingStoreFlags=job_comment.
+        assert eventually(lambda: _if_ended(gateway.accounted_reruns(since=before), tag)).user == job.user
+
+    def test_jobs_of_other_users_are_listed_and_followed(self, gateway: Gateway, tmp_path: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("NOT TESTED: only root can submit as another user")
+        tag, waits = some_rerun(), Work(body="true", lines=self.held, play=stays_pending)
+        own = self.submit(gateway, tmp_path, waits).identity
+        self.sbatch(tmp_path, waits, tag, "--uid=nobody", "--chdir=/", "--output=/dev/null")
+        job = eventually(lambda: _of(gateway.queued_reruns(), tag))
+        identity = job.report.identity
+        assert (job.user, job.working_directory) == ("nobody", Path("/"))
+        assert gateway.poll([own, identity])[identity].state is JobState.PENDING
+        subprocess.run(["scancel", str(identity.job_id)], env=self.environment, check=True)
+        gateway.cancel(own)
+        for one in (own, identity):
+            reaches(gateway, one, JobState.CANCELLED, within_s=20)
+            is_accounted(gateway, one, JobState.CANCELLED, within_s=20)
+
+    def test_rerun_that_is_an_array_is_one_job(self, gateway: Gateway, tmp_path: Path) -> None:
+        before, tag = utc_now(), some_rerun()
+        job_id = self.hand_over(gateway, tmp_path, ARRAY_SUCCEEDS, tag)
+        job = eventually(lambda: _if_ended(gateway.queued_reruns(), tag))
+        assert job.report.identity.job_id == job_id
+        assert len([one for one in gateway.queued_reruns() if one.tag == tag]) == 1
+        accounted = eventually(lambda: _if_ended(gateway.accounted_reruns(since=before), tag))
+        assert accounted.report.identity.job_id == job_id
+
+
 @pytest.mark.stack
-class TestCli(ScriptsRun):
+class TestCli(OnTheStack):
     """The real SLURM of the private stack, accounting included."""
 
     held: ClassVar[str] = "#SBATCH --hold"
@@ -887,6 +1016,7 @@ class TestCli(ScriptsRun):
                 lambda: self.submit(gateway, tmp_path, SUCCEEDS, tag),
                 lambda: gateway.find(tag, since=before),
                 lambda: gateway.poll([job]),
+                gateway.queued_reruns,
                 lambda: gateway.cancel(job),
             )
             for call in calls:
@@ -940,6 +1070,8 @@ class TestCli(ScriptsRun):
             assert [report.identity for report in gateway.find(tag, since=before)] == [job]
             with pytest.raises(GatewayUnavailable):
                 gateway.find(some_tag(), since=before)
+            with pytest.raises(GatewayUnavailable):
+                gateway.accounted_reruns(since=before)
         finally:
             cluster.start("slurmdbd")
         without = tmp_path / "slurm.conf"
@@ -947,6 +1079,7 @@ class TestCli(ScriptsRun):
         without.write_text(text.replace("accounting_storage/slurmdbd", "accounting_storage/none"))
         unaccounted = CliGateway(environment={**os.environ, "SLURM_CONF": str(without)})
         assert unaccounted.account([job]) == {}
+        assert unaccounted.accounted_reruns(since=before) == []
         assert unaccounted.find(some_tag(), since=before) == ()
 
     def test_missing_programs_are_named_with_the_remedy(
@@ -977,7 +1110,7 @@ class TestCli(ScriptsRun):
 
 
 @pytest.mark.stack
-class TestCliOfALongQueue(ScriptsRun):
+class TestCliOfALongQueue(OnTheStack):
     """The same route where it asks for the whole queue only now and then."""
 
     held: ClassVar[str] = "#SBATCH --hold"
@@ -1017,7 +1150,7 @@ class TestCliOfALongQueue(ScriptsRun):
 
 @pytest.mark.stack
 @pytest.mark.pyslurm
-class TestPyslurm(ScriptsRun):
+class TestPyslurm(OnTheStack):
     """The real SLURM of the private stack through libslurm; what only this route has is in test_pyslurm.py."""
 
     held: ClassVar[str] = "#SBATCH --hold"
@@ -1040,7 +1173,7 @@ class TestPyslurm(ScriptsRun):
 
 
 @pytest.mark.stack
-class TestRest(ScriptsRun):
+class TestRest(OnTheStack):
     """The real slurmrestd of the private stack; what only this route has is in test_rest.py."""
 
     held: ClassVar[str] = "#SBATCH --hold"

@@ -28,6 +28,8 @@ from sqlalchemy import text
 
 from orchestrator.errors import InvalidInput, InvalidSettings, NotFound, StoreUnavailable
 from orchestrator.provenance import (
+    CAME_HOME,
+    LOST,
     Arrival,
     AttemptEnd,
     AttemptStage,
@@ -1295,6 +1297,61 @@ class StoreContract:
                 return store.record_adopted(plan, intent, a_job(), {"how": "sbatch"}, NOON)
 
         assert sorted(at_once(4, take_in)) == [False, False, False, True]
+
+    def test_a_job_that_left_no_word_is_told_of_once_and_later_words_take_the_place_of_earlier_ones(
+        self, store: Store
+    ) -> None:
+        parent, job = submitted(store).run_id, a_job(60).identity
+        assert store.known_reruns([job]) == set()
+        assert store.record_lost_rerun(parent, job, {"words": "RUNNING"}, NOON)
+        assert not store.record_lost_rerun(parent, job, {"words": "RUNNING"}, NOON)
+        requeued = replace(job, submitted_at=job.submitted_at + timedelta(minutes=5))
+        assert store.record_lost_rerun(parent, requeued, {"words": "FAILED"}, NOON + timedelta(hours=1))
+        assert not store.record_lost_rerun(parent, job, {"words": "FAILED"}, NOON + timedelta(hours=1))
+        assert store.record_lost_rerun(parent, a_job(61).identity, {"words": "TIMEOUT"}, NOON)
+        first, second = (event for event in store.run(parent).events if event.kind == LOST)
+        told = {"cluster": job.cluster, "job_id": 60, "submitted_at": job.submitted_at.isoformat(), "words": "FAILED"}
+        assert (first.attempt, first.sequence, first.at, first.detail) == (0, 0, NOON + timedelta(hours=1), told)
+        assert isinstance(second.detail, dict)
+        assert second.detail["job_id"] == 61
+        assert store.known_reruns([job]) == set()
+        with pytest.raises(NotFound):
+            store.record_lost_rerun(str(uuid4()), job, {}, NOON)
+
+    def test_a_job_that_came_home_is_known_and_its_parent_says_so(self, store: Store) -> None:
+        parent, job = submitted(store).run_id, a_job(62)
+        store.record_lost_rerun(parent, job.identity, {"words": "FAILED"}, NOON)
+        plan = a_plan(parent_run=parent)
+        intent = Intent(tag=RunTag(run_id=plan.run_id, attempt=1), script=SCRIPT)
+        assert store.record_adopted(plan, intent, job, {}, NOON)
+        assert store.known_reruns([job.identity, a_job(63).identity]) == {(job.identity.cluster, 62, parent)}
+        (event,) = (event for event in store.run(parent).events if event.kind == LOST)
+        assert isinstance(event.detail, dict)
+        assert event.detail[CAME_HOME] == plan.run_id
+        assert not store.record_lost_rerun(parent, job.identity, {"words": "TIMEOUT"}, NOON)
+        assert store.run(parent).events[-1] == event
+
+    def test_however_word_and_comparison_meet_a_job_is_recorded_once(self, url: str) -> None:
+        with Store.open(url) as store:
+            parent = submitted(store).run_id
+        plans = [a_plan(parent_run=parent) for _ in range(5)]
+
+        def record(number: int) -> None:
+            with Store.open(url, busy_timeout_s=20) as store:
+                for job_id, plan in enumerate(plans, 70):
+                    if number % 2:
+                        intent = Intent(tag=RunTag(run_id=plan.run_id, attempt=1), script=SCRIPT)
+                        store.record_adopted(plan, intent, a_job(job_id), {}, NOON)
+                    else:
+                        store.record_lost_rerun(parent, a_job(job_id).identity, {"words": "FAILED"}, NOON)
+
+        at_once(4, record)
+        with Store.open(url) as store:
+            assert {run.run_id for run in store.runs(parent=parent)} == {plan.run_id for plan in plans}
+            told = [dict(event.detail) for event in store.run(parent).events if event.kind == LOST]  # type: ignore[arg-type]
+        by_id = {plan.run_id: job_id for job_id, plan in enumerate(plans, 70)}
+        assert len(told) == len({one["job_id"] for one in told})
+        assert all(by_id[str(one[CAME_HOME])] == one["job_id"] for one in told)
 
     def test_only_reruns_through_the_service_are_counted_and_while_they_have_a_job(self, store: Store) -> None:
         parent = submitted(store)

@@ -8,17 +8,21 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import pytest
 
-from orchestrator.provenance import RunDetail, detail_of
-from orchestrator.records import Origin, RunState
+from orchestrator.adopting import COMPARED
+from orchestrator.provenance import LOST, RunDetail, detail_of
+from orchestrator.records import Origin, RerunTag, RunState
 from orchestrator.rerunning import HOME_FOLDER
 from orchestrator.runs import RunDirectory
 from orchestrator.stack import Stack
+from orchestrator.stack.slurm import CLUSTER
 from tests.others import AS_NOBODY, NOBODY, python_for_nobody
 from tests.system.beamline import Beamline, slurm
 
@@ -105,7 +109,7 @@ def test_a_run_made_again_with_sbatch_while_the_service_is_away_comes_home(
         assert identity.job_id == job
         columns = ("--format=JobName%80,Cluster,Submit", "--noheader", "--parsable2", "--allocations")
         name, cluster, submit = slurm(accounting_stack, "sacct", f"--jobs={job}", *columns).strip().split("|")
-        assert (name, cluster) == (again.attempts[0].tag.job_name, identity.cluster)
+        assert (name, cluster) == (RerunTag(parent=first.summary.run_id).job_name, identity.cluster)
         assert identity.submitted_at.timestamp() == time.mktime(time.strptime(submit, "%Y-%m-%dT%H:%M:%S"))
 
         assert (bins_of(first), bins_of(again)) == (500, 123)
@@ -155,7 +159,31 @@ def open_to_others(stack: Stack, folder: Path) -> None:
             Path(path).chmod(0o755)
 
 
-def test_a_user_who_may_only_read_makes_a_run_again_that_is_theirs() -> None:
+@dataclass(frozen=True, kw_only=True)
+class OpenSite:
+    """A site of which others may read the runs, and one of these others, with a home."""
+
+    stack: Stack
+    beamline: Beamline
+    home: Path
+
+    def script(self, run: RunDetail, *edits: tuple[str, str]) -> Path:
+        """Put a run's script, with lines edited, into that user's home."""
+        text = RunDirectory(run.summary.run_directory).rerun.read_text()
+        # The account has no home of its own.
+        for before, after in (("\nparent=", f"\nexport HOME={self.home}\nparent="), *edits):
+            assert before in text
+            text = text.replace(before, after, 1)
+        script = self.home / "mine.sbatch"
+        script.write_text(text)
+        return script
+
+    def log_of(self, job: int) -> str:
+        return (self.home / f"rerun-{job}.log").read_text()
+
+
+@contextmanager
+def site_open_to_others(services: set[str], **changes: object) -> Iterator[OpenSite]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)  # that others may enter, unlike pytest's
         folder.chmod(0o755)
@@ -164,25 +192,80 @@ def test_a_user_who_may_only_read_makes_a_run_again_that_is_theirs() -> None:
         os.chown(home, NOBODY.pw_uid, NOBODY.pw_gid)
         python = python_for_nobody(folder)
         stack = Stack(folder / "stack")
-        stack.up({"slurm", "broker"}, nodes=1)
+        stack.up(services, nodes=1)
         open_to_others(stack, folder)
-        beamline = Beamline(folder / "site", stack, {"python": str(python)})
+        beamline = Beamline(folder / "site", stack, {"python": str(python), **changes})
         beamline.start_service()
         try:
-            first = a_live_run(beamline, "theirs")
-            text = RunDirectory(first.summary.run_directory).rerun.read_text()
-            script = home / "mine.sbatch"  # the account has no home of its own
-            script.write_text(text.replace("\nparent=", f"\nexport HOME={home}\nparent=", 1))
-            job = sbatch(stack, home, script, *AS_NOBODY)
-            wait_until(lambda: is_over(stack, job), lambda: slurm(stack, "squeue"))
-            log = home / f"rerun-{job}.log"
-            wait_until(lambda: len(beamline.store.runs()) == 2, lambda: (log.read_text(), beamline.log()))
-            (again,) = (run for run in beamline.store.runs() if run.parent_run == first.summary.run_id)
-            assert again.requester == "nobody"
-            assert again.run_directory.is_relative_to(home / HOME_FOLDER)
-            refused = beamline.command("rerun", again.run_id)
-            assert refused.returncode == 3
-            assert "was made by nobody with sbatch" in refused.stderr
+            yield OpenSite(stack=stack, beamline=beamline, home=home)
         finally:
             beamline.close()
             stack.down()
+
+
+def test_a_user_who_may_only_read_makes_a_run_again_that_is_theirs() -> None:
+    with site_open_to_others({"slurm", "broker"}) as site:
+        beamline = site.beamline
+        first = a_live_run(beamline, "theirs")
+        job = sbatch(site.stack, site.home, site.script(first), *AS_NOBODY)
+        wait_until(lambda: is_over(site.stack, job), lambda: slurm(site.stack, "squeue"))
+        wait_until(lambda: len(beamline.store.runs()) == 2, lambda: (site.log_of(job), beamline.log()))
+        (again,) = (run for run in beamline.store.runs() if run.parent_run == first.summary.run_id)
+        assert again.requester == "nobody"
+        assert again.run_directory.is_relative_to(site.home / HOME_FOLDER)
+        refused = beamline.command("rerun", again.run_id)
+        assert refused.returncode == 3
+        assert "was made by nobody with sbatch" in refused.stderr
+
+
+def test_jobs_of_others_that_could_leave_no_word_are_found_in_slurm() -> None:
+    with site_open_to_others({"slurm", "broker", "accounting"}, **{"reruns.compare_interval_s": 2}) as site:
+        beamline, stack = site.beamline, site.stack
+        first = a_live_run(beamline, "theirs")
+        parent = first.summary.run_id
+        drop = beamline.settings.reruns.drop
+        wait_until(drop.exists, beamline.log)
+        drop.chmod(0o755)
+
+        silent = sbatch(stack, site.home, site.script(first), *AS_NOBODY)
+        wait_until(lambda: is_over(stack, silent), lambda: slurm(stack, "squeue"))
+        assert f"{drop}: Permission denied: no word for the service" in site.log_of(silent)
+        wrong = sbatch(stack, site.home, site.script(first, ("\nbins = ", "\nbins == ")), *AS_NOBODY)
+        held = site.script(first, ("\n#SBATCH", "\n#SBATCH --hold\n#SBATCH"))
+        never = sbatch(stack, site.home, held, *AS_NOBODY)
+        slurm(stack, "scancel", str(never))
+
+        wait_until(lambda: len(beamline.store.runs()) == 2, beamline.log, within_s=150)
+        (again,) = beamline.store.runs(parent=parent)
+        assert (again.requester, again.job and again.job.job_id) == ("nobody", silent)
+        assert again.run_directory.is_relative_to(site.home / HOME_FOLDER)
+
+        def usage_is_known() -> bool:
+            run = beamline.store.run(again.run_id)
+            report = run.attempts[0].last_report
+            return run.summary.state.ended and report is not None and "elapsed_s" in report.usage
+
+        wait_until(usage_is_known, lambda: (beamline.store.run(again.run_id), beamline.log()))
+        assert beamline.store.run(again.run_id).summary.state is RunState.COMPLETE
+
+        def lost() -> dict[object, dict[str, object]]:
+            details = [event.detail for event in beamline.store.run(parent).events if event.kind == LOST]
+            return {detail["job_id"]: dict(detail) for detail in details if isinstance(detail, dict)}
+
+        wait_until(lambda: len(lost()) == 2, lambda: (lost(), beamline.log()), within_s=150)
+        told = lost()
+        assert (told[wrong]["user"], told[wrong]["exit_code"]) == ("nobody", 2)
+        assert "an edit in its script is wrong" in str(told[wrong]["because"])
+        assert told[never]["because"] == "it never began"
+        shown = " ".join(beamline.command("show", parent).stdout.split())
+        assert f"rerun {again.run_id}" in shown
+        assert f"no run of it is known: job {CLUSTER}:{wrong} of nobody, FAILED, exit code 2" in shown
+        assert f"{site.home}/rerun-{wrong}.log says more" in shown
+        assert f":{never} of nobody, CANCELLED" in shown
+
+        beamline.stop_service()
+        beamline.start_service()  # which looks at all of them again
+        note = drop / COMPARED / "until"
+        before = note.stat().st_mtime_ns
+        wait_until(lambda: note.stat().st_mtime_ns > before, beamline.log)
+        assert (lost(), len(beamline.store.runs())) == (told, 2)

@@ -87,6 +87,16 @@ class Reruns:
 
     def word(self, parent: RunDetail, parameters: str = "bins = 2000", **changes: Any) -> tuple[JobPlan, Path]:
         """Have a job make a run and leave word, within this process; return its plan and the word."""
+        self.jobs += 1
+        job = JobHere(cluster="elsewhere", job_id=str(1000 + self.jobs), restarts=0)
+        plan, request = self.made_by(job, parent, parameters, **changes)
+        leave_word(plan, job, request)
+        return plan, request.drop / f"{plan.run_id}.json"
+
+    def made_by(
+        self, job: JobHere, parent: RunDetail, parameters: str = "bins = 2000", **changes: Any
+    ) -> tuple[JobPlan, Request]:
+        """Have a job make a run, within this process, and leave no word; return its plan and what was asked for."""
         run = RunDirectory(parent.summary.run_directory)
         script = self.folder / "mine.sbatch"
         script.write_text(run.rerun.read_text().replace("bins = 500", parameters))
@@ -96,11 +106,7 @@ class Reruns:
             template=None, root=reruns.root, drop=reruns.drop,
         )  # fmt: skip
         request = replace(plain, **changes)
-        self.jobs += 1
-        job = JobHere(cluster="elsewhere", job_id=str(1000 + self.jobs), restarts=0)
-        plan = make_again(request, parameters, job)
-        leave_word(plan, job, request)
-        return plan, request.drop / f"{plan.run_id}.json"
+        return make_again(request, parameters, job), request
 
     def handed_over(
         self, script: Path, *, user: int | None = None, **environment: str

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import adopting
-from orchestrator.adopting import ASIDE
+from orchestrator.adopting import ASIDE, COMPARED
 from orchestrator.provenance import RunDetail, plan_to_json
 from orchestrator.records import JobState, Origin, Retries, RetryRule, RunState, sha256_of, utc_now
 from orchestrator.rerunning import user_name
@@ -165,7 +165,7 @@ def test_files_of_another_user_are_refused(reruns: Reruns, parent: RunDetail, na
     path: Path = getattr(RunDirectory(plan.run_directory), name)
     os.chown(path, NOBODY, NOBODY)
     said = put_aside(reruns, word)
-    assert said.startswith(f"{path}: is {user_name(NOBODY)}'s, and the word for it is {user_name(0)}'s")
+    assert said.startswith(f"{path}: is {user_name(NOBODY)}'s, and the job, or the word for it, is {user_name(0)}'s")
     assert "who runs rerun.sbatch has to own what it writes" in said
 
 
@@ -221,7 +221,14 @@ def test_what_is_half_written_or_no_word_is_left_alone(reruns: Reruns) -> None:
         (reruns.drop / name).touch()
     (reruns.drop / "folder.json").mkdir()
     assert reruns.adopter.adopt_all() == 0
-    assert {path.name for path in reruns.drop.iterdir()} == {".word.json", "note.txt", "folder.json", ASIDE, RECORDS}
+    assert {path.name for path in reruns.drop.iterdir()} == {
+        ".word.json",
+        "note.txt",
+        "folder.json",
+        ASIDE,
+        COMPARED,
+        RECORDS,
+    }
 
 
 def test_a_word_for_another_place_or_run_is_refused(reruns: Reruns, parent: RunDetail) -> None:
@@ -280,7 +287,7 @@ def test_the_service_never_submits_what_others_made(reruns: Reruns, parent: RunD
 def test_the_drop_folder_is_everybodys_and_those_in_it_are_the_services(reruns: Reruns) -> None:
     modes = {path.name: path.stat().st_mode & 0o7777 for path in (reruns.drop, *reruns.drop.iterdir())}
     assert modes[reruns.drop.name] == 0o1777
-    assert all(modes[name] & 0o022 == 0 for name in (ASIDE, RECORDS))
+    assert all(modes[name] & 0o022 == 0 for name in (ASIDE, COMPARED, RECORDS))
 
 
 def test_a_folder_of_the_services_that_another_user_made_is_refused(reruns: Reruns) -> None:

@@ -97,13 +97,20 @@ def test_what_a_purge_left_of_a_job_that_waited_is_gone_with_the_next_whole_answ
 SQUEUE = """#!/bin/sh
 echo "$*" >> asked
 [ ! -e down ] || { echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }
-case "$*" in *--states=all*) cat whole;; *) cat begun;; esac
+case "$*" in
+    *--jobs=*) cat named 2> /dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; };;
+    *--states=all*) cat whole;;
+    *) cat begun;;
+esac
 """
 
 
 @pytest.fixture
 def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliGateway:
-    """Return a gateway whose squeue prints the files *whole* or *begun*, and fails while there is a file *down*."""
+    """Return a gateway whose squeue prints the files *whole* or *begun*, and fails while there is a file *down*.
+
+    Of jobs that are named by their ids it knows those in *named*.
+    """
     monkeypatch.chdir(tmp_path)
     for name, text in {"squeue": SQUEUE, "scontrol": "#!/bin/sh\necho 'ClusterName = c'\n"}.items():
         Path(name).write_text(text)
@@ -117,7 +124,7 @@ def asked() -> list[str]:
     """Say what squeue was asked for, since the last time."""
     lines = Path("asked").read_text().splitlines()
     Path("asked").write_text("")
-    return ["begun" if f"--states={BEGUN}" in line else "whole" for line in lines]
+    return ["named" if "--jobs=" in line else "begun" if f"--states={BEGUN}" in line else "whole" for line in lines]
 
 
 def told(gateway: CliGateway, jobs: tuple[JobIdentity, ...] = JOBS) -> Mapping[int, JobReport]:
@@ -135,9 +142,19 @@ def test_a_long_queue_is_asked_for_whole_once_and_then_for_what_has_begun(gatewa
 
 def test_a_short_queue_is_asked_for_whole_each_time(gateway: CliGateway) -> None:
     Path("whole").write_text(queue(record("1"), record("2")))
-    told(gateway)
-    told(gateway)
+    told(gateway, (A, B))
+    told(gateway, (A, B))
     assert asked() == ["whole", "whole"]
+
+
+def test_jobs_that_are_not_this_users_are_asked_for_by_their_ids(gateway: CliGateway) -> None:
+    Path("whole").write_text(queue(record("1")))
+    Path("named").write_text(queue(record("2", "RUNNING"), record("3", submitted_s=SUBMITTED_S - 9)))
+    later = told(gateway)
+    assert {job: report.state for job, report in later.items()} == {1: JobState.PENDING, 2: JobState.RUNNING}
+    assert asked() == ["whole", "named"]
+    Path("named").unlink()
+    assert set(told(gateway)) == {1}
 
 
 def test_a_change_that_happens_while_an_answer_is_lost_is_in_the_next_one(gateway: CliGateway) -> None:
@@ -151,7 +168,7 @@ def test_a_change_that_happens_while_an_answer_is_lost_is_in_the_next_one(gatewa
     Path("whole").write_text(queue(record("1", reason="Resources"), record("2")))  # requeued; the third is forgotten
     Path("begun").write_text("")
     later = told(gateway)
-    assert asked() == ["whole", "begun", "begun", "whole"]
+    assert asked() == ["whole", "begun", "begun", "whole", "named"]
     assert {job: report.state for job, report in later.items()} == dict.fromkeys((1, 2), JobState.PENDING)
     assert later[1].reason == "Resources"
 

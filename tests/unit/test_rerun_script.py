@@ -139,7 +139,8 @@ def test_it_asks_slurm_for_what_the_run_asked_for_and_has_a_name_of_its_own() ->
     parents, own = options(render(plan, 1, SHIPPED).text), options(written(plan))
     its = ("job-name", "comment", "chdir", "output", "open-mode")
     taken = [line for line in parents if not any(line.startswith(f"#SBATCH --{name}=") for name in its)]
-    assert own == [f"#SBATCH --job-name=rerun-{RUN_ID}", "#SBATCH --output=rerun-%j.log", *taken]
+    name, comment = f"#SBATCH --job-name=rerun-{RUN_ID}", f'#SBATCH --comment="orchestrator rerun={RUN_ID}"'
+    assert own == [name, comment, "#SBATCH --output=rerun-%j.log", *taken]
     assert {"#SBATCH --ntasks=4", "#SBATCH --mem=500M", "#SBATCH --partition=live", "#SBATCH --account=i22"} <= set(own)
 
 

@@ -294,7 +294,10 @@ def test_a_drop_folder_that_is_not_there_is_said_and_no_obstacle(reruns: Reruns)
     shutil.rmtree(reruns.drop)
     done = reruns.handed_over(RunDirectory(parent.summary.run_directory).rerun)
     assert done.returncode == 0
-    assert f"warning: {reruns.drop}: No such file or directory: the service isn't told of this run" in done.stderr
+    assert (
+        f"warning: {reruns.drop}: No such file or directory: no word for the service; it looks for this job"
+        in done.stderr
+    )
 
 
 def test_a_user_who_may_only_read_makes_a_run_of_his_own(seen_by_all: Path) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.records import Evidence, JobReport, JobState, Json
+from orchestrator.records import Evidence, JobReport, JobState, Json, RerunTag
 from orchestrator.slurm.parsing import latest_of
 from orchestrator.slurm.rest_documents import (
     accounted,
+    accounted_reruns,
     cluster_of,
     cluster_of_jobs,
     errors,
     only_cluster,
     queued,
+    queued_reruns,
     release,
     submitted_id,
     whole,
@@ -25,9 +28,8 @@ TEXTS = Path(__file__).parent / "slurm_texts"
 VERSIONS = ("0.0.38", "0.0.41", "0.0.44")
 
 
-def captured(name: str, version: str) -> Json:
-    document: Json = json.loads((TEXTS / f"rest-{name}-{version}.json").read_text())
-    return document
+def captured(name: str, version: str) -> Any:
+    return json.loads((TEXTS / f"rest-{name}-{version}.json").read_text())
 
 
 def at_controller(version: str) -> list[JobReport]:
@@ -48,6 +50,27 @@ def test_every_version_tells_the_same_of_the_same_jobs_at_the_controller(version
     assert done.ended_at is not None
     assert done.identity.submitted_at <= done.started_at < done.ended_at
     assert done.nodes == "n1"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("by", ["name", "comment"])
+def test_jobs_of_reruns_are_told_from_others_in_every_version(version: str, by: str) -> None:
+    tag = RerunTag(parent="1b4e28ba-2fa1-11d2-883f-0016d3cca427")
+    jobs, records = (captured(name, version) for name in ("jobs", "accounting"))
+    for document, folder, user in (
+        (jobs, "current_working_directory", "user_name"),
+        (records, "working_directory", "user"),
+    ):
+        job = document["jobs"][1]
+        job |= {folder: "/home/x", user: "x", "name": tag.job_name if by == "name" else "peaks"}
+        if by == "comment":
+            job["comment"] = tag.comment if document is jobs else {**job["comment"], "job": tag.comment}
+    (one,) = queued_reruns(jobs, cluster="stack")
+    (same,) = accounted_reruns(records, cluster="stack")
+    assert (one.tag, one.user, one.working_directory) == (tag, "x", Path("/home/x"))
+    assert (same.tag, same.user, same.working_directory) == (tag, "x", Path("/home/x"))
+    assert (one.report.state, one.report.exit_code) == (JobState.FAILED, 3)
+    assert (same.report.identity, same.report.state) == (one.report.identity, JobState.FAILED)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

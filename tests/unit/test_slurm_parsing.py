@@ -142,6 +142,55 @@ def test_tag_is_known_by_name_or_by_comment(records: list[JobReport]) -> None:
     assert parsing.tagged(records, tag, at(1795391655)) == []
 
 
+PARENT = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+
+
+@pytest.mark.parametrize(
+    ("name", "comment", "is_one"),
+    [
+        (f"rerun-{PARENT}", "", True),
+        (f"rerun-{PARENT}", f"orchestrator run={PARENT} attempt=1", True),
+        ("peaks\nof rerun", f"orchestrator rerun={PARENT}", True),
+        ("rerun-everything", "my rerun", False),
+        (f"rerun-{PARENT}-2", "", False),
+        (f"rerun-{PARENT.upper()}", "", False),
+    ],
+)
+def test_job_of_a_rerun_is_known_by_name_or_comment_among_others(name: str, comment: str, is_one: bool) -> None:
+    other = ["8", "RUNNING", "None", "1795392585", "1795392586", "0", "0", "0", "n1", "x", "/rerun", "bash", "(null)"]
+    fields = [
+        "9",
+        "FAILED",
+        "NonZeroExitCode",
+        *other[3:5],
+        "1795392589",
+        "512",
+        "0",
+        "n1",
+        "x",
+        "/a\nb",
+        name,
+        comment,
+    ]
+    text = "\n".join(parsing.SEPARATOR.join([*row, ""]) for row in (other, fields, other))
+    found = parsing.parse_queued_reruns(text, cluster="c")
+    assert [(job.report.identity.job_id, job.tag.parent) for job in found] == ([(9, PARENT)] if is_one else [])
+    for job in found:
+        assert (job.user, job.working_directory, job.report.exit_code) == ("x", Path("/a\nb"), 2)
+
+
+def test_last_start_of_a_requeued_rerun_is_told_under_its_first_submit_time() -> None:
+    fields = dict.fromkeys(parsing.RERUN_ACCOUNT_FORMAT.split(","), "")
+    fields |= {"JobID": "9", "JobName": f"rerun-{PARENT}", "User": "x", "WorkDir": "/home/x", "NodeList": "n1"}
+    starts = (("NODE_FAIL", "1795392585", "0:0"), ("FAILED", "1795392685", "2:0"))
+    rows = [fields | {"State": state, "Submit": submit, "ExitCode": code} for state, submit, code in starts]
+    text = "\n".join(parsing.SEPARATOR.join(row.values()) for row in rows)
+    (job,) = parsing.parse_accounted_reruns(text, cluster="c")
+    assert job.report.identity.submitted_at == at(1795392585)
+    assert (job.report.state, job.report.exit_code, job.report.restarts) == (JobState.FAILED, 2, 1)
+    assert (job.user, job.working_directory) == ("x", Path("/home/x"))
+
+
 def test_requeued_job_is_the_same_although_slurm_moved_its_submit_time(queue: dict[int, JobReport]) -> None:
     submitted = JobIdentity(cluster="c", job_id=29, submitted_at=at(1795392588))
     assert parsing.is_same_job(submitted, queue[29])
