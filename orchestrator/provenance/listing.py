@@ -27,7 +27,7 @@ _ENDED = tuple(state for state in RunState if state.ended)
 _LOOKED_THROUGH = 2000
 """So many of the newest runs are looked through for a text before its index is asked: what many have is found there."""
 
-_MOMENTS_AT_ONCE = 250
+_MOMENTS_AT_ONCE = 100
 _MOST_MOMENTS = 1000
 """So many moments of the index may lead to no run that is wanted; then all that are left are looked through."""
 
