@@ -92,7 +92,7 @@ class EndingStore(Database):
         wanted = (
             select(AttemptRow)
             .join(RunRow, AttemptRow.run_id == RunRow.run_id)
-            .where(RunRow.state == RunState.CANCELLED, RunRow.ended_at >= since)
+            .where(func.coalesce(RunRow.state, RunState.UNKNOWN) == RunState.CANCELLED, RunRow.ended_at >= since)
             .where(WAS_SUBMITTED, AttemptRow.job_state.is_(None))
         )
         with self.reading() as session:

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, type_coerce, union_all
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select, type_coerce, union_all
 from sqlalchemy.orm import Session
 
 from orchestrator.provenance.attempts import counts_of, identity_of
@@ -27,9 +27,9 @@ _ENDED = tuple(state for state in RunState if state.ended)
 _LOOKED_THROUGH = 2000
 """So many of the newest runs are looked through for a text before its index is asked: what many have is found there."""
 
-_MOMENTS_AT_ONCE = 250
-_MOST_MOMENTS = 5000
-"""So many moments are taken from the index."""
+_MOMENTS_AT_ONCE = 100
+_MOST_MOMENTS = 1000
+"""So many moments of the index may lead to no run that is wanted; then all that are left are looked through."""
 
 _NEWEST_FIRST = (RunRow.created_at.desc(), RunRow.run_id.desc())
 
@@ -85,7 +85,8 @@ class ListingStore(Database):
             conditions.append(_is_behind(after))
         wanted = with_newest_attempt().where(*conditions).order_by(*_NEWEST_FIRST)
         with self.snapshot() as session:
-            pages = [_page(session, wanted.where(*condition), text, limit) for condition in _in_one_of(states)]
+            few = any(value is not None for value in (visit, uid, parent))
+            pages = [_page(session, wanted.where(*state), text, limit) for state in _in_one_of(states, of_few=few)]
         return [summary_of(run, attempt) for run, attempt in _newest(chain.from_iterable(pages), limit)]
 
     def counts_by_state(self, since: datetime) -> Mapping[RunState, int]:
@@ -119,13 +120,18 @@ def _is_behind(run: RunSummary) -> ColumnElement[bool]:
     return and_(RunRow.created_at <= run.created_at, or_(RunRow.created_at < run.created_at, same))
 
 
-def _in_one_of(states: Sequence[RunState]) -> Iterator[tuple[ColumnElement[bool], ...]]:
+def _in_one_of(states: Sequence[RunState], *, of_few: bool) -> Iterator[tuple[ColumnElement[bool], ...]]:
     """Return the conditions for runs in one of some states, each to be asked by itself.
 
     Databases find the newest of one state in an index, and sort all of several; few haven't ended, they are together.
+    Where another condition leaves few, SQLite can't know, and would begin with all of the state: of an expression there
+    is no index.
     """
     if not states:
         yield ()
+    elif of_few:
+        yield (func.coalesce(RunRow.state, RunState.UNKNOWN).in_(states),)
+        return
     if living := [state for state in _LIVING if state in states]:
         yield (RunRow.state.in_(living),)
     yield from ((RunRow.state == state,) for state in _ENDED if state in states)
@@ -143,7 +149,8 @@ def _page(session: Session, wanted: Select[RunRow, AttemptRow], text: str | None
     if not text:
         return session.execute(wanted.limit(most)).all()
     having = wanted.where(_has(text))
-    end = session.scalar(wanted.with_only_columns(RunRow.created_at).offset(_LOOKED_THROUGH).limit(1))
+    times = wanted.with_only_columns(RunRow.created_at).order_by(None).order_by(RunRow.created_at.desc())
+    end = session.scalar(times.offset(_LOOKED_THROUGH).limit(1))
     if end is None:
         return session.execute(having.limit(most)).all()
     found = session.execute(having.where(RunRow.created_at > end).limit(most)).all()
@@ -160,11 +167,15 @@ def _has(text: str) -> ColumnElement[bool]:
 def _further(
     session: Session, having: Select[RunRow, AttemptRow], text: str, end: datetime, most: int
 ) -> Sequence[Found]:
-    times = moments(session, text, end, _MOST_MOMENTS)
+    times = moments(session, text, end, _MOST_MOMENTS + most)
     if times is None:
         return session.execute(having.limit(most)).all()
-    living = session.execute(having.where(RunRow.ended_at.is_(None)).limit(most)).all()
-    return _newest([*living, *_ended(session, having.where(RunRow.ended_at.is_not(None)), times, most)], most)
+    # As one condition, behind which SQLite finds no other index than that of the few that haven't ended.
+    hidden = case((having.whereclause, 1), else_=0) == 1  # type: ignore[arg-type]
+    living = with_newest_attempt().where(RunRow.ended_at.is_(None), hidden).order_by(*_NEWEST_FIRST).limit(most)
+    return _newest(
+        [*session.execute(living), *_ended(session, having.where(RunRow.ended_at.is_not(None)), times, most)], most
+    )
 
 
 def _ended(
@@ -176,7 +187,7 @@ def _ended(
     while len(found) < most and (lot := list(islice(times, _MOMENTS_AT_ONCE))):
         looked_at, last = looked_at + len(lot), lot[-1]
         found += session.execute(having.where(RunRow.created_at.in_(lot)).limit(most - len(found)))
-    if len(found) < most and last is not None and looked_at == _MOST_MOMENTS:  # many have the text, few are wanted
+    if len(found) < most and last is not None and looked_at >= _MOST_MOMENTS:  # many have the text, few are wanted
         found += session.execute(having.where(RunRow.created_at < last).limit(most - len(found)))
     return found
 

@@ -1082,7 +1082,7 @@ class StoreContract:
             has_index = store.schema_status().searches == ""
             assert has_index == (store.url.get_backend_name() != "mariadb")
             listed = store.runs(limit=1000)
-            for most_moments in (5000, 4):
+            for most_moments in (1000, 4):
                 monkeypatch.setattr("orchestrator.provenance.listing._MOST_MOMENTS", most_moments)
                 for _ in range(150):
                     wanted = _a_text(chance, listed)
