@@ -12,8 +12,9 @@ from pathlib import Path
 
 from orchestrator.containers import image_file
 from orchestrator.injob import file_sha256
-from orchestrator.provenance import AttemptRecord, Store
+from orchestrator.provenance import AttemptRecord, RunDetail, Store, Validation
 from orchestrator.records import Json
+from orchestrator.rerunning import user_name
 from orchestrator.validating import validate_output
 
 LEASE = "examining"
@@ -36,22 +37,44 @@ def examine(store: Store, run_id: str) -> bool:
     """Look at what of a run hasn't been looked at yet; return whether there was anything."""
     run = store.run(run_id)
     for output in run.unvalidated:
-        store.record_validation(run_id, output.path, validate_output(output))
+        theirs = _is_anothers(run, output.path)
+        found = Validation(obstacle=theirs) if theirs else validate_output(output)
+        store.record_validation(run_id, output.path, found)
     for attempt in run.undigested:
-        store.record_software(attempt.tag, {"container": {**attempt.container, **_digest(store, attempt)}})
+        digest = _digest(store, attempt, known_only=run.made_by_hand)
+        store.record_software(attempt.tag, {"container": {**attempt.container, **digest}})
     return bool(run.unvalidated or run.undigested)
 
 
-def _digest(store: Store, attempt: AttemptRecord) -> Mapping[str, Json]:
-    """Return what an attempt's container image is, with its digest, or why there is none."""
+def _is_anothers(run: RunDetail, path: Path) -> str:
+    """Say why a file that a user's job named isn't read for it; no text when it may be.
+
+    Users name what they like, and what the service reads would tell them of it.
+    """
+    if not run.made_by_hand or not path.exists() or user_name(path.stat().st_uid) == run.summary.requester:
+        return ""
+    return f"the file isn't {run.summary.requester}'s, who made the run"
+
+
+def _digest(store: Store, attempt: AttemptRecord, *, known_only: bool) -> Mapping[str, Json]:
+    """Return what an attempt's container image is, with its digest, or why there is none.
+
+    Parameters
+    ----------
+    known_only
+        Only a digest that was taken for another run: no file is read.
+    """
     recorded = attempt.container
     path = Path(str(recorded.get("real_path") or recorded["path"]))
     found = image_file(path)
     if obstacle := _obstacle(attempt, found):
         return {"sha256_unknown_because": obstacle}
     real = Path(str(found["real_path"]))
+    digest = store.image_digest(real, found)
+    if digest is None and known_only:
+        return {"sha256_unknown_because": "a user's job named it, and no other run was in it"}
     try:
-        digest = store.image_digest(real, found) or file_sha256(real)
+        digest = digest or file_sha256(real)
     except OSError as error:
         return {"sha256_unknown_because": f"it can't be read: {error.strerror}"}
     if image_file(path) != found:

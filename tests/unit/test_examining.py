@@ -18,8 +18,10 @@ from orchestrator.examining import examine_due
 from orchestrator.injob import file_sha256
 from orchestrator.provenance import OutputIdentity, RunDetail, Store, detail_of
 from orchestrator.provenance.record import record_schema
+from orchestrator.provenance.rows import MADE
 from orchestrator.record_keeping import import_runs, write_due
 from orchestrator.records import RunTag
+from orchestrator.rerunning import user_name
 from orchestrator.runs import RECORDS
 from tests.unit.images import IDENTIFIER, sif
 from tests.unit.site_with_runs import NOON, SOFTWARE, SiteWithRuns
@@ -35,14 +37,19 @@ def recorded(site: SiteWithRuns, tag: RunTag) -> RunDetail:
     return detail_of(json.loads(site.directory(tag).provenance.read_bytes()))
 
 
-def with_result(site: SiteWithRuns, uid: str = "c-1") -> RunTag:
+def with_result(site: SiteWithRuns, uid: str = "c-1", **changes: Any) -> RunTag:
     """Return an ended run with a NeXus result."""
-    tag = site.complete(uid)
+    tag = site.complete(uid, **changes)
     path = site.directory(tag).result
     with h5py.File(path, "w") as file:
         file.create_group("entry").attrs["NX_class"] = "NXentry"
     made = OutputIdentity(path=path, kind="result", size=path.stat().st_size, sha256=file_sha256(path))
     site.store.record_output(tag.run_id, made)
+    return tag
+
+
+def made_by_hand(site: SiteWithRuns, tag: RunTag) -> RunTag:
+    site.store.record_event(RunTag(run_id=tag.run_id, attempt=0), MADE, {"how": "sbatch"}, NOON)
     return tag
 
 
@@ -91,12 +98,23 @@ def test_what_was_found_comes_back_with_the_record_after_the_database_was_lost(s
     known = site.store.run(tag.run_id)
     assert known.outputs[0].validation is not None
     with Store.open(f"sqlite:///{site.folder}/new.sqlite") as store:
-        assert list(import_runs(store, site.folder / "runs"))[-1].new == [tag.run_id]
+        assert list(import_runs(store, site.folder / "runs", owner=os.getuid()))[-1].new == [tag.run_id]
         assert store.run(tag.run_id).outputs == known.outputs
         assert store.run(tag.run_id).attempts[0].container == known.attempts[0].container
         assert store.image_digest(image, image_file(image)) == file_sha256(image)
         write_due(store, site.folder / RECORDS)
         assert store.due_examinations() == []
+
+
+@pytest.mark.parametrize(("requester", "told"), [("somebody", "the file isn't somebody's, who made the run"), ("", "")])
+def test_of_a_run_that_was_made_by_hand_only_its_users_files_are_read(
+    site: SiteWithRuns, requester: str, told: str
+) -> None:
+    tag = made_by_hand(site, with_result(site, requester=requester or user_name(os.getuid())))
+    keep_records(site)
+    (validation,) = (one.validation for one in recorded(site, tag).outputs)
+    assert validation is not None
+    assert validation.obstacle == told
 
 
 # ------------------------------------------------------------------------------------------------- the container image
@@ -134,6 +152,18 @@ def test_an_image_that_a_run_has_recorded_is_not_read_again(site: SiteWithRuns) 
     second = in_container(site, image, "c-2")
     keep_records(site)
     assert container(site, first)["sha256"] == container(site, second)["sha256"] == digest != file_sha256(image)
+
+
+def test_an_image_that_only_a_users_job_has_named_is_not_read(site: SiteWithRuns) -> None:
+    image = sif(site.folder / "image.sif", content=b"a system")
+    theirs = made_by_hand(site, in_container(site, image))
+    keep_records(site)
+    assert container(site, theirs)["sha256_unknown_because"] == "a user's job named it, and no other run was in it"
+    in_container(site, image, "c-2")
+    keep_records(site)
+    another = made_by_hand(site, in_container(site, image, "c-3"))
+    keep_records(site)
+    assert container(site, another)["sha256"] == file_sha256(image)
 
 
 def change(image: Path) -> None:
