@@ -31,7 +31,7 @@ _OVERLAP = timedelta(hours=1)
 
 _AT_ONCE = 1000
 
-_BEFORE_ALL = datetime(2000, 1, 1, tzinfo=UTC)
+_BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)

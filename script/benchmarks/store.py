@@ -1,7 +1,7 @@
 """How long the questions take that commands and pages ask, with a million runs in the database.
 
 The rows are copies of one run that was recorded by the program; what differs between runs (ids, times, visits, recipes,
-files, states) is computed from the run's number: 20 recipes, 5,000 visits, 40 beamlines, 3 % of the runs not complete,
+files, states) is computed from the run's number: 20 recipes, 5,000 visits, 40 beamlines, 4 % of the runs not complete,
 2 % made again, one every 30 s.
 """
 
