@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select, type_coerce, union_all
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select, type_coerce
 from sqlalchemy.orm import Session
 
 from orchestrator.provenance.attempts import counts_of, identity_of
@@ -88,19 +88,6 @@ class ListingStore(Database):
             few = any(value is not None for value in (visit, uid, parent))
             pages = [_page(session, wanted.where(*state), text, limit) for state in _in_one_of(states, of_few=few)]
         return [summary_of(run, attempt) for run, attempt in _newest(chain.from_iterable(pages), limit)]
-
-    def counts_by_state(self, since: datetime) -> Mapping[RunState, int]:
-        """Return how many runs are in each state: all that haven't ended, and of the others those recorded since then.
-
-        States without runs are left out.
-        """
-        counted = select(RunRow.state, func.count()).group_by(RunRow.state)
-        wanted = union_all(
-            counted.where(RunRow.state.in_(_LIVING)),
-            counted.where(RunRow.state.in_(_ENDED), RunRow.created_at >= since),
-        )
-        with self.reading() as session:
-            return dict(session.execute(wanted).all())
 
 
 def begins(beginning: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

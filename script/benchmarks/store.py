@@ -146,7 +146,6 @@ def _questions(store: Store, runs: int) -> Iterator[tuple[str, Callable[[], obje
     yield "who made a file", lambda: store.makers_of(Path(f"/runs/{runs // 2}/result.nxs"))
     yield "who read a file", lambda: store.users_of(Path(f"/data/{runs // 2}.nxs"))
     yield "stale ones of a page", lambda: Staleness(store, Path("/templates")).reasons(newest)
-    yield "number in each state, of 30 days", lambda: store.counts_by_state(utc_now() - timedelta(days=30))
     yield "messages of a kind", lambda: store.messages(kind=MessageKind.END)
     yield "what stands in ISPyB", lambda: (store.ispyb_counts(), store.ispyb_runs(), store.ispyb_runs(obstructed=True))
     yield "ended in five minutes", lambda: store.ended_attempts(utc_now() - timedelta(minutes=5))
