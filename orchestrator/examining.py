@@ -43,7 +43,7 @@ def examine(store: Store, run_id: str) -> bool:
     for attempt in run.undigested:
         digest = _digest(store, attempt, known_only=run.made_by_hand)
         store.record_software(attempt.tag, {"container": {**attempt.container, **digest}})
-    return bool(run.unvalidated or run.undigested)
+    return run.unexamined
 
 
 def _is_anothers(run: RunDetail, path: Path) -> str:

@@ -140,7 +140,8 @@ class RecordStore(Database):
                     came_home(session, detail.plan, attempt.identity)
             session.flush()
             if recorded:  # which the rows have just made due
-                session.connection().execute(update(RunRow).where(RunRow.run_id == run_id).values(record_due=False))
+                values = {"record_due": False, "examination_due": detail.unexamined}
+                session.connection().execute(update(RunRow).where(RunRow.run_id == run_id).values(values))
         return True
 
 

@@ -479,3 +479,8 @@ class RunDetail:
         """Attempts of whose container image nobody has taken the digest yet, or said why there is none."""
         told = {"sha256", "sha256_unknown_because"}
         return tuple(one for one in self.attempts if "path" in one.container and not told & one.container.keys())
+
+    @property
+    def unexamined(self) -> bool:
+        """Whether there is anything of those."""
+        return bool(self.unvalidated or self.undigested)

@@ -42,7 +42,7 @@ def write_due(store: Store, elsewhere: Path) -> int:
         except OSError as error:
             obstacles.append(error)
         else:
-            store.mark_recorded(run_id, changes, examination_due=bool(written.unvalidated or written.undigested))
+            store.mark_recorded(run_id, changes, examination_due=written.unexamined)
             number += 1
     for obstacle in obstacles:
         raise RunDirectoryUnavailable(

@@ -143,6 +143,10 @@ class Site(Beamline):
             assert time.monotonic() < deadline, (states, self.log())
             time.sleep(0.3)
 
+    def knows_all(self) -> bool:
+        """Whether every ended run has been examined, and its record tells what came of that."""
+        return not self.store.due_records() and not self.store.due_examinations()
+
     def has_ended(self, uid: str, recipe: str = "") -> bool:
         runs = self.runs_of(uid)
         return bool(runs) and all(run.summary.state.ended for name, run in runs.items() if recipe in {"", name})
@@ -216,9 +220,9 @@ def make_runs(site: Site, cluster: Stack, detectors: ExitStack) -> dict[str, byt
     site.until(lambda: site.runs_of("live")["report"].summary.state is RunState.PENDING)
     site.until(lambda: site.runs_of("waiting")["waiting"].summary.state is RunState.PENDING)
     site.until(RunDirectory(site.runs_of("unsent_too")["behind"].summary.run_directory).plan.exists)
-    site.until(lambda: not site.store.due_records())
+    site.until(site.knows_all)
     site.until(lambda: all(knows_usage(run) for run in site.everything().values()))
-    site.until(lambda: not site.store.due_records())
+    site.until(site.knows_all)
     return messages
 
 
@@ -383,10 +387,10 @@ def test_the_service_goes_on_with_what_was_under_way_and_submits_nothing_twice(l
     assert live.summary.counts.processed == LONG
     assert {event.kind for event in live.events} >= {"begin", "end"}
     assert [output.kind for output in live.outputs] == ["result", "log"]
-    site.until(lambda: not site.store.due_records())
+    site.until(site.knows_all)
     verified = site.command("verify", next(run.summary.run_id for run in now.values() if run.plan.because == "finer"))
     assert verified.stdout.startswith("identical"), (verified.stdout, verified.stderr)
-    site.until(lambda: not site.store.due_records())
+    site.until(site.knows_all)
     site.stop_service()
     checked = site.command("db", "check")
     assert checked.returncode == 0, checked.stdout

@@ -106,6 +106,14 @@ def test_what_was_found_comes_back_with_the_record_after_the_database_was_lost(s
         assert store.due_examinations() == []
 
 
+def test_what_was_not_looked_at_yet_is_after_the_database_was_lost(site: SiteWithRuns) -> None:
+    tag = with_result(site)
+    write_due(site.store, site.folder / RECORDS)
+    with Store.open(f"sqlite:///{site.folder}/new.sqlite") as store:
+        assert list(import_runs(store, site.folder / "runs", owner=os.getuid()))[-1].new == [tag.run_id]
+        assert store.due_examinations() == [tag.run_id]
+
+
 @pytest.mark.parametrize(("requester", "told"), [("somebody", "the file isn't somebody's, who made the run"), ("", "")])
 def test_of_a_run_that_was_made_by_hand_only_its_users_files_are_read(
     site: SiteWithRuns, requester: str, told: str
