@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import hashlib
 import itertools
 import logging
 import os
@@ -31,6 +30,7 @@ from orchestrator.records import (
     Retries,
     RunTag,
     SubmittedJob,
+    sha256_of,
 )
 from orchestrator.rerunning import ATTEMPT, parse_plan, user_name
 from orchestrator.runs import RECORDS, RunDirectory, write_atomically
@@ -237,7 +237,7 @@ def _made(parent: RunDirectory, plan: JobPlan, submitted: bytes) -> Json:
     told: dict[str, Json] = {
         "how": "sbatch",
         "because": plan.because,
-        "submitted_sha256": hashlib.sha256(submitted).hexdigest(),
+        "submitted_sha256": sha256_of(submitted),
     }
     try:
         before = parent.rerun.read_bytes()
@@ -247,7 +247,7 @@ def _made(parent: RunDirectory, plan: JobPlan, submitted: bytes) -> Json:
     first, second = (text.decode(errors="backslashreplace").splitlines() for text in (before, submitted))
     lines = difflib.unified_diff(first, second, "rerun.sbatch", "as submitted", n=1, lineterm="")
     edits = list(itertools.islice(lines, _DIFF_LINES))
-    return told | {"parent_sha256": hashlib.sha256(before).hexdigest(), "edits": "\n".join(edits)}
+    return told | {"parent_sha256": sha256_of(before), "edits": "\n".join(edits)}
 
 
 def _own_text(path: Path, user: str) -> str:

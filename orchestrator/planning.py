@@ -154,6 +154,13 @@ def check_allowed(path: Path, roots: Sequence[Path]) -> Path:
     return real
 
 
+def directory_of(root: Path, start: CollectionStart, recipe: str, run_id: str) -> RunDirectory:
+    """Return where the run of a recipe with a collection is, below a folder for runs."""
+    return RunDirectory.under(
+        root, beamline=start.beamline, visit=start.visit, recipe=recipe, uid=start.uid, run_id=run_id
+    )
+
+
 def repeated(
     parent: JobPlan,
     parameters: Mapping[str, Json],
@@ -187,9 +194,7 @@ def repeated(
     known = {parameter.name: parameter for parameter in parent.parameters}
     before = parent.collection
     start = replace(before, file=file or before.file, dataset=dataset or before.dataset)
-    run = RunDirectory.under(
-        root, beamline=start.beamline, visit=start.visit, recipe=parent.recipe, uid=start.uid, run_id=run_id
-    )
+    run = directory_of(root, start, parent.recipe, run_id)
     return replace(
         parent,
         run_id=run_id,
@@ -273,9 +278,7 @@ def plan_recipe(
 
     def run_of(recipe: str) -> Predecessor:
         run_id = run_id_of(start.uid, recipe, user_parameters, parent_run)
-        run = RunDirectory.under(
-            settings.runs_root, beamline=start.beamline, visit=start.visit, recipe=recipe, uid=start.uid, run_id=run_id
-        )
+        run = directory_of(settings.runs_root, start, recipe, run_id)
         return Predecessor(recipe=recipe, run_id=run_id, run_directory=run.path)
 
     own = run_of(name)

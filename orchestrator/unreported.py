@@ -27,9 +27,10 @@ from typing import TypeAlias
 from orchestrator.adopting import COMPARED, WORD_LIMIT, Adopter, content_of, read_run
 from orchestrator.errors import InvalidInput, NotFound, RunDirectoryUnavailable, StoreUnavailable
 from orchestrator.injob import EXIT_CANNOT_WRITE, SEEN_LATE_S
+from orchestrator.planning import directory_of
 from orchestrator.provenance import RunDetail
 from orchestrator.records import JobReport, JobState, Json, RerunJob, utc_now
-from orchestrator.rendering.rerun import LOG, SAID
+from orchestrator.rendering.rerun import EXIT_NO_MODULE, LOG, SAID
 from orchestrator.rerunning import EXIT_WRONG_EDIT, HOME_FOLDER, rerun_id, user_name
 from orchestrator.runs import RunDirectory, write_atomically
 
@@ -55,7 +56,6 @@ FIRST_LOOK = timedelta(days=1)
 LONGEST_LOOK = timedelta(days=7)
 """How far back is looked after a long time without a service."""
 
-EXIT_NO_MODULE = 69
 _EXITS = {
     EXIT_WRONG_EDIT: "an edit in its script is wrong, or the record of this run can't be used",
     EXIT_NO_MODULE: "a module couldn't be loaded",
@@ -193,16 +193,8 @@ class Comparison:
         roots = [self.adopter.settings.reruns.root]
         with suppress(KeyError):  # an account that this machine doesn't know
             roots.append(Path(pwd.getpwnam(job.user).pw_dir) / HOME_FOLDER)
-        collection, run_id = parent.plan.collection, _run_id(job)
         for root in roots:
-            yield RunDirectory.under(
-                root,
-                beamline=collection.beamline,
-                visit=collection.visit,
-                recipe=parent.plan.recipe,
-                uid=collection.uid,
-                run_id=run_id,
-            )
+            yield directory_of(root, parent.plan.collection, parent.plan.recipe, _run_id(job))
 
     def _bring_home(self, job: RerunJob, parent: RunDetail, place: RunDirectory) -> bool:
         run = read_run(place, _run_id(job), RunDirectory(parent.summary.run_directory), job.user)

@@ -23,10 +23,9 @@ from orchestrator.ispyb.schema import IspybSchema
 from orchestrator.ispyb.tables import DATA_COLLECTION, PARAMETER, PROCESSING_JOB, PROGRAM, SWEEP
 from orchestrator.ispyb.writing import Writer
 from orchestrator.kernel_parameters import check_parameters
-from orchestrator.planning import check_allowed, held_to_roots, plan_recipe, run_id_of
+from orchestrator.planning import check_allowed, directory_of, held_to_roots, plan_recipe, run_id_of
 from orchestrator.provenance import IspybIds, Store
 from orchestrator.records import CollectionStart, JobPlan, Json, utc_now
-from orchestrator.runs import RunDirectory
 from orchestrator.settings import Settings
 from orchestrator.settings.ispyb import IspybSettings
 
@@ -108,14 +107,7 @@ class Requests:
         plan = plan_recipe(request.recipe, start, self.settings, user_parameters=values)
         check_parameters([plan])
         run_id = run_id_of(f"ispyb-job-{request.job}", request.recipe)
-        directory = RunDirectory.under(
-            self.settings.runs_root,
-            beamline=start.beamline,
-            visit=start.visit,
-            recipe=request.recipe,
-            uid=start.uid,
-            run_id=run_id,
-        )
+        directory = directory_of(self.settings.runs_root, start, request.recipe, run_id)
         return replace(
             plan,
             run_id=run_id,

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 
 from orchestrator.errors import InvalidInput
 from orchestrator.provenance.database import Database, batched
@@ -53,8 +53,8 @@ class AdoptionStore(Database):
     def _record(self, plan: JobPlan, intent: Intent, job: SubmittedJob, told: Json, at: datetime) -> bool:
         tag = intent.tag
         with self.writing() as session:
-            parent = _locked(session, plan.parent_run)
-            message_id = (parent and parent.message_id) or message_id_of(session, plan.collection.uid)
+            parent = plan.parent_run and session.get(RunRow, plan.parent_run, with_for_update=True)
+            message_id = (parent.message_id if parent else None) or message_id_of(session, plan.collection.uid)
             if not add_runs(session, [(message_id, plan)]):
                 return False
             if other := _run_of(session, job):
@@ -124,12 +124,6 @@ def came_home(session: Session, plan: JobPlan, job: JobIdentity) -> None:
     """Say at a run's parent, which should be locked, that it has come home, where its job was called lost."""
     if plan.parent_run is not None and (event := _lost(session, plan.parent_run, job)) is not None:
         event.detail = _detail(event) | {CAME_HOME: plan.run_id}
-
-
-def _locked(session: Session, run_id: str | None) -> RunRow | None:
-    """Return a run's row, locked until the transaction ends; None where there is none."""
-    wanted = select(RunRow).where(RunRow.run_id == run_id).with_for_update().options(defer(RunRow.plan))
-    return session.scalar(wanted)
 
 
 def _lost(session: Session, parent: str, job: JobIdentity) -> JobEventRow | None:

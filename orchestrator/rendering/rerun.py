@@ -25,6 +25,9 @@ LOG = "rerun-{job_id}.log"
 SAID = ("The new run is in ", "; what its job prints ")
 """Before and after the new directory, in a line of that."""
 
+EXIT_NO_MODULE = 69
+"""With which it ends where a module can't be loaded."""
+
 END_OF_PARAMETERS = "END_OF_PARAMETERS"
 
 _OWN_OPTIONS = ("job-name", "comment", "chdir", "output", "open-mode")
@@ -143,7 +146,7 @@ def _value(value: Json) -> str:
 
 def _modules(modules: Sequence[str]) -> str:
     words = " ".join(map(quote, modules))
-    failed = '{ echo "error: a module could not be loaded" >&2; exit 69; }'
+    failed = f'{{ echo "error: a module could not be loaded" >&2; exit {EXIT_NO_MODULE}; }}'
     return f"module load {words} || {failed}\n" if modules else ""
 
 
